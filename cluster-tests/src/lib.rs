@@ -1,0 +1,1 @@
+//! Real Skein clusters under faults.

@@ -1,0 +1,56 @@
+//! Every maximum that both ends of a wire must agree on, and why it is what it is.
+
+/// The largest message a node takes unless its configuration says otherwise, encoded, in bytes.
+pub const MESSAGE_BYTES_MAX_DEFAULT: usize = 1 << 20;
+
+/// The largest message that a node can be configured to take: it must fit a batch.
+pub const MESSAGE_BYTES_MAX_CEILING: usize = BATCH_BYTES_MAX / 2;
+
+/// The largest batch, encoded, in bytes. Larger ones gain nothing: an entry of 1 MiB already amortises its fsync.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// The most messages in a batch. Bounds the work of taking one apart.
+pub const BATCH_MESSAGES_MAX: usize = 16_384;
+
+/// The largest gRPC message that nodes and clients decode. A batch plus room for the fields around it;
+/// deliveries are gathered up to [`BATCH_BYTES_MAX`].
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 2 * BATCH_BYTES_MAX;
+
+/// The longest name of a queue or group, in bytes. Fits a file name and a metric label.
+pub const NAME_BYTES_MAX: usize = 200;
+
+/// The most batches a producer has unconfirmed. A node remembers as many outcomes for each producer.
+pub const PRODUCER_BATCHES_IN_FLIGHT_MAX: usize = 64;
+
+/// The most settlements of one stream that wait for their answer.
+pub const SETTLES_IN_FLIGHT_MAX: usize = 256;
+
+/// The most messages a consumer may hold unsettled.
+pub const CREDIT_MESSAGES_MAX: u32 = 1 << 20;
+
+/// The most consumers of one group.
+pub const GROUP_CONSUMERS_MAX: usize = 1_024;
+
+/// The most groups of one queue.
+pub const QUEUE_GROUPS_MAX: usize = 1_024;
+
+/// The flow-control window of one gRPC stream, in bytes: two of the largest messages, so that one can be in flight
+/// while the other is read.
+pub const STREAM_WINDOW_BYTES: u32 = 2 * GRPC_MESSAGE_BYTES_MAX as u32;
+
+/// The flow-control window of one connection, in bytes. Larger than a stream's, so that one stalled stream does not
+/// stop the others.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
+
+const _: () = assert!(MESSAGE_BYTES_MAX_DEFAULT <= MESSAGE_BYTES_MAX_CEILING);
+const _: () = assert!(BATCH_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
+
+/// Whether a queue or group may have this name: 1 to [`NAME_BYTES_MAX`] of `a-z A-Z 0-9 . _ - :` or `/`, beginning with
+/// a letter or a digit.
+#[must_use]
+pub fn is_valid_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/".contains(&byte);
+    name.len() <= NAME_BYTES_MAX
+        && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && name.bytes().all(allowed)
+}
