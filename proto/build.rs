@@ -9,12 +9,13 @@ use prost_types::{
 };
 
 const SCHEMA: &str = "schema";
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "skein/broker/v1/message.proto",
     "skein/broker/v1/broker.proto",
     "skein/broker/v1/queues.proto",
     "skein/broker/v1/cluster.proto",
     "skein/peer/v1/peer.proto",
+    "skein/storage/v1/consensus.proto",
     "skein/storage/v1/storage.proto",
 ];
 
@@ -28,14 +29,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
-    for (folder, descriptors) in [("client", descriptors.clone()), ("node", with_opaque_batches(descriptors))] {
+    for (folder, descriptors) in [("client", descriptors.clone()), ("node", with_opaque_batches(descriptors))]
+    {
         let out = out.join(folder);
         fs::create_dir_all(&out)?;
-        tonic_prost_build::configure()
-            .bytes(".")
-            .btree_map(".")
-            .out_dir(&out)
-            .compile_fds(descriptors)?;
+        tonic_prost_build::configure().bytes(".").btree_map(".").out_dir(&out).compile_fds(descriptors)?;
     }
     Ok(())
 }

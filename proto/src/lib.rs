@@ -7,25 +7,49 @@ pub mod ids;
 pub mod limits;
 
 /// The client API, package `skein.broker.v1`, with every message decoded.
-#[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod broker {
     include!(concat!(env!("OUT_DIR"), "/client/skein.broker.v1.rs"));
 }
 
 /// The client API as nodes see it: fields of type `Message` and `MessageBatch` are `Bytes`.
-#[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod node {
     include!(concat!(env!("OUT_DIR"), "/node/skein.broker.v1.rs"));
 }
 
 /// Node to node, package `skein.peer.v1`.
-#[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod peer {
     include!(concat!(env!("OUT_DIR"), "/node/skein.peer.v1.rs"));
 }
 
 /// What is replicated and checkpointed, package `skein.storage.v1`.
-#[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod storage {
     include!(concat!(env!("OUT_DIR"), "/node/skein.storage.v1.rs"));
 }

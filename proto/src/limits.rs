@@ -25,8 +25,11 @@ pub const PRODUCER_BATCHES_IN_FLIGHT_MAX: usize = 64;
 /// The most settlements of one stream that wait for their answer.
 pub const SETTLES_IN_FLIGHT_MAX: usize = 256;
 
-/// The most messages a consumer may hold unsettled.
-pub const CREDIT_MESSAGES_MAX: u32 = 1 << 20;
+/// The most parts of one settlement: ranges of offsets, or lease tokens.
+pub const SETTLE_RANGES_MAX: usize = 16_384;
+
+/// The most messages a consumer may hold unsettled. Bounds what a node keeps for one that does not read.
+pub const CREDIT_MESSAGES_MAX: u32 = 1 << 17;
 
 /// The most consumers of one group.
 pub const GROUP_CONSUMERS_MAX: usize = 1_024;
@@ -41,6 +44,10 @@ pub const STREAM_WINDOW_BYTES: u32 = 2 * GRPC_MESSAGE_BYTES_MAX as u32;
 /// The flow-control window of one connection, in bytes. Larger than a stream's, so that one stalled stream does not
 /// stop the others.
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
+
+/// The largest HTTP/2 frame that a node takes, in bytes. A batch in few large frames costs fewer reads and copies
+/// than in the 16 KiB ones that are the default.
+pub const FRAME_BYTES_MAX: u32 = 1 << 20;
 
 const _: () = assert!(MESSAGE_BYTES_MAX_DEFAULT <= MESSAGE_BYTES_MAX_CEILING);
 const _: () = assert!(BATCH_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
