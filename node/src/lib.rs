@@ -1,4 +1,6 @@
 //! A Skein broker node.
+
 pub mod clock;
+pub mod offsets;
 pub mod random;
 pub mod tasks;
