@@ -1,5 +1,6 @@
 //! A Skein broker node.
 
+pub mod broker;
 pub mod clock;
 pub mod offsets;
 pub mod random;

@@ -1,0 +1,242 @@
+//! The state of shard 0: which queues there are, and which shard carries each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_proto::ids::{QueueId, ShardId};
+
+use super::{
+    CatalogCommand, CatalogOutcome, CatalogQueueRecord, CatalogRecord, EntryMeta, Record, RecordKey,
+    RestoreError, Settings,
+};
+
+/// The names, ids, places and settings of all queues.
+#[derive(Debug)]
+pub struct Catalog {
+    queues: BTreeMap<String, CatalogQueue>,
+    next_queue: QueueId,
+    revision: u64,
+    replicated_index: u64,
+    /// How many queues each shard carries. Follows from `queues`, as does the next one.
+    shard_loads: BTreeMap<ShardId, u64>,
+    /// For each dead-letter queue, the names of the queues that name it.
+    dead_letter_sources: BTreeMap<String, BTreeSet<String>>,
+    head_changed: bool,
+    /// Queues created or deleted since the last checkpoint.
+    changed: BTreeMap<QueueId, Option<CatalogQueueRecord>>,
+}
+
+/// A queue as the catalog knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogQueue {
+    /// Its id, never given to another queue.
+    pub queue: QueueId,
+    /// The shard that carries it.
+    pub shard: ShardId,
+    /// How it behaves.
+    pub settings: Settings,
+}
+
+impl Catalog {
+    /// A catalog without queues.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            queues: BTreeMap::new(),
+            next_queue: QueueId::new(1),
+            revision: 0,
+            replicated_index: 0,
+            shard_loads: BTreeMap::new(),
+            dead_letter_sources: BTreeMap::new(),
+            head_changed: false,
+            changed: BTreeMap::new(),
+        }
+    }
+
+    /// Applies one entry: one outcome for each command, in order. Entries are applied in the order of the log.
+    pub fn apply(&mut self, entry: EntryMeta, commands: &[CatalogCommand]) -> Vec<CatalogOutcome> {
+        self.replicated_index = self.replicated_index.max(entry.replicated_index);
+        self.head_changed = true;
+        commands
+            .iter()
+            .map(|command| match command {
+                CatalogCommand::CreateQueue { name, settings, shard_count } => {
+                    self.create_queue(name, settings, *shard_count)
+                }
+                CatalogCommand::DeleteQueue { name } => self.delete_queue(name),
+            })
+            .collect()
+    }
+
+    /// The queue of this name.
+    #[must_use]
+    pub fn queue(&self, name: &str) -> Option<&CatalogQueue> {
+        self.queues.get(name)
+    }
+
+    /// All queues, by name.
+    pub fn queues(&self) -> impl Iterator<Item = (&str, &CatalogQueue)> {
+        self.queues.iter().map(|(name, queue)| (name.as_str(), queue))
+    }
+
+    /// The queues whose names come after `after`, by name.
+    pub fn queues_after(&self, after: &str) -> impl Iterator<Item = (&str, &CatalogQueue)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let later = self.queues.range::<str, _>((Excluded(after), Unbounded));
+        later.map(|(name, queue)| (name.as_str(), queue))
+    }
+
+    /// Counts the changes: two catalogs of one cluster with the same revision are the same.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The id that the next created queue gets: every queue below it was created, and exists or was deleted.
+    #[must_use]
+    pub const fn next_queue(&self) -> QueueId {
+        self.next_queue
+    }
+
+    /// The highest index that is known to be on the disks of all replicas.
+    #[must_use]
+    pub const fn replicated_index(&self) -> u64 {
+        self.replicated_index
+    }
+
+    /// The whole state, in key order, for a snapshot.
+    #[must_use]
+    pub fn records(&self) -> Vec<(RecordKey, Record)> {
+        let queues = self.queues.iter().map(|(name, queue)| {
+            let key = RecordKey::CatalogQueue { queue: queue.queue };
+            (key, Record::CatalogQueue(queue.record(name)))
+        });
+        let mut records: Vec<_> = [(RecordKey::Catalog, self.head())].into_iter().chain(queues).collect();
+        records.sort_unstable_by_key(|(key, _)| *key);
+        records
+    }
+
+    /// What changed since the last call, or since the state was restored, in key order; nothing for what is gone.
+    pub fn take_changes(&mut self) -> Vec<(RecordKey, Option<Record>)> {
+        let head = std::mem::take(&mut self.head_changed).then(|| (RecordKey::Catalog, Some(self.head())));
+        let queues = std::mem::take(&mut self.changed).into_iter();
+        let queues = queues
+            .map(|(queue, record)| (RecordKey::CatalogQueue { queue }, record.map(Record::CatalogQueue)));
+        head.into_iter().chain(queues).collect()
+    }
+
+    /// The state that these records are of, in any order.
+    ///
+    /// # Errors
+    /// When they are not the records of a catalog.
+    pub fn restore(records: impl Iterator<Item = (RecordKey, Record)>) -> Result<Self, RestoreError> {
+        let mut catalog = Self::new();
+        for (key, record) in records {
+            match (key, record) {
+                (RecordKey::Catalog, Record::Catalog(record)) => {
+                    catalog.next_queue = record.next_queue;
+                    catalog.revision = record.revision;
+                    catalog.replicated_index = record.replicated_index;
+                }
+                (RecordKey::CatalogQueue { queue }, Record::CatalogQueue(record)) => {
+                    let CatalogQueueRecord { name, shard, settings } = record;
+                    if catalog.queues.contains_key(&name) {
+                        return Err(RestoreError::Contradiction {
+                            key,
+                            what: "another queue has the same name",
+                        });
+                    }
+                    catalog.insert(name, CatalogQueue { queue, shard, settings });
+                }
+                _ => return Err(RestoreError::Misplaced(key)),
+            }
+        }
+        Ok(catalog)
+    }
+
+    fn create_queue(&mut self, name: &str, settings: &Settings, shard_count: u32) -> CatalogOutcome {
+        if let Some(existing) = self.queues.get(name) {
+            let CatalogQueue { queue, shard, .. } = *existing;
+            return if existing.settings == *settings {
+                CatalogOutcome::Exists { queue, shard }
+            } else {
+                CatalogOutcome::ExistsDifferent { queue, shard, settings: existing.settings.clone() }
+            };
+        }
+        // Settings never change and a dead-letter queue exists before the queues that name it, so that no longer
+        // cycle than this one can come about.
+        if let Some(dead_letter_queue) = &settings.dead_letter_queue {
+            if dead_letter_queue == name {
+                return CatalogOutcome::DeadLetterQueueCycle;
+            }
+            if !self.queues.contains_key(dead_letter_queue) {
+                return CatalogOutcome::DeadLetterQueueNotFound;
+            }
+        }
+        let shard = self.place(shard_count);
+        let queue = self.next_queue;
+        self.next_queue = QueueId::new(queue.get() + 1);
+        self.revision += 1;
+        let created = CatalogQueue { queue, shard, settings: settings.clone() };
+        self.changed.insert(queue, Some(created.record(name)));
+        self.insert(name.to_owned(), created);
+        CatalogOutcome::Created { queue, shard }
+    }
+
+    fn delete_queue(&mut self, name: &str) -> CatalogOutcome {
+        if let Some(by) = self.dead_letter_sources.get(name).and_then(BTreeSet::first) {
+            return CatalogOutcome::InUse { by: by.clone() };
+        }
+        let Some(CatalogQueue { queue, shard, settings }) = self.queues.remove(name) else {
+            return CatalogOutcome::NotFound;
+        };
+        if let Some(load) = self.shard_loads.get_mut(&shard) {
+            *load -= 1;
+        }
+        if let Some(dead_letter_queue) = &settings.dead_letter_queue
+            && let Some(sources) = self.dead_letter_sources.get_mut(dead_letter_queue)
+        {
+            sources.remove(name);
+            if sources.is_empty() {
+                self.dead_letter_sources.remove(dead_letter_queue);
+            }
+        }
+        self.revision += 1;
+        self.changed.insert(queue, None);
+        CatalogOutcome::Deleted { queue, shard }
+    }
+
+    fn insert(&mut self, name: String, queue: CatalogQueue) {
+        *self.shard_loads.entry(queue.shard).or_default() += 1;
+        if let Some(dead_letter_queue) = &queue.settings.dead_letter_queue {
+            self.dead_letter_sources.entry(dead_letter_queue.clone()).or_default().insert(name.clone());
+        }
+        self.queues.insert(name, queue);
+    }
+
+    /// The shard with the fewest queues; of several, the one with the lowest id.
+    fn place(&self, shard_count: u32) -> ShardId {
+        let load = |shard: &ShardId| self.shard_loads.get(shard).copied().unwrap_or_default();
+        let shards = (1..=shard_count).map(ShardId::new);
+        shards.min_by_key(load).unwrap_or(ShardId::new(1))
+    }
+
+    const fn head(&self) -> Record {
+        Record::Catalog(CatalogRecord {
+            next_queue: self.next_queue,
+            revision: self.revision,
+            replicated_index: self.replicated_index,
+        })
+    }
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl CatalogQueue {
+    fn record(&self, name: &str) -> CatalogQueueRecord {
+        CatalogQueueRecord { name: name.to_owned(), shard: self.shard, settings: self.settings.clone() }
+    }
+}

@@ -1,0 +1,147 @@
+//! What can be done to a shard and to the catalog. Commands are replicated.
+
+use skein_proto::ids::{GroupId, ProducerId, QueueId, Sequence};
+
+use crate::offsets::OffsetRange;
+
+/// What an entry says about itself, besides its commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryMeta {
+    /// Its index in the shard's log.
+    pub index: u64,
+    /// The leader's wall clock when it was proposed. May go back from one leader to the next.
+    pub leader_time_ms: u64,
+    /// Every replica had the log up to this index on disk when it was proposed.
+    pub replicated_index: u64,
+}
+
+/// How a queue behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// A message that was returned after this many deliveries is given up.
+    pub max_deliveries: u32,
+    /// Where messages go that are given up. Without one they are dropped, and counted.
+    pub dead_letter_queue: Option<String>,
+    /// How long a consumer may hold a message before it is delivered again.
+    pub lease_ms: u32,
+}
+
+/// One change of a shard that carries messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Begins a queue that the catalog placed here; one that is open takes the name and settings, and one that was
+    /// closed stays closed.
+    OpenQueue {
+        /// The id that the catalog gave it.
+        queue: QueueId,
+        /// Its name in the catalog.
+        name: String,
+        /// How it behaves.
+        settings: Settings,
+    },
+    /// Forgets a queue with everything in it, and for ever: its id does not open again, whether or not it was open.
+    CloseQueue {
+        /// The queue to forget.
+        queue: QueueId,
+    },
+    /// Deletes all messages of a queue; its groups stay, at its end.
+    PurgeQueue {
+        /// The queue to empty.
+        queue: QueueId,
+    },
+    /// Appends a batch to a queue.
+    Publish {
+        /// The queue to append to.
+        queue: QueueId,
+        /// Who sent it, and as which of its batches; nothing for a batch that is not deduplicated.
+        producer: Option<(ProducerId, Sequence)>,
+        /// How many messages are in the batch.
+        count: u32,
+        /// Where the batch lies in the entry that carries this command.
+        block: BlockSpan,
+    },
+    /// Creates a consumer group, unless one of that name exists.
+    CreateGroup {
+        /// The queue that it reads.
+        queue: QueueId,
+        /// Its name, unique in the queue.
+        name: String,
+        /// Where it begins.
+        start: GroupStart,
+    },
+    /// Forgets a consumer group.
+    DeleteGroup {
+        /// The queue that it reads.
+        queue: QueueId,
+        /// The group to forget.
+        group: GroupId,
+    },
+    /// Ends deliveries: some messages are done, others come back.
+    Settle {
+        /// The queue they are from.
+        queue: QueueId,
+        /// The group that they were delivered to.
+        group: GroupId,
+        /// Done.
+        acks: Vec<OffsetRange>,
+        /// To be delivered again, or given up.
+        returns: Vec<Return>,
+    },
+    /// The group's dead letters up to a sequence are in the dead-letter queue.
+    DeadLettersMoved {
+        /// The queue they are from.
+        queue: QueueId,
+        /// The group that gave them up.
+        group: GroupId,
+        /// The last of those that were moved.
+        up_to: Sequence,
+    },
+}
+
+/// Bytes of an entry's payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockSpan {
+    /// Where they begin, in bytes from the start of the payload.
+    pub position: u32,
+    /// How many bytes they are.
+    pub length: u32,
+}
+
+/// Where a new group begins to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupStart {
+    /// At the oldest message that is kept.
+    First,
+    /// At the next message that is published.
+    Next,
+}
+
+/// Messages that come back from a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Return {
+    /// Which messages.
+    pub range: OffsetRange,
+    /// The attempt that ended: 1 when they had been delivered for the first time.
+    pub attempt: u32,
+    /// Not to be delivered again before this wall-clock time; 0 for at once.
+    pub not_before_ms: u64,
+}
+
+/// One change of the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CatalogCommand {
+    /// Creates a queue and places it, unless one of that name exists.
+    CreateQueue {
+        /// Its name, unique in the cluster.
+        name: String,
+        /// How it behaves.
+        settings: Settings,
+        /// Shards 1 to this one carry messages; 0 is taken for 1.
+        shard_count: u32,
+    },
+    /// Deletes a queue.
+    DeleteQueue {
+        /// Its name.
+        name: String,
+    },
+}

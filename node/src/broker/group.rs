@@ -1,0 +1,364 @@
+//! A consumer group: what is acked, what came back how often, and what was given up.
+
+use std::collections::BTreeMap;
+
+use skein_proto::ids::{GroupId, Offset, Sequence};
+
+use super::{GroupRecord, GroupStart, Return};
+use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
+
+/// A named reader of a queue.
+#[derive(Debug)]
+pub struct Group {
+    id: GroupId,
+    name: String,
+    /// Everything before it is acked.
+    acked_floor: Offset,
+    /// What is acked above the floor; never touches it.
+    acked: OffsetSet,
+    /// Neither acked nor given up.
+    returned: OffsetRuns<Returned>,
+    dead_letters: DeadLetters,
+    dead_lettered_total: u64,
+    dropped_total: u64,
+}
+
+/// What is known of a message that came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Returned {
+    /// How often it was delivered.
+    pub attempts: u32,
+    /// Not to be delivered before this wall-clock time; 0 for at once.
+    pub not_before_ms: u64,
+}
+
+/// A message that was given up and waits to be moved to the dead-letter queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Its number among the group's dead letters: 1, 2, 3, ...
+    pub sequence: Sequence,
+    /// Which message.
+    pub offset: Offset,
+    /// How often it was delivered.
+    pub attempts: u32,
+}
+
+/// Consecutive messages with consecutive dead-letter sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadLetterRun {
+    /// The sequence of the first one.
+    pub first_sequence: Sequence,
+    /// Which messages.
+    pub range: OffsetRange,
+    /// How often they were delivered.
+    pub attempts: u32,
+}
+
+/// What became of messages that came back.
+#[derive(Debug, Default)]
+pub(super) struct TakenBack {
+    /// To be delivered again.
+    pub(super) redeliver: Vec<(OffsetRange, Returned)>,
+    /// Some wait for the dead-letter queue.
+    pub(super) has_dead_letters: bool,
+}
+
+/// When to give a message up, and what to do then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GiveUp {
+    pub(super) max_deliveries: u32,
+    pub(super) has_dead_letter_queue: bool,
+}
+
+impl Group {
+    pub(super) fn new(id: GroupId, name: String, start: GroupStart, kept: OffsetRange) -> Self {
+        let acked_floor = match start {
+            GroupStart::First => kept.first,
+            GroupStart::Next => kept.end(),
+        };
+        Self {
+            id,
+            name,
+            acked_floor,
+            acked: OffsetSet::new(),
+            returned: OffsetRuns::new(),
+            dead_letters: DeadLetters::starting_at(Sequence::FIRST),
+            dead_lettered_total: 0,
+            dropped_total: 0,
+        }
+    }
+
+    /// Its number in the queue.
+    #[must_use]
+    pub const fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Everything before it is acked.
+    #[must_use]
+    pub const fn acked_floor(&self) -> Offset {
+        self.acked_floor
+    }
+
+    /// How many messages below `next_offset`, the end of the queue, are not acked.
+    #[must_use]
+    pub fn unacked_count(&self, next_offset: Offset) -> u64 {
+        next_offset.since(self.acked_floor) - self.acked.len()
+    }
+
+    /// How many messages came back and are to be delivered again.
+    #[must_use]
+    pub const fn returned_count(&self) -> u64 {
+        self.returned.len()
+    }
+
+    /// How many messages went to the dead-letter queue.
+    #[must_use]
+    pub const fn dead_lettered_total(&self) -> u64 {
+        self.dead_lettered_total
+    }
+
+    /// How many messages were given up without a dead-letter queue.
+    #[must_use]
+    pub const fn dropped_total(&self) -> u64 {
+        self.dropped_total
+    }
+
+    /// The messages that wait to be moved to the dead-letter queue, in order of sequence.
+    pub fn dead_letters(&self) -> impl Iterator<Item = DeadLetter> {
+        self.dead_letters.runs().flat_map(DeadLetterRun::messages)
+    }
+
+    /// How many messages wait to be moved to the dead-letter queue.
+    #[must_use]
+    pub const fn dead_letter_count(&self) -> u64 {
+        self.dead_letters.offsets.len()
+    }
+
+    /// The offset from which on nothing was ever acked or returned: all of it is deliverable, in its first attempt as
+    /// far as the group knows.
+    #[must_use]
+    pub fn untouched_from(&self) -> Offset {
+        let ends = [self.acked.end(), self.returned.end(), self.dead_letters.offsets.end()];
+        ends.into_iter().flatten().fold(self.acked_floor, Offset::max)
+    }
+
+    /// Everything below [`Group::untouched_from`] that is neither acked nor given up, with what is known of it. What
+    /// never came back has 0 attempts.
+    #[must_use]
+    pub fn deliverable(&self) -> OffsetRuns<Returned> {
+        let touched = OffsetRange::between(self.acked_floor, self.untouched_from());
+        let unacked = self.acked.gaps(touched);
+        let mut deliverable: OffsetRuns<_> =
+            unacked.map(|range| (range, Returned { attempts: 0, not_before_ms: 0 })).collect();
+        for range in self.dead_letters.offsets.iter() {
+            deliverable.remove(range);
+        }
+        for (range, &returned) in self.returned.iter() {
+            deliverable.insert(range, returned);
+        }
+        deliverable
+    }
+
+    pub(super) fn ack(&mut self, range: OffsetRange, next_offset: Offset) {
+        let range = range.intersect(OffsetRange::between(self.acked_floor, next_offset));
+        if range.is_empty() {
+            return;
+        }
+        self.returned.remove(range);
+        self.dead_letters.remove(range);
+        if range.first == self.acked_floor {
+            self.acked_floor = range.end();
+            self.acked.remove(range);
+        } else {
+            self.acked.insert(range);
+        }
+        let floor = self.acked.first_gap(self.acked_floor);
+        self.acked.remove(OffsetRange::between(self.acked_floor, floor));
+        self.acked_floor = floor;
+    }
+
+    /// Takes messages back: to be delivered again, or given up.
+    pub(super) fn take_back(
+        &mut self,
+        back: Return,
+        next_offset: Offset,
+        give_up: GiveUp,
+        taken: &mut TakenBack,
+    ) {
+        let range = back.range.intersect(OffsetRange::between(self.acked_floor, next_offset));
+        for (range, returned) in self.merge_attempts(back, range) {
+            if returned.attempts < give_up.max_deliveries {
+                self.returned.insert(range, returned);
+                taken.redeliver.push((range, returned));
+            } else if give_up.has_dead_letter_queue {
+                self.returned.remove(range);
+                self.dead_letters.push(range, returned.attempts);
+                taken.has_dead_letters = true;
+            } else {
+                self.ack(range, next_offset);
+                self.dropped_total += range.count;
+            }
+        }
+    }
+
+    /// Acks the dead letters up to `sequence`.
+    pub(super) fn dead_letters_moved(&mut self, up_to: Sequence, next_offset: Offset) {
+        for run in self.dead_letters.take_up_to(up_to) {
+            self.dead_lettered_total += run.range.count;
+            self.ack(run.range, next_offset);
+        }
+    }
+
+    /// Leaves everything behind that is in the queue.
+    pub(super) fn skip_to(&mut self, next_offset: Offset) {
+        self.acked_floor = next_offset;
+        self.acked.clear();
+        self.returned.clear();
+        self.dead_letters.clear();
+    }
+
+    pub(super) fn record(&self) -> GroupRecord {
+        GroupRecord {
+            name: self.name.clone(),
+            acked_floor: self.acked_floor,
+            acked: self.acked.iter().collect(),
+            returned: self.returned.iter().map(|(range, &returned)| (range, returned)).collect(),
+            dead_letters: self.dead_letters.runs().collect(),
+            next_dead_letter: self.dead_letters.next,
+            dead_lettered_total: self.dead_lettered_total,
+            dropped_total: self.dropped_total,
+        }
+    }
+
+    pub(super) fn restore(id: GroupId, record: GroupRecord) -> Self {
+        let mut dead_letters = DeadLetters::starting_at(record.next_dead_letter);
+        for run in record.dead_letters {
+            dead_letters.put(run);
+        }
+        Self {
+            id,
+            name: record.name,
+            acked_floor: record.acked_floor,
+            acked: record.acked.into_iter().collect(),
+            returned: record.returned.into_iter().collect(),
+            dead_letters,
+            dead_lettered_total: record.dead_lettered_total,
+            dropped_total: record.dropped_total,
+        }
+    }
+
+    /// The parts of `range` that are neither acked nor given up, with what is known of them after this return. An older
+    /// return that arrives late changes nothing.
+    fn merge_attempts(&self, back: Return, range: OffsetRange) -> Vec<(OffsetRange, Returned)> {
+        let new = Returned { attempts: back.attempt, not_before_ms: back.not_before_ms };
+        let mut merged = Vec::new();
+        let open = self.acked.gaps(range).flat_map(|part| self.dead_letters.offsets.gaps(part));
+        for part in open {
+            let mut reached = part.first;
+            for (known_part, &known) in self.returned.overlapping(part) {
+                let returned = if known.attempts > new.attempts { known } else { new };
+                merged.push((OffsetRange::between(reached, known_part.first), new));
+                merged.push((known_part, returned));
+                reached = known_part.end();
+            }
+            merged.push((OffsetRange::between(reached, part.end()), new));
+        }
+        merged.retain(|(part, _)| !part.is_empty());
+        merged
+    }
+}
+
+impl DeadLetterRun {
+    /// Its messages, one by one.
+    pub fn messages(self) -> impl Iterator<Item = DeadLetter> {
+        let Self { first_sequence, range, attempts } = self;
+        (0..range.count).map(move |n| DeadLetter {
+            sequence: Sequence::new(first_sequence.get() + n),
+            offset: range.first.plus(n),
+            attempts,
+        })
+    }
+
+    /// The messages of it that are in `part`.
+    fn clip(self, part: OffsetRange) -> Self {
+        let range = self.range.intersect(part);
+        let skipped = range.first.since(self.range.first);
+        Self { first_sequence: Sequence::new(self.first_sequence.get() + skipped), range, ..self }
+    }
+}
+
+/// What waits to be moved to the dead-letter queue.
+#[derive(Debug)]
+struct DeadLetters {
+    by_sequence: BTreeMap<Sequence, (OffsetRange, u32)>,
+    offsets: OffsetSet,
+    next: Sequence,
+}
+
+impl DeadLetters {
+    const fn starting_at(next: Sequence) -> Self {
+        Self { by_sequence: BTreeMap::new(), offsets: OffsetSet::new(), next }
+    }
+
+    fn runs(&self) -> impl Iterator<Item = DeadLetterRun> {
+        self.by_sequence.iter().map(|(&first_sequence, &(range, attempts))| DeadLetterRun {
+            first_sequence,
+            range,
+            attempts,
+        })
+    }
+
+    fn push(&mut self, range: OffsetRange, attempts: u32) {
+        self.put(DeadLetterRun { first_sequence: self.next, range, attempts });
+        self.next = Sequence::new(self.next.get() + range.count);
+    }
+
+    fn put(&mut self, run: DeadLetterRun) {
+        if !run.range.is_empty() {
+            self.by_sequence.insert(run.first_sequence, (run.range, run.attempts));
+            self.offsets.insert(run.range);
+        }
+    }
+
+    fn take_up_to(&mut self, up_to: Sequence) -> Vec<DeadLetterRun> {
+        let mut taken = Vec::new();
+        while let Some((&first_sequence, &(range, attempts))) = self.by_sequence.first_key_value()
+            && first_sequence <= up_to
+        {
+            let count = (up_to.get() - first_sequence.get()).saturating_add(1);
+            let run = DeadLetterRun { first_sequence, range, attempts };
+            let (moved, rest) = range.split_at(OffsetRange::new(range.first, count).end());
+            self.by_sequence.pop_first();
+            self.offsets.remove(range);
+            taken.push(run.clip(moved));
+            self.put(run.clip(rest));
+        }
+        taken
+    }
+
+    /// Takes out messages that were acked after all. Rare, so that a walk through all runs is good enough.
+    fn remove(&mut self, range: OffsetRange) {
+        if !self.offsets.intersects(range) {
+            return;
+        }
+        let hit: Vec<_> = self.runs().filter(|run| !run.range.intersect(range).is_empty()).collect();
+        for run in hit {
+            self.by_sequence.remove(&run.first_sequence);
+            self.offsets.remove(run.range);
+            self.put(run.clip(OffsetRange::between(run.range.first, range.first)));
+            self.put(run.clip(OffsetRange::between(range.end(), run.range.end())));
+        }
+    }
+
+    fn clear(&mut self) {
+        self.by_sequence.clear();
+        self.offsets.clear();
+    }
+}

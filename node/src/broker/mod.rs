@@ -1,0 +1,32 @@
+//! The broker core: what a shard's queues, groups and producers become by the entries of its log.
+//!
+//! Deterministic: no I/O, clock, randomness, async or hash order. The same entries give the same state on every
+//! replica. Message bodies are never here; a queue refers to the place in the log where a batch lies.
+
+mod blocks;
+mod catalog;
+mod closed_queues;
+mod command;
+mod event;
+mod group;
+mod outcome;
+mod producers;
+mod queue;
+mod record;
+mod shard;
+#[cfg(test)]
+mod tests;
+
+pub use blocks::{Block, BlockSlice, PAGE_BLOCKS};
+pub use catalog::{Catalog, CatalogQueue};
+pub use command::{BlockSpan, CatalogCommand, Command, EntryMeta, GroupStart, Return, Settings};
+pub use event::Event;
+pub use group::{DeadLetter, DeadLetterRun, Group, Returned};
+pub use outcome::{CatalogOutcome, Outcome};
+pub use producers::{PRODUCER_IDLE_MAX_MS, PublishedBatch, QUEUE_PRODUCERS_MAX};
+pub use queue::Queue;
+pub use record::{
+    CatalogQueueRecord, CatalogRecord, GroupRecord, PageRecord, ProducerRecord, QueuePart, QueueRecord,
+    Record, RecordKey, RestoreError, ShardRecord,
+};
+pub use shard::Shard;

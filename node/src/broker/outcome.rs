@@ -1,0 +1,100 @@
+//! What became of a command.
+
+use skein_proto::ids::{GroupId, Offset, QueueId, Sequence, ShardId};
+
+use super::Settings;
+
+/// What became of a [`Command`](super::Command).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The queue is open.
+    Opened,
+    /// The queue was forgotten.
+    Closed,
+    /// The queue is empty.
+    Purged {
+        /// How many messages it had.
+        messages: u64,
+    },
+    /// The batch is in the queue.
+    Published {
+        /// The offset of its first message.
+        first_offset: Offset,
+        /// How many messages it has.
+        count: u32,
+        /// It had been appended before, and was not again.
+        duplicate: bool,
+    },
+    /// A batch before this one is missing; nothing was appended.
+    SequenceGap {
+        /// The sequence that the producer must go on with.
+        expected: Sequence,
+    },
+    /// The batch was appended so long ago that its offsets are forgotten; nothing was appended.
+    SequenceTooOld,
+    /// There is no such queue here.
+    QueueNotFound,
+    /// The queue has no such group.
+    GroupNotFound,
+    /// The group exists.
+    GroupCreated {
+        /// Its id.
+        group: GroupId,
+        /// False when it existed already; its position is then left as it was.
+        created: bool,
+    },
+    /// The group was forgotten.
+    GroupDeleted,
+    /// The queue has as many groups as it may.
+    TooManyGroups,
+    /// The deliveries have ended.
+    Settled,
+    /// The dead letters are acked.
+    DeadLettersMoved,
+}
+
+/// What became of a [`CatalogCommand`](super::CatalogCommand).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CatalogOutcome {
+    /// The queue was created.
+    Created {
+        /// Its id.
+        queue: QueueId,
+        /// The shard that carries it.
+        shard: ShardId,
+    },
+    /// A queue of that name exists, with the same settings.
+    Exists {
+        /// Its id.
+        queue: QueueId,
+        /// The shard that carries it.
+        shard: ShardId,
+    },
+    /// A queue of that name exists, with other settings.
+    ExistsDifferent {
+        /// Its id.
+        queue: QueueId,
+        /// The shard that carries it.
+        shard: ShardId,
+        /// The settings that it has.
+        settings: Settings,
+    },
+    /// The queue was deleted.
+    Deleted {
+        /// The id that it had.
+        queue: QueueId,
+        /// The shard that carried it.
+        shard: ShardId,
+    },
+    /// There is no queue of that name.
+    NotFound,
+    /// The queue that the settings name as dead-letter queue does not exist.
+    DeadLetterQueueNotFound,
+    /// A queue cannot be its own dead-letter queue.
+    DeadLetterQueueCycle,
+    /// Another queue names this one as its dead-letter queue.
+    InUse {
+        /// The name of one such queue.
+        by: String,
+    },
+}

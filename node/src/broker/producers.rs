@@ -1,0 +1,168 @@
+//! The producers of a queue: which batches they published, so that a batch sent again is not stored again.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use skein_proto::{
+    ids::{Offset, ProducerId, Sequence},
+    limits::PRODUCER_BATCHES_IN_FLIGHT_MAX,
+};
+
+use super::ProducerRecord;
+
+/// A producer that published nothing for this long, by the shard's elapsed time, is forgotten. A day outlives every
+/// outage that a producer would wait out with a batch in its hands.
+pub const PRODUCER_IDLE_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// The most producers that a queue remembers; beyond it the longest idle is forgotten. With 64 batches each of 16 bytes
+/// this bounds a queue's memory for them at some 10 MiB.
+pub const QUEUE_PRODUCERS_MAX: usize = 10_000;
+
+/// The offsets that a batch got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublishedBatch {
+    /// The offset of its first message.
+    pub first: Offset,
+    /// How many messages it has.
+    pub count: u32,
+}
+
+/// What a producer's next batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SequenceCheck {
+    /// The one that follows.
+    Next,
+    /// One that was published before.
+    Duplicate(PublishedBatch),
+    /// One so old that its offsets are forgotten.
+    TooOld,
+    /// One too far ahead.
+    Gap {
+        /// The sequence that follows.
+        expected: Sequence,
+    },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Producers {
+    by_id: BTreeMap<ProducerId, Producer>,
+    /// The same producers, longest idle first.
+    by_use: BTreeSet<(u64, ProducerId)>,
+    changed: BTreeSet<ProducerId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Producer {
+    last: Sequence,
+    used_at_ms: u64,
+    /// Oldest first; the last one has the sequence `last`.
+    recent: VecDeque<PublishedBatch>,
+}
+
+impl Producers {
+    /// Says what a batch is, and takes note that the producer lives.
+    pub(super) fn check(&mut self, id: ProducerId, sequence: Sequence, now_ms: u64) -> SequenceCheck {
+        self.forget_idle(now_ms);
+        let Some(producer) = self.by_id.get(&id) else {
+            return if sequence == Sequence::FIRST {
+                SequenceCheck::Next
+            } else {
+                SequenceCheck::Gap { expected: Sequence::FIRST }
+            };
+        };
+        let check = producer.check(sequence);
+        self.touch(id, now_ms);
+        check
+    }
+
+    /// Remembers a batch that [`Producers::check`] found to be the next.
+    pub(super) fn record(&mut self, id: ProducerId, sequence: Sequence, batch: PublishedBatch, now_ms: u64) {
+        if !self.by_id.contains_key(&id) {
+            self.make_room();
+            let recent = VecDeque::new();
+            self.by_id.insert(id, Producer { last: sequence, used_at_ms: now_ms, recent });
+            self.by_use.insert((now_ms, id));
+            self.changed.insert(id);
+        }
+        let producer = self.by_id.get_mut(&id).expect("inserted above when it was missing");
+        producer.last = sequence;
+        if producer.recent.len() == PRODUCER_BATCHES_IN_FLIGHT_MAX {
+            producer.recent.pop_front();
+        }
+        producer.recent.push_back(batch);
+    }
+
+    pub(super) fn restore(&mut self, id: ProducerId, record: &ProducerRecord) {
+        let recent = record.recent.iter().copied().collect();
+        self.by_id.insert(id, Producer { last: record.last, used_at_ms: record.used_at_ms, recent });
+        self.by_use.insert((record.used_at_ms, id));
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = (ProducerId, ProducerRecord)> {
+        self.by_id.iter().map(|(&id, producer)| (id, producer.record()))
+    }
+
+    /// The producers that changed since the last call; those without a record are forgotten.
+    pub(super) fn take_changes(&mut self) -> impl Iterator<Item = (ProducerId, Option<ProducerRecord>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|id| (id, self.by_id.get(&id).map(Producer::record)))
+    }
+
+    /// Every producer that a checkpoint may know.
+    pub(super) fn ids(&self) -> impl Iterator<Item = ProducerId> {
+        self.by_id.keys().chain(&self.changed).copied()
+    }
+
+    fn touch(&mut self, id: ProducerId, now_ms: u64) {
+        let Some(producer) = self.by_id.get_mut(&id) else {
+            return;
+        };
+        self.changed.insert(id);
+        if producer.used_at_ms != now_ms {
+            self.by_use.remove(&(producer.used_at_ms, id));
+            producer.used_at_ms = now_ms;
+            self.by_use.insert((now_ms, id));
+        }
+    }
+
+    fn forget_idle(&mut self, now_ms: u64) {
+        while let Some(&(used_at_ms, _)) = self.by_use.first()
+            && now_ms.saturating_sub(used_at_ms) >= PRODUCER_IDLE_MAX_MS
+        {
+            self.forget_longest_idle();
+        }
+    }
+
+    fn make_room(&mut self) {
+        while self.by_id.len() >= QUEUE_PRODUCERS_MAX {
+            self.forget_longest_idle();
+        }
+    }
+
+    fn forget_longest_idle(&mut self) {
+        if let Some((_, id)) = self.by_use.pop_first() {
+            self.by_id.remove(&id);
+            self.changed.insert(id);
+        }
+    }
+}
+
+impl Producer {
+    fn check(&self, sequence: Sequence) -> SequenceCheck {
+        let next = self.last.next();
+        if sequence > next {
+            return SequenceCheck::Gap { expected: next };
+        }
+        // 0 is the next one, 1 the last one published.
+        let age = usize::try_from(next.get() - sequence.get()).unwrap_or(usize::MAX);
+        match self.recent.len().checked_sub(age) {
+            _ if age == 0 => SequenceCheck::Next,
+            Some(place) => SequenceCheck::Duplicate(self.recent[place]),
+            None => SequenceCheck::TooOld,
+        }
+    }
+
+    fn record(&self) -> ProducerRecord {
+        let recent = self.recent.iter().copied().collect();
+        ProducerRecord { last: self.last, used_at_ms: self.used_at_ms, recent }
+    }
+}

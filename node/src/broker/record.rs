@@ -1,0 +1,170 @@
+//! The state cut into keyed records, so that a checkpoint rewrites only what changed.
+
+use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId};
+
+use super::{Block, DeadLetterRun, PublishedBatch, Returned, Settings};
+use crate::offsets::OffsetRange;
+
+/// The name of a record. Keys sort so that everything about a queue lies together, its [`QueuePart::Head`] first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecordKey {
+    /// The one [`ShardRecord`].
+    Shard,
+    /// A part of a queue.
+    Queue {
+        /// The queue.
+        queue: QueueId,
+        /// Which part.
+        part: QueuePart,
+    },
+    /// The one [`CatalogRecord`].
+    Catalog,
+    /// A [`CatalogQueueRecord`].
+    CatalogQueue {
+        /// The queue.
+        queue: QueueId,
+    },
+}
+
+/// The parts that a queue is cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum QueuePart {
+    /// The [`QueueRecord`].
+    Head,
+    /// A [`GroupRecord`].
+    Group(GroupId),
+    /// A [`PageRecord`], by the number of the page.
+    Page(u64),
+    /// A [`ProducerRecord`].
+    Producer(ProducerId),
+}
+
+/// One piece of the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// Under [`RecordKey::Shard`].
+    Shard(ShardRecord),
+    /// Under [`QueuePart::Head`].
+    Queue(QueueRecord),
+    /// Under [`QueuePart::Group`].
+    Group(GroupRecord),
+    /// Under [`QueuePart::Page`].
+    Page(PageRecord),
+    /// Under [`QueuePart::Producer`].
+    Producer(ProducerRecord),
+    /// Under [`RecordKey::Catalog`].
+    Catalog(CatalogRecord),
+    /// Under [`RecordKey::CatalogQueue`].
+    CatalogQueue(CatalogQueueRecord),
+}
+
+/// What concerns a whole shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardRecord {
+    /// The highest leader time seen.
+    pub time_ms: u64,
+    /// The highest index known to be on the disks of all replicas.
+    pub replicated_index: u64,
+    /// How much time has passed, by what idle producers are forgotten.
+    pub elapsed_ms: u64,
+    /// The queues that were closed and never open again: the first and the last id of each range, lowest first.
+    pub closed_queues: Vec<(QueueId, QueueId)>,
+}
+
+/// What concerns a whole queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueRecord {
+    /// Its name.
+    pub name: String,
+    /// How it behaves.
+    pub settings: Settings,
+    /// The oldest message that is kept.
+    pub first_offset: Offset,
+    /// The offset of the next message.
+    pub next_offset: Offset,
+    /// The number of the next block.
+    pub next_block: u64,
+    /// The id of the next group.
+    pub next_group: GroupId,
+}
+
+/// A consumer group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupRecord {
+    /// Its name.
+    pub name: String,
+    /// Everything before it is acked.
+    pub acked_floor: Offset,
+    /// What is acked above the floor.
+    pub acked: Vec<OffsetRange>,
+    /// What came back.
+    pub returned: Vec<(OffsetRange, Returned)>,
+    /// What was given up and waits to be moved, in order of sequence.
+    pub dead_letters: Vec<DeadLetterRun>,
+    /// The sequence of the next dead letter.
+    pub next_dead_letter: Sequence,
+    /// How many messages went to the dead-letter queue.
+    pub dead_lettered_total: u64,
+    /// How many messages were given up without a dead-letter queue.
+    pub dropped_total: u64,
+}
+
+/// Consecutive blocks of a queue, up to [`PAGE_BLOCKS`](super::PAGE_BLOCKS). May begin with blocks below the queue's
+/// first offset: a page is not written again only because its front is no longer needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageRecord {
+    /// The blocks, without gaps between their offsets.
+    pub blocks: Vec<Block>,
+}
+
+/// What is remembered of a producer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProducerRecord {
+    /// The sequence of its newest batch.
+    pub last: Sequence,
+    /// The shard's elapsed time when it last published.
+    pub used_at_ms: u64,
+    /// Its newest batches, oldest first; the last one has the sequence `last`.
+    pub recent: Vec<PublishedBatch>,
+}
+
+/// What concerns the whole catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogRecord {
+    /// The id of the next queue.
+    pub next_queue: QueueId,
+    /// Counts the changes.
+    pub revision: u64,
+    /// The highest index known to be on the disks of all replicas.
+    pub replicated_index: u64,
+}
+
+/// A queue as the catalog knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogQueueRecord {
+    /// Its name.
+    pub name: String,
+    /// The shard that carries it.
+    pub shard: ShardId,
+    /// How it behaves.
+    pub settings: Settings,
+}
+
+/// Why records are not a state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The record belongs to another kind of state, or to another kind of key.
+    #[error("record {0:?} does not belong here")]
+    Misplaced(RecordKey),
+    /// A part of a queue came without, or before, the queue's head.
+    #[error("record {0:?} belongs to a queue that was not restored before it")]
+    Orphan(RecordKey),
+    /// The records of a queue contradict each other.
+    #[error("record {key:?} contradicts the others: {what}")]
+    Contradiction {
+        /// The record that does not fit.
+        key: RecordKey,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,297 @@
+//! The state of a shard that carries messages.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
+
+use super::{
+    BlockSlice, Command, EntryMeta, Event, GroupStart, Outcome, Queue, QueuePart, Record, RecordKey,
+    RestoreError, Return, Returned, Settings, ShardRecord, closed_queues::ClosedQueues, queue::Batch,
+};
+use crate::offsets::OffsetRange;
+
+/// The most that an entry adds to the elapsed time. A leader whose clock is far ahead thus costs producers a minute of
+/// patience, and not their memory; a shard without entries for longer than this forgets the later.
+const ELAPSED_PER_ENTRY_MAX_MS: u64 = 60_000;
+
+/// Queues, groups and producers, as the entries of one log make them.
+#[derive(Debug, Default)]
+pub struct Shard {
+    /// The highest leader time seen: what counts as now.
+    time_ms: u64,
+    /// How much time has passed, as far as one can believe the leaders: what idleness is measured by.
+    elapsed_ms: u64,
+    replicated_index: u64,
+    /// Ids are not used again: whoever opens one of these has not heard that the queue was deleted.
+    closed_queues: ClosedQueues,
+    queues: BTreeMap<QueueId, Queue>,
+    observer: Option<Observed>,
+    /// Queues that changed since the last checkpoint.
+    changed_queues: BTreeSet<QueueId>,
+    /// Records of queues that were forgotten since the last checkpoint.
+    gone: BTreeSet<RecordKey>,
+    head_changed: bool,
+}
+
+/// What happened since the dispatcher last asked. It asks after every entry, whose commands bound it.
+#[derive(Debug, Default)]
+struct Observed {
+    events: Vec<Event>,
+    appended: BTreeMap<QueueId, Offset>,
+}
+
+impl Shard {
+    /// A shard without queues.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Applies one entry: one outcome for each command, in order. Entries are applied in the order of the log.
+    pub fn apply(&mut self, entry: EntryMeta, commands: &[Command]) -> Vec<Outcome> {
+        let passed_ms = entry.leader_time_ms.saturating_sub(self.time_ms);
+        self.elapsed_ms = self.elapsed_ms.saturating_add(passed_ms.min(ELAPSED_PER_ENTRY_MAX_MS));
+        self.time_ms = self.time_ms.max(entry.leader_time_ms);
+        self.replicated_index = self.replicated_index.max(entry.replicated_index);
+        self.head_changed = true;
+        commands.iter().map(|command| self.apply_command(entry.index, command)).collect()
+    }
+
+    /// The queue with this id.
+    #[must_use]
+    pub fn queue(&self, id: QueueId) -> Option<&Queue> {
+        self.queues.get(&id)
+    }
+
+    /// All queues, by id.
+    pub fn queues(&self) -> impl Iterator<Item = &Queue> {
+        self.queues.values()
+    }
+
+    /// Where the message at `first` is stored, with up to `count_max` messages of the same block. Nothing when there is
+    /// no such queue, the message is not kept, or `count_max` is 0.
+    #[must_use]
+    pub fn locate(&self, queue: QueueId, first: Offset, count_max: u32) -> Option<BlockSlice> {
+        self.queue(queue)?.locate(first, count_max)
+    }
+
+    /// The lowest raft index whose entry holds a message that is still kept. Asks every queue.
+    #[must_use]
+    pub fn lowest_live_index(&self) -> Option<u64> {
+        self.queues.values().filter_map(Queue::lowest_live_index).min()
+    }
+
+    /// The highest index that is known to be on the disks of all replicas.
+    #[must_use]
+    pub const fn replicated_index(&self) -> u64 {
+        self.replicated_index
+    }
+
+    /// The core's time: the highest leader time seen, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// Starts or stops collecting events. What was collected before is dropped.
+    pub fn observe(&mut self, on: bool) {
+        self.observer = on.then(Observed::default);
+    }
+
+    /// What happened since the last call. An observer asks after each entry, so that events do not pile up.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        let Some(observer) = &mut self.observer else {
+            return Vec::new();
+        };
+        let Observed { mut events, appended } = std::mem::take(observer);
+        events
+            .extend(appended.into_iter().map(|(queue, next_offset)| Event::Appended { queue, next_offset }));
+        events
+    }
+
+    /// The whole state, in key order, for a snapshot.
+    pub fn records(&self) -> impl Iterator<Item = (RecordKey, Record)> {
+        [(RecordKey::Shard, self.head())].into_iter().chain(self.queues.values().flat_map(Queue::records))
+    }
+
+    /// What changed since the last call, or since the state was restored, in key order; nothing for what is gone.
+    pub fn take_changes(&mut self) -> Vec<(RecordKey, Option<Record>)> {
+        let mut changes: BTreeMap<_, _> =
+            std::mem::take(&mut self.gone).into_iter().map(|key| (key, None)).collect();
+        if std::mem::take(&mut self.head_changed) {
+            changes.insert(RecordKey::Shard, Some(self.head()));
+        }
+        for id in std::mem::take(&mut self.changed_queues) {
+            if let Some(queue) = self.queues.get_mut(&id) {
+                changes.extend(queue.take_changes());
+            }
+        }
+        changes.into_iter().collect()
+    }
+
+    /// The state that these records are of. They come in key order.
+    ///
+    /// # Errors
+    /// When they are not the records of a shard, or not all of them.
+    pub fn restore(records: impl Iterator<Item = (RecordKey, Record)>) -> Result<Self, RestoreError> {
+        let mut shard = Self::new();
+        for (key, record) in records {
+            match (key, record) {
+                (RecordKey::Shard, Record::Shard(record)) => {
+                    shard.time_ms = record.time_ms;
+                    shard.replicated_index = record.replicated_index;
+                    shard.elapsed_ms = record.elapsed_ms;
+                    shard.closed_queues = ClosedQueues::restore(&record.closed_queues)
+                        .map_err(|what| RestoreError::Contradiction { key, what })?;
+                }
+                (RecordKey::Queue { queue, part: QueuePart::Head }, Record::Queue(record)) => {
+                    shard.queues.insert(queue, Queue::restore_head(queue, record)?);
+                }
+                (RecordKey::Queue { queue, part }, record) => {
+                    shard
+                        .queues
+                        .get_mut(&queue)
+                        .ok_or(RestoreError::Orphan(key))?
+                        .restore_part(part, record)?;
+                }
+                _ => return Err(RestoreError::Misplaced(key)),
+            }
+        }
+        for queue in shard.queues.values_mut() {
+            queue.finish_restore()?;
+        }
+        Ok(shard)
+    }
+
+    fn apply_command(&mut self, index: u64, command: &Command) -> Outcome {
+        match command {
+            Command::OpenQueue { queue, name, settings } => self.open_queue(*queue, name, settings),
+            Command::CloseQueue { queue } => self.close_queue(*queue),
+            Command::PurgeQueue { queue } => self.purge_queue(*queue),
+            Command::Publish { queue, producer, count, block } => {
+                let Self { time_ms, elapsed_ms, .. } = *self;
+                let batch = Batch { index, time_ms, elapsed_ms, span: *block, count: *count };
+                self.publish(*queue, *producer, batch)
+            }
+            Command::CreateGroup { queue, name, start } => self.create_group(*queue, name, *start),
+            Command::DeleteGroup { queue, group } => self.delete_group(*queue, *group),
+            Command::Settle { queue, group, acks, returns } => self.settle(*queue, *group, acks, returns),
+            Command::DeadLettersMoved { queue, group, up_to } => match self.change_queue(*queue) {
+                Some(queue) => queue.dead_letters_moved(*group, *up_to),
+                None => Outcome::QueueNotFound,
+            },
+        }
+    }
+
+    fn open_queue(&mut self, id: QueueId, name: &str, settings: &Settings) -> Outcome {
+        if self.closed_queues.contains(id) {
+            return Outcome::QueueNotFound;
+        }
+        match self.change_queue(id) {
+            Some(queue) => queue.reopen(name, settings),
+            None => {
+                self.queues.insert(id, Queue::new(id, name.to_owned(), settings.clone()));
+                self.changed_queues.insert(id);
+            }
+        }
+        self.note(Event::QueueOpened { queue: id });
+        Outcome::Opened
+    }
+
+    fn close_queue(&mut self, id: QueueId) -> Outcome {
+        // Also when it is not open: the command to open it may come late.
+        self.closed_queues.insert(id);
+        let Some(queue) = self.queues.remove(&id) else {
+            return Outcome::QueueNotFound;
+        };
+        self.gone.extend(queue.saved_keys());
+        self.changed_queues.remove(&id);
+        self.note(Event::QueueClosed { queue: id });
+        Outcome::Closed
+    }
+
+    fn purge_queue(&mut self, id: QueueId) -> Outcome {
+        let Some(queue) = self.change_queue(id) else {
+            return Outcome::QueueNotFound;
+        };
+        let messages = queue.purge();
+        let below = queue.first_offset();
+        self.note(Event::Purged { queue: id, below });
+        Outcome::Purged { messages }
+    }
+
+    fn publish(&mut self, id: QueueId, producer: Option<(ProducerId, Sequence)>, batch: Batch) -> Outcome {
+        let Some(queue) = self.change_queue(id) else {
+            return Outcome::QueueNotFound;
+        };
+        let outcome = queue.publish(producer, batch);
+        let next_offset = queue.next_offset();
+        if let Some(observer) = &mut self.observer
+            && let Outcome::Published { duplicate: false, .. } = outcome
+        {
+            observer.appended.insert(id, next_offset);
+        }
+        outcome
+    }
+
+    fn create_group(&mut self, id: QueueId, name: &str, start: GroupStart) -> Outcome {
+        let Some(queue) = self.change_queue(id) else {
+            return Outcome::QueueNotFound;
+        };
+        let outcome = queue.create_group(name, start);
+        if let Outcome::GroupCreated { group, created: true } = outcome {
+            self.note(Event::GroupCreated { queue: id, group });
+        }
+        outcome
+    }
+
+    fn delete_group(&mut self, id: QueueId, group: GroupId) -> Outcome {
+        let Some(queue) = self.change_queue(id) else {
+            return Outcome::QueueNotFound;
+        };
+        let outcome = queue.delete_group(group);
+        if outcome == Outcome::GroupDeleted {
+            self.note(Event::GroupDeleted { queue: id, group });
+        }
+        outcome
+    }
+
+    fn settle(&mut self, id: QueueId, group: GroupId, acks: &[OffsetRange], returns: &[Return]) -> Outcome {
+        let Some(queue) = self.change_queue(id) else {
+            return Outcome::QueueNotFound;
+        };
+        let Some(taken_back) = queue.settle(group, acks, returns) else {
+            return Outcome::GroupNotFound;
+        };
+        for (range, returned) in taken_back.redeliver {
+            let Returned { attempts, not_before_ms } = returned;
+            self.note(Event::Returned { queue: id, group, range, attempts, not_before_ms });
+        }
+        if taken_back.has_dead_letters {
+            self.note(Event::DeadLettersPending { queue: id, group });
+        }
+        Outcome::Settled
+    }
+
+    /// The queue, which is about to change.
+    fn change_queue(&mut self, id: QueueId) -> Option<&mut Queue> {
+        let queue = self.queues.get_mut(&id)?;
+        self.changed_queues.insert(id);
+        Some(queue)
+    }
+
+    fn note(&mut self, event: Event) {
+        if let Some(observer) = &mut self.observer {
+            observer.events.push(event);
+        }
+    }
+
+    fn head(&self) -> Record {
+        Record::Shard(ShardRecord {
+            time_ms: self.time_ms,
+            replicated_index: self.replicated_index,
+            elapsed_ms: self.elapsed_ms,
+            closed_queues: self.closed_queues.record(),
+        })
+    }
+}
