@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod clock;
+pub mod dispatch;
 pub mod offsets;
 pub mod random;
 pub mod tasks;

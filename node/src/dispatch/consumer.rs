@@ -1,0 +1,136 @@
+//! A consumer: its credit, and the leases that use it up.
+
+use std::{cmp, collections::BTreeMap, mem};
+
+use skein_proto::ids::Offset;
+
+use super::{Credit, GroupKey};
+use crate::offsets::OffsetRange;
+
+/// One consumer of one group.
+#[derive(Debug)]
+pub(super) struct Consumer {
+    pub(super) key: GroupKey,
+    pub(super) credit: Credit,
+    /// Takes no more; is forgotten when its last lease ends.
+    pub(super) detached: bool,
+    /// It stands in its group's order of turns.
+    pub(super) in_turn: bool,
+    leases: BTreeMap<Offset, Lease>,
+    held_messages: u64,
+    held_bytes: u64,
+}
+
+/// Consecutive messages that a consumer holds, delivered together or split off from such.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lease {
+    pub(super) range: OffsetRange,
+    pub(super) until_ms: u64,
+    pub(super) attempt: u32,
+    /// The share of these messages in the bytes of their delivery. Shares always add up to the whole.
+    pub(super) bytes: u64,
+}
+
+impl Consumer {
+    pub(super) const fn new(key: GroupKey, credit: Credit) -> Self {
+        Self {
+            key,
+            credit,
+            detached: false,
+            in_turn: false,
+            leases: BTreeMap::new(),
+            held_messages: 0,
+            held_bytes: 0,
+        }
+    }
+
+    /// Whether it could take a message that is small enough.
+    pub(super) fn takes_more(&self) -> bool {
+        !self.detached && self.messages_left() > 0 && (self.bytes_left() > 0 || self.leases.is_empty())
+    }
+
+    pub(super) fn messages_left(&self) -> u32 {
+        let held = u32::try_from(self.held_messages).unwrap_or(u32::MAX);
+        self.credit.messages.saturating_sub(held)
+    }
+
+    pub(super) const fn bytes_left(&self) -> u64 {
+        self.credit.bytes.saturating_sub(self.held_bytes)
+    }
+
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn held(&self) -> (u64, u64) {
+        (self.held_messages, self.held_bytes)
+    }
+
+    pub(super) fn grant(&mut self, lease: Lease) {
+        self.held_messages += lease.range.count;
+        self.held_bytes += lease.bytes;
+        self.leases.insert(lease.range.first, lease);
+    }
+
+    /// Ends the lease that begins at `first`.
+    pub(super) fn end(&mut self, first: Offset) -> Option<Lease> {
+        let lease = self.leases.remove(&first)?;
+        self.held_messages -= lease.range.count;
+        self.held_bytes -= lease.bytes;
+        Some(lease)
+    }
+
+    /// Ends the lowest lease that has messages in `range`. A lease that reaches beyond is split: `ended` is the part
+    /// inside, and `kept` what stays of it.
+    pub(super) fn end_in(&mut self, range: OffsetRange) -> Option<EndedLease> {
+        let straddling = self
+            .leases
+            .range(..=range.first)
+            .next_back()
+            .filter(|(_, lease)| lease.range.end() > range.first);
+        let first = match straddling {
+            Some((&first, _)) if !range.is_empty() => first,
+            _ => *self.leases.range(range.first..cmp::max(range.first, range.end())).next()?.0,
+        };
+        let whole = self.end(first)?;
+        let (before, rest) = whole.split_at(range.first);
+        let (ended, after) = rest.split_at(range.end());
+        let kept = [before, after].map(|part| (!part.range.is_empty()).then_some(part));
+        for part in kept.into_iter().flatten() {
+            self.grant(part);
+        }
+        Some(EndedLease { whole, ended, kept })
+    }
+
+    /// Ends all leases.
+    pub(super) fn end_all(&mut self) -> impl Iterator<Item = Lease> {
+        self.held_messages = 0;
+        self.held_bytes = 0;
+        mem::take(&mut self.leases).into_values()
+    }
+}
+
+/// What [`Consumer::end_in`] did to a lease.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EndedLease {
+    /// The lease as it was.
+    pub(super) whole: Lease,
+    /// The part that ended.
+    pub(super) ended: Lease,
+    /// The parts before and after it that go on.
+    pub(super) kept: [Option<Lease>; 2],
+}
+
+impl Lease {
+    /// The parts before and from `offset` on. The bytes are shared out by the number of messages.
+    fn split_at(self, offset: Offset) -> (Self, Self) {
+        let (before, after) = self.range.split_at(offset);
+        let share = u128::from(self.bytes) * u128::from(before.count) / u128::from(self.range.count.max(1));
+        let before_bytes = u64::try_from(share).expect("a share is at most the whole");
+        (
+            Self { range: before, bytes: before_bytes, ..self },
+            Self { range: after, bytes: self.bytes - before_bytes, ..self },
+        )
+    }
+}

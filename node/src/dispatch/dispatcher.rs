@@ -1,0 +1,369 @@
+//! Hands out messages, and keeps the leases on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_proto::{
+    ids::{GroupId, Offset, QueueId},
+    limits::GROUP_CONSUMERS_MAX,
+};
+
+use super::{
+    AddConsumerError, ConsumerId, Credit, Delivery, GroupCounts, GroupKey, GroupStart, Ready, Refusal,
+    Returned, Settlements, Sizes,
+    consumer::{Consumer, EndedLease, Lease},
+    group::Group,
+    round::Round,
+};
+use crate::offsets::OffsetRange;
+
+/// All groups and consumers of one shard.
+#[derive(Debug, Default)]
+pub struct Dispatcher {
+    groups: BTreeMap<GroupKey, Group>,
+    consumers: BTreeMap<ConsumerId, Consumer>,
+    /// The groups for which something may be handed out: all others are left alone.
+    work: BTreeSet<GroupKey>,
+    /// When each lease ends.
+    lease_ends: BTreeSet<(u64, ConsumerId, Offset)>,
+    /// When delayed messages become deliverable. An entry whose messages are gone does nothing when its time comes.
+    delays: BTreeSet<(u64, GroupKey, Offset)>,
+}
+
+impl Dispatcher {
+    /// A dispatcher without groups.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins to deliver for a group. One that it knows already is left as it is.
+    #[expect(clippy::needless_pass_by_value, reason = "a start is made for one group and used once")]
+    pub fn add_group(&mut self, key: GroupKey, start: GroupStart) {
+        if self.groups.contains_key(&key) {
+            return;
+        }
+        let (group, delays) = Group::new(&start);
+        self.groups.insert(key, group);
+        self.delays.extend(delays.into_iter().map(|(at_ms, first)| (at_ms, key, first)));
+    }
+
+    /// Forgets a group with its consumers, and says who they were.
+    pub fn remove_group(&mut self, key: GroupKey) -> Vec<ConsumerId> {
+        let Some(group) = self.groups.remove(&key) else {
+            return Vec::new();
+        };
+        self.work.remove(&key);
+        for id in &group.consumers {
+            let Some(mut consumer) = self.consumers.remove(id) else {
+                continue;
+            };
+            for lease in consumer.end_all() {
+                self.lease_ends.remove(&(lease.until_ms, *id, lease.range.first));
+            }
+        }
+        group.consumers.into_iter().collect()
+    }
+
+    /// Forgets all groups of a queue with their consumers, and says who they were.
+    pub fn remove_queue(&mut self, queue: QueueId) -> Vec<ConsumerId> {
+        let keys: Vec<_> = self.groups.range(groups_of(queue)).map(|(key, _)| *key).collect();
+        keys.into_iter().flat_map(|key| self.remove_group(key)).collect()
+    }
+
+    /// Takes note of the end of a queue.
+    pub fn handle_appended(&mut self, queue: QueueId, next_offset: Offset) {
+        for (&key, group) in self.groups.range_mut(groups_of(queue)) {
+            if next_offset > group.next_offset {
+                group.next_offset = next_offset;
+                self.work.insert(key);
+            }
+        }
+    }
+
+    /// Delivers messages again that the core took back. Any of them that a consumer holds, or that were never
+    /// delivered, are left as they are.
+    pub fn handle_returned(&mut self, key: GroupKey, range: OffsetRange, attempts: u32, not_before_ms: u64) {
+        let Some(group) = self.groups.get_mut(&key) else {
+            return;
+        };
+        let delays = group.take_back(range, Ready { attempts, not_before_ms });
+        self.delays.extend(delays.into_iter().map(|(at_ms, first)| (at_ms, key, first)));
+        self.work.insert(key);
+    }
+
+    /// Delivers nothing below an offset any more. What consumers hold, they keep until they settle it.
+    pub fn handle_purged(&mut self, queue: QueueId, below: Offset) {
+        for (&key, group) in self.groups.range_mut(groups_of(queue)) {
+            group.purge(below);
+            self.work.insert(key);
+        }
+    }
+
+    /// Lets a consumer take messages of a group.
+    ///
+    /// # Errors
+    /// When there is no such group, or it has [`GROUP_CONSUMERS_MAX`] consumers.
+    ///
+    /// # Panics
+    /// When the id was given to a consumer before that is still known.
+    pub fn add_consumer(
+        &mut self,
+        key: GroupKey,
+        id: ConsumerId,
+        credit: Credit,
+    ) -> Result<(), AddConsumerError> {
+        let group = self.groups.get_mut(&key).ok_or(AddConsumerError::NoGroup)?;
+        if group.attached_count >= GROUP_CONSUMERS_MAX {
+            return Err(AddConsumerError::TooMany);
+        }
+        let previous = self.consumers.insert(id, Consumer::new(key, credit));
+        assert!(previous.is_none(), "a consumer id was used twice");
+        group.attached_count += 1;
+        group.consumers.insert(id);
+        self.offer_turn(id);
+        Ok(())
+    }
+
+    /// Sets how much a consumer holds at most. What it holds above that, it keeps.
+    pub fn set_credit(&mut self, id: ConsumerId, credit: Credit) {
+        if let Some(consumer) = self.consumers.get_mut(&id) {
+            consumer.credit = credit;
+            self.offer_turn(id);
+        }
+    }
+
+    /// Forgets a consumer, and says what it held: the core is to take it back.
+    pub fn remove_consumer(&mut self, id: ConsumerId) -> Vec<Returned> {
+        let Some(mut consumer) = self.consumers.remove(&id) else {
+            return Vec::new();
+        };
+        let key = consumer.key;
+        let mut returned = Vec::new();
+        for lease in consumer.end_all() {
+            self.lease_ends.remove(&(lease.until_ms, id, lease.range.first));
+            if let Some(group) = self.groups.get_mut(&key) {
+                group.leased.remove(lease.range);
+            }
+            push_returned(&mut returned, key, lease);
+        }
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.consumers.remove(&id);
+            group.attached_count -= usize::from(!consumer.detached);
+            if consumer.in_turn {
+                group.turns.retain(|&other| other != id);
+            }
+        }
+        returned
+    }
+
+    /// Hands nothing to a consumer any more; it keeps its leases until they are settled or expire, and is forgotten
+    /// with the last one.
+    pub fn detach(&mut self, id: ConsumerId) {
+        let Some(consumer) = self.consumers.get_mut(&id) else {
+            return;
+        };
+        if !consumer.detached {
+            consumer.detached = true;
+            if let Some(group) = self.groups.get_mut(&consumer.key) {
+                group.attached_count -= 1;
+                if std::mem::take(&mut consumer.in_turn) {
+                    group.turns.retain(|&other| other != id);
+                }
+            }
+        }
+        self.forget_if_done(id);
+    }
+
+    /// Hands out all that can be, and appends it to `deliveries`. The consumers' credits bound how much that is.
+    pub fn poll(&mut self, now_ms: u64, sizes: &dyn Sizes, deliveries: &mut Vec<Delivery>) {
+        while let Some(&(at_ms, key, first)) = self.delays.first()
+            && at_ms <= now_ms
+        {
+            self.delays.pop_first();
+            if let Some(group) = self.groups.get_mut(&key) {
+                group.release(first, now_ms);
+                self.work.insert(key);
+            }
+        }
+        while let Some(key) = self.work.pop_first() {
+            if let Some(group) = self.groups.get_mut(&key) {
+                let mut round = Round {
+                    key,
+                    now_ms,
+                    sizes,
+                    group,
+                    consumers: &mut self.consumers,
+                    lease_ends: &mut self.lease_ends,
+                };
+                round.hand_out(deliveries);
+            }
+        }
+    }
+
+    /// Ends leases whose messages are done.
+    pub fn ack(&mut self, id: ConsumerId, range: OffsetRange) -> Settlements {
+        self.settle(id, range, Settle::End)
+    }
+
+    /// Ends leases whose messages the core is to take back.
+    pub fn nack(&mut self, id: ConsumerId, range: OffsetRange) -> Settlements {
+        self.settle(id, range, Settle::End)
+    }
+
+    /// Sets when leases end.
+    pub fn extend(&mut self, id: ConsumerId, range: OffsetRange, lease_until_ms: u64) -> Settlements {
+        self.settle(id, range, Settle::Extend { until_ms: lease_until_ms })
+    }
+
+    /// Ends the leases whose time is over, and says which: the core is to take the messages back.
+    pub fn expire(&mut self, now_ms: u64) -> Vec<Returned> {
+        let mut returned = Vec::new();
+        while let Some(&(until_ms, id, first)) = self.lease_ends.first()
+            && until_ms <= now_ms
+        {
+            self.lease_ends.pop_first();
+            let Some(consumer) = self.consumers.get_mut(&id) else {
+                continue;
+            };
+            let Some(lease) = consumer.end(first) else {
+                continue;
+            };
+            let key = consumer.key;
+            if let Some(group) = self.groups.get_mut(&key) {
+                group.leased.remove(lease.range);
+            }
+            push_returned(&mut returned, key, lease);
+            self.offer_turn(id);
+            self.forget_if_done(id);
+        }
+        returned
+    }
+
+    /// When to call [`Dispatcher::expire`] and [`Dispatcher::poll`] next, should nothing else happen before.
+    #[must_use]
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        let lease_end = self.lease_ends.first().map(|&(until_ms, ..)| until_ms);
+        let delay = self.delays.first().map(|&(at_ms, ..)| at_ms);
+        [lease_end, delay].into_iter().flatten().min()
+    }
+
+    /// How busy a group is; all zero for one that is not known.
+    #[must_use]
+    pub fn counts(&self, key: GroupKey) -> GroupCounts {
+        self.groups.get(&key).map_or_else(GroupCounts::default, |group| GroupCounts {
+            leased: group.leased.len(),
+            consumers: u32::try_from(group.attached_count).unwrap_or(u32::MAX),
+            ready: group.ready_count(),
+            delayed: group.delayed_count(),
+        })
+    }
+
+    /// The group that a consumer takes messages of, or took them before it was detached.
+    #[must_use]
+    pub fn group_of(&self, id: ConsumerId) -> Option<GroupKey> {
+        self.consumers.get(&id).map(|consumer| consumer.key)
+    }
+
+    /// The messages and bytes that count against a consumer's credit.
+    #[cfg(test)]
+    pub(super) fn held(&self, id: ConsumerId) -> Option<(u64, u64)> {
+        self.consumers.get(&id).map(Consumer::held)
+    }
+
+    #[cfg(test)]
+    pub(super) fn lease_ends_count(&self) -> usize {
+        self.lease_ends.len()
+    }
+
+    fn settle(&mut self, id: ConsumerId, range: OffsetRange, how: Settle) -> Settlements {
+        let mut settlements = Vec::new();
+        let Some(consumer) = self.consumers.get_mut(&id) else {
+            refuse(&mut settlements, range, range.end());
+            return settlements;
+        };
+        let Some(group) = self.groups.get_mut(&consumer.key) else {
+            return settlements;
+        };
+        let mut reached = range.first;
+        while let Some(EndedLease { whole, ended, kept }) =
+            consumer.end_in(OffsetRange::between(reached, range.end()))
+        {
+            self.lease_ends.remove(&(whole.until_ms, id, whole.range.first));
+            for part in kept.into_iter().flatten() {
+                self.lease_ends.insert((part.until_ms, id, part.range.first));
+            }
+            match how {
+                Settle::End => group.leased.remove(ended.range),
+                Settle::Extend { until_ms } => {
+                    self.lease_ends.insert((until_ms, id, ended.range.first));
+                    consumer.grant(Lease { until_ms, ..ended });
+                }
+            }
+            refuse(&mut settlements, OffsetRange::between(reached, ended.range.first), group.fresh_from);
+            settlements.push((ended.range, Ok(ended.attempt)));
+            reached = ended.range.end();
+        }
+        refuse(&mut settlements, OffsetRange::between(reached, range.end()), group.fresh_from);
+        self.offer_turn(id);
+        self.forget_if_done(id);
+        settlements
+    }
+
+    /// Puts a consumer that can take messages at the end of its group's turns.
+    fn offer_turn(&mut self, id: ConsumerId) {
+        let Some(consumer) = self.consumers.get_mut(&id) else {
+            return;
+        };
+        if !consumer.takes_more() {
+            return;
+        }
+        let Some(group) = self.groups.get_mut(&consumer.key) else {
+            return;
+        };
+        if !consumer.in_turn {
+            consumer.in_turn = true;
+            group.turns.push_back(id);
+        }
+        if group.next_work().is_some() {
+            self.work.insert(consumer.key);
+        }
+    }
+
+    fn forget_if_done(&mut self, id: ConsumerId) {
+        if self.consumers.get(&id).is_some_and(|consumer| consumer.detached && consumer.holds_nothing()) {
+            self.remove_consumer(id);
+        }
+    }
+}
+
+/// What a settlement does to leases.
+#[derive(Debug, Clone, Copy)]
+enum Settle {
+    End,
+    Extend { until_ms: u64 },
+}
+
+fn groups_of(queue: QueueId) -> std::ops::RangeInclusive<GroupKey> {
+    GroupKey { queue, group: GroupId::new(0) }..=GroupKey { queue, group: GroupId::new(u32::MAX) }
+}
+
+/// Says why messages that a consumer does not hold cannot be settled.
+fn refuse(settlements: &mut Settlements, range: OffsetRange, fresh_from: Offset) {
+    let (delivered, fresh) = range.split_at(fresh_from);
+    for (part, refusal) in [(delivered, Refusal::LeaseLost), (fresh, Refusal::NotDelivered)] {
+        if !part.is_empty() {
+            settlements.push((part, Err(refusal)));
+        }
+    }
+}
+
+fn push_returned(returned: &mut Vec<Returned>, key: GroupKey, lease: Lease) {
+    let Lease { range, attempt, .. } = lease;
+    if let Some(last) = returned.last_mut()
+        && (last.key, last.attempt, last.range.end()) == (key, attempt, range.first)
+    {
+        last.range.count += range.count;
+        return;
+    }
+    returned.push(Returned { key, range, attempt });
+}

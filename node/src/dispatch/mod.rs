@@ -1,0 +1,153 @@
+//! The dispatcher of a shard's leader: which consumer gets which messages, and until when.
+//!
+//! Without I/O, clock or randomness: `now_ms` is an argument, and events of the broker core come in as calls. Leases
+//! live here only; a new leader builds its dispatcher from the core.
+
+mod consumer;
+mod dispatcher;
+mod group;
+mod round;
+#[cfg(test)]
+mod tests;
+
+use skein_proto::ids::{GroupId, Offset, QueueId};
+
+pub use dispatcher::Dispatcher;
+
+use crate::offsets::{OffsetRange, OffsetRuns};
+
+/// A consumer group of any queue of the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GroupKey {
+    /// The queue that it reads.
+    pub queue: QueueId,
+    /// Its number in the queue.
+    pub group: GroupId,
+}
+
+/// A consumer, by a number that the caller gives it and never uses again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConsumerId(u64);
+
+impl ConsumerId {
+    /// The consumer with this number.
+    #[must_use]
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// The most that a consumer holds unsettled at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credit {
+    /// Messages.
+    pub messages: u32,
+    /// Bytes. A consumer that holds nothing is given one message whatever its size.
+    pub bytes: u64,
+}
+
+/// Knows how large messages are.
+pub trait Sizes {
+    /// How many of the messages from `first` on, up to `count_max` and all in the same stored block, fit into
+    /// `bytes_max`, and how many bytes they have; one message when even the first one does not fit. Nothing when the
+    /// message at `first` is not kept.
+    fn fit(&self, queue: QueueId, first: Offset, count_max: u32, bytes_max: u64) -> Option<(u32, u64)>;
+
+    /// The first offset of a queue that is kept, or would be if there were messages. Nothing when there is no such
+    /// queue.
+    fn kept_from(&self, queue: QueueId) -> Option<Offset>;
+}
+
+/// Where a group stands when the dispatcher gets to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStart {
+    /// How long a delivery lasts.
+    pub lease_ms: u32,
+    /// What is to be delivered below `fresh_from`.
+    pub ready: OffsetRuns<Ready>,
+    /// From here on everything is to be delivered, for the first time.
+    pub fresh_from: Offset,
+    /// The end of the queue.
+    pub next_offset: Offset,
+}
+
+/// How messages below the fresh ones may be delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// How often they were delivered so far.
+    pub attempts: u32,
+    /// Not before this wall-clock time; 0 for at once.
+    pub not_before_ms: u64,
+}
+
+/// Messages for a consumer: consecutive, out of one stored block, all in the same attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// Who gets them.
+    pub consumer: ConsumerId,
+    /// The group it consumes for.
+    pub key: GroupKey,
+    /// The offset of the first message.
+    pub first: Offset,
+    /// How many messages.
+    pub count: u32,
+    /// 1 when delivered for the first time.
+    pub attempt: u32,
+    /// How many bytes they have.
+    pub bytes: u64,
+}
+
+/// Deliveries that ended without an ack: the core is to take the messages back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Returned {
+    /// The group they were delivered to.
+    pub key: GroupKey,
+    /// Which messages.
+    pub range: OffsetRange,
+    /// The attempt that ended.
+    pub attempt: u32,
+}
+
+/// What a consumer's settlement of a range came to, part by part: the attempt that was settled, or why there was none.
+pub type Settlements = Vec<(OffsetRange, Result<u32, Refusal>)>;
+
+/// Why a message cannot be settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It was not delivered to anybody yet.
+    #[error("the message was never delivered")]
+    NotDelivered,
+    /// The consumer does not hold it, or not any more.
+    #[error("the lease has ended")]
+    LeaseLost,
+}
+
+/// Why a consumer cannot join a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddConsumerError {
+    /// There is no such group.
+    #[error("the group does not exist")]
+    NoGroup,
+    /// The group has as many consumers as it may.
+    #[error("the group has as many consumers as it may")]
+    TooMany,
+}
+
+/// How busy a group is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GroupCounts {
+    /// Messages that consumers hold.
+    pub leased: u64,
+    /// Consumers that take messages.
+    pub consumers: u32,
+    /// Messages that could be delivered now.
+    pub ready: u64,
+    /// Messages that came back and are held back for a while.
+    pub delayed: u64,
+}

@@ -1,0 +1,128 @@
+//! One group's turn in a poll: its consumers take messages in turns until nobody can take more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_proto::ids::Offset;
+
+use super::{
+    ConsumerId, Delivery, GroupKey, Sizes,
+    consumer::{Consumer, Lease},
+    group::{Group, Work},
+};
+use crate::offsets::OffsetRange;
+
+/// One group's turn in a poll.
+pub(super) struct Round<'a> {
+    pub(super) key: GroupKey,
+    pub(super) now_ms: u64,
+    pub(super) sizes: &'a dyn Sizes,
+    pub(super) group: &'a mut Group,
+    pub(super) consumers: &'a mut BTreeMap<ConsumerId, Consumer>,
+    pub(super) lease_ends: &'a mut BTreeSet<(u64, ConsumerId, Offset)>,
+}
+
+impl Round<'_> {
+    pub(super) fn hand_out(&mut self, deliveries: &mut Vec<Delivery>) {
+        // Not said anew after each delivery: shares of what is left would become ever smaller.
+        let mut share = fair_share(self.group);
+        // Consumers for which the next message is too large, while they hold others. Each is asked again after the
+        // message went to somebody else.
+        let mut passed = Vec::new();
+        while let Some(work) = self.group.next_work() {
+            let Some(id) = self.group.turns.pop_front() else {
+                break;
+            };
+            let Some(consumer) = self.consumers.get_mut(&id) else {
+                continue;
+            };
+            consumer.in_turn = false;
+            if !consumer.takes_more() {
+                continue;
+            }
+            let count_max = share.min(consumer.messages_left());
+            match self.deliver(id, work, count_max) {
+                Attempt::Delivered(delivery) => {
+                    deliveries.push(delivery);
+                    for id in passed.drain(..) {
+                        self.wait_for_turn(id);
+                    }
+                    self.wait_for_turn(id);
+                }
+                Attempt::TooLarge => passed.push(id),
+                Attempt::Missing => {
+                    self.keep_turn(id);
+                    // The queue was closed: the next events say so.
+                    let Some(kept_from) = self.sizes.kept_from(self.key.queue) else {
+                        break;
+                    };
+                    // The core frees what all groups have acked without saying so: not to wait for an event.
+                    self.group.drop_missing(work.range.first, kept_from);
+                    share = fair_share(self.group);
+                }
+            }
+        }
+        for id in passed {
+            self.wait_for_turn(id);
+        }
+    }
+
+    fn deliver(&mut self, id: ConsumerId, work: Work, count_max: u32) -> Attempt {
+        let consumer =
+            self.consumers.get_mut(&id).expect("a consumer is looked up before it is delivered to");
+        let count_max = u32::try_from(work.range.count).unwrap_or(u32::MAX).min(count_max);
+        let fit = self.sizes.fit(self.key.queue, work.range.first, count_max, consumer.bytes_left());
+        let Some((count, bytes)) = fit.filter(|&(count, _)| count > 0) else {
+            return Attempt::Missing;
+        };
+        if bytes > consumer.bytes_left() && !consumer.holds_nothing() {
+            return Attempt::TooLarge;
+        }
+        let range = OffsetRange::new(work.range.first, u64::from(count));
+        let until_ms = self.now_ms.saturating_add(u64::from(self.group.lease_ms));
+        self.group.lease(range);
+        consumer.grant(Lease { range, until_ms, attempt: work.attempt, bytes });
+        self.lease_ends.insert((until_ms, id, range.first));
+        let attempt = work.attempt;
+        Attempt::Delivered(Delivery {
+            consumer: id,
+            key: self.key,
+            first: range.first,
+            count,
+            attempt,
+            bytes,
+        })
+    }
+
+    /// Leaves a consumer first in turn, which took nothing.
+    fn keep_turn(&mut self, id: ConsumerId) {
+        if let Some(consumer) = self.consumers.get_mut(&id) {
+            consumer.in_turn = true;
+            self.group.turns.push_front(id);
+        }
+    }
+
+    fn wait_for_turn(&mut self, id: ConsumerId) {
+        if let Some(consumer) = self.consumers.get_mut(&id)
+            && consumer.takes_more()
+        {
+            consumer.in_turn = true;
+            self.group.turns.push_back(id);
+        }
+    }
+}
+
+/// What came of offering messages to a consumer.
+enum Attempt {
+    Delivered(Delivery),
+    /// The consumer holds others, and has too few bytes left for even one.
+    TooLarge,
+    /// The message is not kept.
+    Missing,
+}
+
+/// How many messages a consumer gets at a time, so that something is left for the others.
+fn fair_share(group: &Group) -> u32 {
+    let takers = group.turns.len().max(1);
+    let share = group.ready_count().div_ceil(takers as u64);
+    u32::try_from(share).unwrap_or(u32::MAX)
+}

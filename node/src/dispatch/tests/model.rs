@@ -1,0 +1,368 @@
+//! Every message of two groups of one queue, each in the state that it must be in.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+pub(super) struct Model {
+    dispatcher: Dispatcher,
+    now_ms: u64,
+    /// The first message that is kept.
+    first: u64,
+    groups: [Vec<State>; 2],
+    consumers: BTreeMap<ConsumerId, ModelConsumer>,
+    slots: [Option<ConsumerId>; 6],
+    next_consumer: u64,
+}
+
+struct ModelConsumer {
+    group: usize,
+    credit: Credit,
+    detached: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Fresh,
+    Ready {
+        attempts: u32,
+        not_before_ms: u64,
+    },
+    Leased {
+        consumer: ConsumerId,
+        until_ms: u64,
+        attempt: u32,
+    },
+    /// On its way back to the core.
+    Returning {
+        attempt: u32,
+    },
+    Gone,
+}
+
+impl Model {
+    /// The first group is new; the second was taken over from another leader.
+    pub(super) fn new() -> Self {
+        let mut dispatcher = Dispatcher::new();
+        let mut states = [vec![State::Fresh; 12], vec![State::Fresh; 12]];
+        let mut ready = OffsetRuns::new();
+        for (offset, attempts, not_before_ms) in [(0, 0, 0), (2, 1, 0), (3, 3, 20), (4, 1, 30), (6, 1, 30)] {
+            ready.insert(range_of(offset, 1), Ready { attempts, not_before_ms });
+            states[1][offset as usize] = State::Ready { attempts, not_before_ms };
+        }
+        for gone in [1, 5, 7] {
+            states[1][gone] = State::Gone;
+        }
+        let next_offset = Offset::new(12);
+        let fresh = GroupStart {
+            lease_ms: LEASE_MS,
+            ready: OffsetRuns::new(),
+            fresh_from: Offset::ZERO,
+            next_offset,
+        };
+        dispatcher.add_group(key(0), fresh);
+        let taken = GroupStart { lease_ms: LEASE_MS, ready, fresh_from: Offset::new(8), next_offset };
+        dispatcher.add_group(key(1), taken);
+        let consumers = BTreeMap::new();
+        Self {
+            dispatcher,
+            now_ms: 0,
+            first: 0,
+            groups: states,
+            consumers,
+            slots: [None; 6],
+            next_consumer: 1,
+        }
+    }
+
+    pub(super) fn step(&mut self, step: Step) {
+        match step {
+            Step::Append(count) => {
+                for states in &mut self.groups {
+                    states.extend(vec![State::Fresh; count as usize]);
+                }
+                self.dispatcher.handle_appended(QUEUE, Offset::new(self.groups[0].len() as u64));
+            }
+            Step::Purge(count) => self.purge(count),
+            Step::Add(slot, credit) => self.add(slot, credit),
+            Step::SetCredit(slot, credit) => self.with(slot, |dispatcher, id, consumer| {
+                consumer.credit = credit;
+                dispatcher.set_credit(id, credit);
+            }),
+            Step::Detach(slot) => self.with(slot, |dispatcher, id, consumer| {
+                consumer.detached = true;
+                dispatcher.detach(id);
+            }),
+            Step::Remove(slot) => self.remove(slot),
+            Step::Ack(slot, range) => self.settle(slot, range, Dispatcher::ack, |_| State::Gone),
+            Step::Nack(slot, range) => {
+                self.settle(slot, range, Dispatcher::nack, |attempt| State::Returning { attempt });
+            }
+            Step::Extend(slot, range, ms) => {
+                let until_ms = self.now_ms + ms;
+                let consumer = self.slots[slot].unwrap_or(ConsumerId::new(0));
+                let held = self.dispatcher.held(consumer);
+                let extend = |dispatcher: &mut Dispatcher, id, range| dispatcher.extend(id, range, until_ms);
+                self.settle(slot, range, extend, |attempt| State::Leased { consumer, until_ms, attempt });
+                assert_eq!(self.dispatcher.held(consumer), held, "splitting leases changed their bytes");
+            }
+            Step::Wait(ms) => {
+                self.now_ms += ms;
+                self.expire();
+            }
+            Step::TakeBack(range, delay_ms) => self.take_back(range, delay_ms),
+            Step::Poll => self.poll(),
+        }
+        self.check();
+    }
+
+    /// With enough credit everything is delivered; with everything settled all credit is back.
+    pub(super) fn settle_everything(&mut self) {
+        let all = range_of(0, u64::MAX);
+        self.take_back(all, None);
+        self.now_ms += 1_000;
+        self.expire();
+        self.take_back(all, None);
+        for slot in 0..self.slots.len() {
+            self.remove(slot);
+            self.take_back(all, None);
+            self.add(slot, Credit { messages: 10_000, bytes: 1 << 40 });
+        }
+        self.poll();
+        for state in self.groups.iter().flatten() {
+            assert!(matches!(state, State::Leased { .. } | State::Gone), "{state:?} is left over");
+        }
+        for slot in 0..self.slots.len() {
+            self.settle(slot, all, Dispatcher::ack, |_| State::Gone);
+        }
+        self.check();
+        assert_eq!(self.dispatcher.lease_ends_count(), 0);
+        for id in self.consumers.keys() {
+            assert_eq!(self.dispatcher.held(*id), Some((0, 0)), "credit leaked");
+        }
+    }
+
+    fn with(&mut self, slot: usize, act: impl FnOnce(&mut Dispatcher, ConsumerId, &mut ModelConsumer)) {
+        if let Some(id) = self.slots[slot]
+            && let Some(consumer) = self.consumers.get_mut(&id)
+        {
+            act(&mut self.dispatcher, id, consumer);
+        }
+    }
+
+    fn add(&mut self, slot: usize, credit: Credit) {
+        let group = slot % 2;
+        let id = ConsumerId::new(self.next_consumer);
+        self.next_consumer += 1;
+        self.remove(slot);
+        self.slots[slot] = Some(id);
+        self.consumers.insert(id, ModelConsumer { group, credit, detached: false });
+        self.dispatcher.add_consumer(key(group as u32), id, credit).unwrap();
+    }
+
+    fn remove(&mut self, slot: usize) {
+        let Some(id) = self.slots[slot].take() else { return };
+        let returned = self.dispatcher.remove_consumer(id);
+        self.end_leases(&returned, |consumer, _| consumer == id);
+        self.consumers.remove(&id);
+    }
+
+    fn expire(&mut self) {
+        let returned = self.dispatcher.expire(self.now_ms);
+        let now_ms = self.now_ms;
+        self.end_leases(&returned, |_, until_ms| until_ms <= now_ms);
+    }
+
+    /// Exactly the leases that `ends` were returned.
+    fn end_leases(&mut self, returned: &[Returned], ends: impl Fn(ConsumerId, u64) -> bool) {
+        let mut listed = BTreeMap::new();
+        for &Returned { key, range, attempt } in returned {
+            for offset in range.first.get()..range.end().get() {
+                assert_eq!(listed.insert((key.group.get() as usize, offset as usize), attempt), None);
+            }
+        }
+        for (group, states) in self.groups.iter_mut().enumerate() {
+            for (offset, state) in states.iter_mut().enumerate() {
+                if let State::Leased { consumer, until_ms, attempt } = *state
+                    && ends(consumer, until_ms)
+                {
+                    assert_eq!(listed.remove(&(group, offset)), Some(attempt));
+                    *state = State::Returning { attempt };
+                }
+            }
+        }
+        assert!(listed.is_empty(), "{listed:?} was not leased");
+    }
+
+    fn settle(
+        &mut self,
+        slot: usize,
+        range: OffsetRange,
+        call: impl Fn(&mut Dispatcher, ConsumerId, OffsetRange) -> super::super::Settlements,
+        becomes: impl Fn(u32) -> State,
+    ) {
+        let Some(id) = self.slots[slot] else { return };
+        let settlements = call(&mut self.dispatcher, id, range);
+        let group = slot % 2;
+        let known = self.dispatcher.held(id).is_some() || self.holds(id) > 0;
+        let mut reached = range.first;
+        for (part, result) in settlements {
+            assert_eq!(part.first, reached, "the parts do not make up the whole");
+            reached = part.end();
+            for offset in part.first.get()..part.end().get().min(500) {
+                let state = self.groups[group].get_mut(offset as usize);
+                let expected = match state.as_deref() {
+                    Some(&State::Leased { consumer, attempt, .. }) if consumer == id => Ok(attempt),
+                    None | Some(State::Fresh) if known => Err(Refusal::NotDelivered),
+                    _ => Err(Refusal::LeaseLost),
+                };
+                // Whatever is purged counts as delivered, fresh or not.
+                let purged = offset < self.first && expected == Err(Refusal::NotDelivered);
+                assert_eq!(result, if purged { Err(Refusal::LeaseLost) } else { expected }, "at {offset}");
+                if let (Ok(attempt), Some(state)) = (result, state) {
+                    *state = becomes(attempt);
+                }
+            }
+        }
+        assert_eq!(reached, range.end());
+    }
+
+    fn purge(&mut self, count: u64) {
+        self.first = (self.first + count).min(self.groups[0].len() as u64);
+        for state in self.groups.iter_mut().flat_map(|states| &mut states[..self.first as usize]) {
+            if !matches!(state, State::Leased { .. }) {
+                *state = State::Gone;
+            }
+        }
+        self.dispatcher.handle_purged(QUEUE, Offset::new(self.first));
+    }
+
+    fn take_back(&mut self, range: OffsetRange, delay_ms: Option<u64>) {
+        let not_before_ms = delay_ms.map_or(0, |delay_ms| self.now_ms + delay_ms);
+        for (group, states) in self.groups.iter_mut().enumerate() {
+            for (offset, state) in states.iter_mut().enumerate() {
+                let State::Returning { attempt } = *state else {
+                    continue;
+                };
+                if (offset as u64) < self.first {
+                    *state = State::Gone;
+                } else if range.contains(Offset::new(offset as u64)) {
+                    *state = State::Ready { attempts: attempt, not_before_ms };
+                    let range = range_of(offset as u64, 1);
+                    self.dispatcher.handle_returned(key(group as u32), range, attempt, not_before_ms);
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self) {
+        let mut deliveries = Vec::new();
+        self.dispatcher.poll(self.now_ms, &TestSizes { first: self.first }, &mut deliveries);
+        let mut takers: Vec<_> = deliveries.iter().map(|delivery| delivery.consumer).collect();
+        for delivery in deliveries {
+            self.deliver(delivery);
+        }
+        takers.sort_unstable();
+        takers.dedup();
+        for id in takers {
+            let credit = self.consumers[&id].credit;
+            let (messages, bytes) = self.dispatcher.held(id).unwrap();
+            assert!(messages <= u64::from(credit.messages), "{messages} messages for {credit:?}");
+            assert!(bytes <= credit.bytes || messages == 1, "{bytes} bytes for {credit:?}");
+        }
+        for group in 0..self.groups.len() {
+            self.check_nothing_left(group);
+        }
+    }
+
+    fn deliver(&mut self, delivery: Delivery) {
+        let Delivery { consumer: id, key, first, count, attempt, bytes } = delivery;
+        let group = key.group.get() as usize;
+        let consumer = &self.consumers[&id];
+        assert!(consumer.group == group && !consumer.detached);
+        assert!(count > 0);
+        assert_eq!(Some(first.get()), self.next_work(group).map(|(offset, _)| offset), "out of order");
+        for offset in first.get()..first.get() + u64::from(count) {
+            assert_eq!(self.next_work(group), Some((offset, attempt)));
+            let until_ms = self.now_ms + u64::from(LEASE_MS);
+            self.groups[group][offset as usize] = State::Leased { consumer: id, until_ms, attempt };
+        }
+        let offsets = first.get()..first.get() + u64::from(count);
+        assert_eq!(bytes, offsets.map(TestSizes::size).sum::<u64>());
+    }
+
+    /// The message that is to be delivered next, and the attempt that it will be.
+    fn next_work(&self, group: usize) -> Option<(u64, u32)> {
+        let states = (0..).zip(&self.groups[group]);
+        let due = states.clone().find_map(|(offset, state)| match *state {
+            State::Ready { attempts, not_before_ms } if not_before_ms <= self.now_ms => {
+                Some((offset, attempts + 1))
+            }
+            _ => None,
+        });
+        let fresh =
+            || states.clone().find(|(_, state)| **state == State::Fresh).map(|(offset, _)| (offset, 1));
+        due.or_else(fresh)
+    }
+
+    /// After a poll nobody could take the next message.
+    fn check_nothing_left(&self, group: usize) {
+        let Some((offset, _)) = self.next_work(group) else {
+            return;
+        };
+        for (&id, consumer) in &self.consumers {
+            if consumer.group != group || consumer.detached {
+                continue;
+            }
+            let (messages, bytes) = self.dispatcher.held(id).unwrap();
+            let takes = messages < u64::from(consumer.credit.messages)
+                && (messages == 0 || bytes + TestSizes::size(offset) <= consumer.credit.bytes);
+            assert!(!takes, "{id:?} could take {offset}");
+        }
+    }
+
+    fn holds(&self, id: ConsumerId) -> u64 {
+        let held = |state: &&State| matches!(state, State::Leased { consumer, .. } if *consumer == id);
+        self.groups.iter().flatten().filter(held).count() as u64
+    }
+
+    fn check(&self) {
+        for (&id, consumer) in &self.consumers {
+            let held = self.dispatcher.held(id);
+            if consumer.detached && self.holds(id) == 0 {
+                assert_eq!(held, None, "a detached consumer is remembered without leases");
+                continue;
+            }
+            let (messages, bytes) = held.unwrap();
+            assert_eq!(messages, self.holds(id));
+            assert!(messages > 0 || bytes == 0, "credit leaked");
+        }
+        for (group, states) in self.groups.iter().enumerate() {
+            let counts = self.dispatcher.counts(key(group as u32));
+            let leased = states.iter().filter(|state| matches!(state, State::Leased { .. })).count() as u64;
+            let waiting =
+                states.iter().filter(|state| matches!(state, State::Fresh | State::Ready { .. })).count()
+                    as u64;
+            let attached = self
+                .consumers
+                .values()
+                .filter(|consumer| consumer.group == group && !consumer.detached)
+                .count();
+            assert_eq!((counts.leased, counts.ready + counts.delayed), (leased, waiting));
+            assert_eq!(counts.consumers, attached as u32);
+        }
+        let deadlines = self.groups.iter().flatten().filter_map(|state| match *state {
+            State::Leased { until_ms, .. } => Some(until_ms),
+            // Those whose time has come are not waited for any more, or not yet seen by a poll.
+            State::Ready { not_before_ms, .. } if not_before_ms > self.now_ms => Some(not_before_ms),
+            _ => None,
+        });
+        if let Some(earliest) = deadlines.min() {
+            let deadline = self.dispatcher.next_deadline_ms();
+            assert!(
+                deadline.is_some_and(|deadline| deadline <= earliest),
+                "{deadline:?} is after {earliest}"
+            );
+        }
+    }
+}

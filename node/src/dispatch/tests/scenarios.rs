@@ -1,0 +1,253 @@
+//! One scenario for each promise.
+
+use skein_proto::limits::GROUP_CONSUMERS_MAX;
+
+use super::*;
+
+const PLENTY: Credit = Credit { messages: 1_000, bytes: 1 << 30 };
+const ALL_KEPT: TestSizes = TestSizes { first: 0 };
+
+fn id(raw: u64) -> ConsumerId {
+    ConsumerId::new(raw)
+}
+
+/// A group 1 with this many fresh messages.
+fn dispatcher(messages: u64) -> Dispatcher {
+    let mut dispatcher = Dispatcher::new();
+    let next_offset = Offset::new(messages);
+    let ready = OffsetRuns::new();
+    dispatcher
+        .add_group(key(1), GroupStart { lease_ms: LEASE_MS, ready, fresh_from: Offset::ZERO, next_offset });
+    dispatcher
+}
+
+fn poll(dispatcher: &mut Dispatcher, now_ms: u64) -> Vec<Delivery> {
+    let mut deliveries = Vec::new();
+    dispatcher.poll(now_ms, &ALL_KEPT, &mut deliveries);
+    deliveries
+}
+
+/// Consumer, first offset, count and attempt of each.
+fn brief(deliveries: &[Delivery]) -> Vec<(u64, u64, u32, u32)> {
+    deliveries.iter().map(|d| (d.consumer.get(), d.first.get(), d.count, d.attempt)).collect()
+}
+
+#[test]
+fn consumers_share_what_there_is() {
+    let mut dispatcher = dispatcher(3);
+    for consumer in 1..=3 {
+        dispatcher.add_consumer(key(1), id(consumer), PLENTY).unwrap();
+    }
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 1, 1), (2, 1, 1, 1), (3, 2, 1, 1)]);
+    dispatcher.handle_appended(QUEUE, Offset::new(20));
+    // Six for each, but no more than a block of five at a time.
+    let expected = [(1, 3, 2, 1), (2, 5, 5, 1), (3, 10, 5, 1), (1, 15, 5, 1)];
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), expected);
+}
+
+#[test]
+fn a_consumer_alone_gets_whole_blocks() {
+    let mut dispatcher = dispatcher(12);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 5, 1), (1, 5, 5, 1), (1, 10, 2, 1)]);
+}
+
+#[test]
+fn what_came_back_goes_first_and_not_too_early() {
+    let mut dispatcher = dispatcher(4);
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 3, bytes: 1_000 }).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 3, 1)]);
+    assert_eq!(dispatcher.nack(id(1), range_of(0, 2)), [(range_of(0, 2), Ok(1))]);
+    dispatcher.handle_returned(key(1), range_of(1, 1), 1, 0);
+    dispatcher.handle_returned(key(1), range_of(0, 1), 1, 40);
+    assert_eq!(brief(&poll(&mut dispatcher, 1)), [(1, 1, 1, 2), (1, 3, 1, 1)]);
+    assert_eq!(dispatcher.next_deadline_ms(), Some(40));
+    dispatcher.ack(id(1), range_of(3, 1));
+    assert_eq!(poll(&mut dispatcher, 39), []);
+    assert_eq!(brief(&poll(&mut dispatcher, 40)), [(1, 0, 1, 2)]);
+}
+
+#[test]
+fn refusals_say_why() {
+    let mut dispatcher = dispatcher(20);
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, bytes: 1_000 }).unwrap();
+    poll(&mut dispatcher, 0);
+    dispatcher.ack(id(1), range_of(1, 1));
+    let expected = [
+        (range_of(0, 1), Ok(1)),
+        (range_of(1, 1), Err(Refusal::LeaseLost)),
+        (range_of(2, 2), Ok(1)),
+        (range_of(4, 16), Err(Refusal::NotDelivered)),
+    ];
+    assert_eq!(dispatcher.ack(id(1), range_of(0, 20)), expected);
+    assert_eq!(dispatcher.ack(id(1), range_of(0, 0)), []);
+    assert_eq!(dispatcher.ack(id(9), range_of(0, 2)), [(range_of(0, 2), Err(Refusal::LeaseLost))]);
+}
+
+#[test]
+fn leases_end_and_can_be_extended() {
+    let mut dispatcher = dispatcher(4);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    poll(&mut dispatcher, 0);
+    assert_eq!(dispatcher.extend(id(1), range_of(1, 2), 80), [(range_of(1, 2), Ok(1))]);
+    assert_eq!(dispatcher.expire(49), []);
+    let attempt = 1;
+    let expected = [
+        Returned { key: key(1), range: range_of(0, 1), attempt },
+        Returned { key: key(1), range: range_of(3, 1), attempt },
+    ];
+    assert_eq!(dispatcher.expire(50), expected);
+    assert_eq!(dispatcher.next_deadline_ms(), Some(80));
+    assert_eq!(dispatcher.ack(id(1), range_of(0, 1)), [(range_of(0, 1), Err(Refusal::LeaseLost))]);
+    assert_eq!(dispatcher.expire(80), [Returned { key: key(1), range: range_of(1, 2), attempt }]);
+    assert_eq!(dispatcher.next_deadline_ms(), None);
+}
+
+#[test]
+fn a_detached_consumer_keeps_its_leases_until_the_last_ends() {
+    let mut dispatcher = dispatcher(4);
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 2, bytes: 1_000 }).unwrap();
+    poll(&mut dispatcher, 0);
+    dispatcher.detach(id(1));
+    assert_eq!(dispatcher.counts(key(1)), GroupCounts { leased: 2, consumers: 0, ready: 2, delayed: 0 });
+    assert_eq!(dispatcher.ack(id(1), range_of(0, 1)), [(range_of(0, 1), Ok(1))]);
+    assert_eq!(poll(&mut dispatcher, 1), []);
+    assert_eq!(dispatcher.expire(50).len(), 1);
+    assert_eq!(dispatcher.held(id(1)), None);
+    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    dispatcher.detach(id(2));
+    assert_eq!(dispatcher.held(id(2)), None, "it held nothing to wait for");
+}
+
+#[test]
+fn a_consumer_belongs_to_its_group_until_it_is_forgotten() {
+    let mut dispatcher = dispatcher(4);
+    assert_eq!(dispatcher.group_of(id(1)), None);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    assert_eq!(dispatcher.group_of(id(1)), Some(key(1)));
+    poll(&mut dispatcher, 0);
+    dispatcher.detach(id(1));
+    assert_eq!(dispatcher.group_of(id(1)), Some(key(1)), "it still holds leases");
+    dispatcher.ack(id(1), range_of(0, 4));
+    assert_eq!(dispatcher.group_of(id(1)), None);
+    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    dispatcher.remove_group(key(1));
+    assert_eq!(dispatcher.group_of(id(2)), None);
+}
+
+#[test]
+fn a_message_larger_than_the_credit_goes_to_who_holds_nothing() {
+    let mut dispatcher = dispatcher(1);
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 9, bytes: 5 }).unwrap();
+    // Message 0 has one byte, message 1 has eight.
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 1, 1)]);
+    dispatcher.handle_appended(QUEUE, Offset::new(2));
+    assert_eq!(poll(&mut dispatcher, 0), []);
+    dispatcher.add_consumer(key(1), id(2), Credit { messages: 9, bytes: 0 }).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(2, 1, 1, 1)]);
+}
+
+#[test]
+fn a_consumer_that_leaves_gives_back_what_it_held() {
+    let mut dispatcher = dispatcher(12);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    poll(&mut dispatcher, 0);
+    dispatcher.ack(id(1), range_of(2, 1));
+    let returned = dispatcher.remove_consumer(id(1));
+    let expected = [range_of(0, 2), range_of(3, 9)].map(|range| Returned { key: key(1), range, attempt: 1 });
+    assert_eq!(returned, expected);
+    assert_eq!(dispatcher.next_deadline_ms(), None);
+    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    assert_eq!(poll(&mut dispatcher, 0), [], "the core has not taken them back yet");
+}
+
+#[test]
+fn a_held_message_is_not_delivered_again_whatever_the_core_says() {
+    let mut dispatcher = dispatcher(3);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    poll(&mut dispatcher, 0);
+    dispatcher.handle_returned(key(1), range_of(0, 9), 7, 0);
+    assert_eq!(poll(&mut dispatcher, 0), []);
+    dispatcher.handle_appended(QUEUE, Offset::new(4));
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 3, 1, 1)]);
+}
+
+#[test]
+fn a_forgotten_group_takes_its_consumers_along() {
+    let mut dispatcher = dispatcher(3);
+    let full = (0..GROUP_CONSUMERS_MAX as u64).map(|raw| dispatcher.add_consumer(key(1), id(raw), PLENTY));
+    assert!(full.collect::<Vec<_>>().iter().all(Result::is_ok));
+    assert_eq!(dispatcher.add_consumer(key(1), id(9_999), PLENTY), Err(AddConsumerError::TooMany));
+    poll(&mut dispatcher, 0);
+    assert_eq!(dispatcher.remove_group(key(1)).len(), GROUP_CONSUMERS_MAX);
+    assert_eq!((dispatcher.next_deadline_ms(), dispatcher.counts(key(1))), (None, GroupCounts::default()));
+    assert_eq!(dispatcher.add_consumer(key(1), id(1), PLENTY), Err(AddConsumerError::NoGroup));
+    assert_eq!(dispatcher.remove_group(key(1)), []);
+    assert_eq!(dispatcher.ack(id(1), range_of(0, 1)), [(range_of(0, 1), Err(Refusal::LeaseLost))]);
+}
+
+/// As [`TestSizes`], but the core has no message 2 and may not know the queue at all.
+struct Holed {
+    queue_exists: bool,
+}
+
+impl Sizes for Holed {
+    fn fit(&self, queue: QueueId, first: Offset, count_max: u32, bytes_max: u64) -> Option<(u32, u64)> {
+        let count_max = if first.get() < 2 { count_max.min(2 - first.get() as u32) } else { count_max };
+        let kept = self.queue_exists && first.get() != 2;
+        kept.then(|| ALL_KEPT.fit(queue, first, count_max, bytes_max)).flatten()
+    }
+
+    fn kept_from(&self, _queue: QueueId) -> Option<Offset> {
+        self.queue_exists.then_some(Offset::ZERO)
+    }
+}
+
+#[test]
+fn what_the_core_has_freed_stops_nobody() {
+    let mut dispatcher = dispatcher(10);
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, bytes: 1_000 }).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 4, 1)]);
+    dispatcher.nack(id(1), range_of(0, 4));
+    dispatcher.handle_returned(key(1), range_of(0, 2), 1, 0);
+    dispatcher.handle_returned(key(1), range_of(2, 1), 1, 40);
+    dispatcher.handle_returned(key(1), range_of(3, 1), 1, 0);
+    let mut deliveries = Vec::new();
+    dispatcher.poll(1, &TestSizes { first: 3 }, &mut deliveries);
+    assert_eq!(brief(&deliveries), [(1, 3, 1, 2), (1, 4, 1, 1), (1, 5, 2, 1)]);
+    let left = GroupCounts { leased: 4, consumers: 1, ready: 3, delayed: 0 };
+    assert_eq!(dispatcher.counts(key(1)), left);
+    // The same of messages that were never delivered, up to beyond the end that is known here.
+    dispatcher.ack(id(1), range_of(3, 4));
+    let mut deliveries = Vec::new();
+    dispatcher.poll(1, &TestSizes { first: 12 }, &mut deliveries);
+    assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 0));
+    dispatcher.handle_appended(QUEUE, Offset::new(14));
+    assert_eq!(brief(&poll(&mut dispatcher, 1)), [(1, 12, 2, 1)]);
+}
+
+#[test]
+fn a_single_missing_message_is_skipped() {
+    let mut dispatcher = dispatcher(4);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    let mut deliveries = Vec::new();
+    dispatcher.poll(0, &Holed { queue_exists: true }, &mut deliveries);
+    assert_eq!(brief(&deliveries), [(1, 0, 2, 1), (2, 3, 1, 1)]);
+    // The same of a message that came back.
+    dispatcher.handle_returned(key(1), range_of(2, 1), 1, 0);
+    let mut deliveries = Vec::new();
+    dispatcher.poll(0, &Holed { queue_exists: true }, &mut deliveries);
+    assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 0));
+}
+
+#[test]
+fn without_a_queue_a_turn_ends() {
+    let mut dispatcher = dispatcher(4);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    let mut deliveries = Vec::new();
+    dispatcher.poll(0, &Holed { queue_exists: false }, &mut deliveries);
+    assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 4));
+    dispatcher.handle_appended(QUEUE, Offset::new(5));
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 5, 1)]);
+}
