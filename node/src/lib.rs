@@ -2,7 +2,9 @@
 
 pub mod broker;
 pub mod clock;
+pub mod disk;
 pub mod dispatch;
+pub mod log;
 pub mod offsets;
 pub mod random;
 pub mod tasks;
