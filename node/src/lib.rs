@@ -1,6 +1,7 @@
 //! A Skein broker node.
 
 pub mod broker;
+pub mod checkpoint;
 pub mod clock;
 pub mod disk;
 pub mod dispatch;
