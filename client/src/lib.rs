@@ -1,1 +1,66 @@
-//! The client library of Skein.
+//! The client library of Skein, a replicated message queue.
+//!
+//! A [`Client`] connects to a cluster through any of its nodes. A [`Producer`] publishes a stream of messages, a
+//! [`Consumer`] takes them as a member of a consumer group. Both survive the loss of nodes by themselves: what was
+//! confirmed is on disk on a majority of replicas, what was not is sent again and stored once, and what was delivered
+//! and not acked is delivered again.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use skein_client::{Client, Message, QueueSettings};
+//!
+//! let client = Client::connect(["127.0.0.1:7101"]).await?;
+//! client.create_queue("orders", QueueSettings::default()).await?;
+//!
+//! let producer = client.producer("orders").build().await?;
+//! let confirm = producer.send(Message::new("two geese").key("customer-7")).await?;
+//! println!("stored at offset {}", confirm.await?);
+//!
+//! let mut consumer = client.consumer("orders", "mail").build().await?;
+//! while let Some(delivery) = consumer.next().await {
+//!     let delivery = delivery?;
+//!     println!("{:?}", delivery.message.body);
+//!     delivery.ack().await?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Errors tell apart what certainly did not happen (`NotAccepted`) from what may have (`OutcomeUnknown`), and carry a
+//! [`Reason`] for programs beside a sentence for people.
+
+mod calls;
+mod client;
+mod config;
+mod consumer;
+mod error;
+mod message;
+mod outcome;
+mod producer;
+mod queues;
+mod retry;
+mod routing;
+mod topology;
+
+pub use bytes::Bytes;
+pub use skein_proto::{
+    broker::Reason,
+    ids::{NodeId, Offset, QueueId, ShardId},
+    limits,
+};
+pub use tonic::Code;
+
+pub use crate::{
+    calls::{Browsed, LeaseToken, NotSettled, Received, Settlement},
+    client::Client,
+    config::ClientBuilder,
+    consumer::{BatchMessages, Consumer, ConsumerBuilder, Delivery, DeliveryBatch, Settled},
+    error::{
+        Cause, ConfirmError, ConnectError, ConsumeError, Error, MalformedMessage, SendError, SettleError,
+        TrySendError,
+    },
+    message::Message,
+    producer::{Confirm, Producer, ProducerBuilder},
+    queues::{Group, GroupStart, Queue, QueueSettings},
+    topology::{Node, Shard, Topology},
+};

@@ -1,0 +1,78 @@
+//! Arguments that several commands share, and how they are read.
+
+use std::{env, time::Duration};
+
+use clap::Args;
+use skein_client::{Client, ConnectError};
+
+/// Where a node listens that was started by `skein-node dev`.
+const SERVERS_DEFAULT: &str = "127.0.0.1:7101";
+
+/// Shorter than the library's: somebody is looking at the screen.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to reach the cluster.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConnectArgs {
+    /// Nodes of the cluster as host:port; one that answers is enough. [default: $SKEIN_SERVERS, or 127.0.0.1:7101]
+    #[arg(long, global = true, value_delimiter = ',', value_name = "HOST:PORT,...")]
+    servers: Vec<String>,
+}
+
+impl ConnectArgs {
+    pub(crate) async fn client(&self) -> Result<Client, ConnectError> {
+        let servers = match &self.servers[..] {
+            [] => env::var("SKEIN_SERVERS").unwrap_or_else(|_| SERVERS_DEFAULT.to_owned()),
+            servers => servers.join(","),
+        };
+        let servers = servers.split(',').filter(|server| !server.trim().is_empty());
+        Client::builder().servers(servers).request_timeout(REQUEST_TIMEOUT).connect().await
+    }
+}
+
+/// Reads `250ms`, `30s`, `5m` or `2h`; a bare number is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("\"{unit}\" is no unit of time; write ms, s, m or h")),
+    };
+    let number: u64 =
+        number.parse().map_err(|_| "write a whole number and a unit, such as 30s".to_owned())?;
+    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(|| "that is too long".to_owned())
+}
+
+/// Reads `name=value`.
+pub(crate) fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write name=value".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        for (text, ms) in [("250ms", 250), ("30s", 30_000), ("2", 2_000), ("5m", 300_000), ("1h", 3_600_000)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "s", "5 s", "5d", "-1s", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_have_names() {
+        assert_eq!(header("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(header("=b").is_err());
+        assert!(header("a").is_err());
+    }
+}

@@ -1,0 +1,229 @@
+//! `skein bench`: publishes and consumes for a while, and tells how fast it was and whether anything was lost.
+
+mod body;
+mod load;
+mod processes;
+mod report;
+mod tally;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use skein_client::{Client, QueueSettings};
+use tokio::{
+    signal,
+    sync::watch,
+    task::JoinSet,
+    time::{self, Instant},
+};
+
+use self::{
+    body::BODY_BYTES_MIN,
+    load::{Consumed, Counters, Published},
+    processes::Processes,
+    report::Report,
+    tally::Verdict,
+};
+use crate::{args::ConnectArgs, output::Output};
+
+/// The consumer group of a measurement.
+const GROUP: &str = "bench";
+
+/// How long nothing new may arrive, after publishing ended, before what is missing counts as lost. Longer than the
+/// default lease would be too patient for a measurement; a failover takes less.
+const DRAIN_IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// How often the drain looks whether everything has arrived.
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
+
+const EXAMPLES: &str = "\
+Examples:
+  skein bench --size 100 --producers 3 --consumers 3 --window 4096 --seconds 30
+  skein bench --producers 1 --consumers 1 --window 1 --json       latency of one at a time
+  skein bench --pids $(pgrep -d, skein-node) --json               with the brokers' CPU, memory and disk";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct BenchArgs {
+    /// Bytes of each body, at least 20.
+    #[arg(long, default_value_t = 1024)]
+    size: usize,
+    /// Queues to spread the load over.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    queues: u32,
+    /// Producers, in turn one per queue.
+    #[arg(long, default_value_t = 3)]
+    producers: u32,
+    /// Consumers, in turn one per queue. 0 measures publishing alone.
+    #[arg(long, default_value_t = 3)]
+    consumers: u32,
+    /// Unconfirmed messages of each producer.
+    #[arg(long, default_value_t = 512)]
+    window: usize,
+    /// Unacked messages of each consumer.
+    #[arg(long, default_value_t = 10_000)]
+    credit: u32,
+    /// How long to publish.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Broker processes on this machine, to measure their CPU, memory and disk writes.
+    #[arg(long, value_delimiter = ',', value_name = "PID,...")]
+    pids: Vec<u32>,
+    /// Keep the queues.
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(crate) async fn run(
+    client: &Client,
+    connect: &ConnectArgs,
+    args: BenchArgs,
+    output: &Output,
+) -> anyhow::Result<()> {
+    ensure!(args.consumers == 0 || args.consumers >= args.queues, "give at least one consumer per queue");
+    let run_id = rand::random::<u32>();
+    let queues: Vec<_> = (0..args.queues).map(|queue| format!("bench-{run_id:08x}-{queue}")).collect();
+    for queue in &queues {
+        client.create_queue(queue, QueueSettings::default()).await.context("cannot create the queues")?;
+    }
+    let measured = measure(connect, &args, &queues, output).await;
+    if !args.keep {
+        for queue in &queues {
+            client.delete_queue(queue).await.context("cannot delete the queues")?;
+        }
+    }
+    let report = measured?;
+    output.line(&report.to_json().to_string())?;
+    let lost_count = report.lost_count();
+    ensure!(lost_count == 0, "{lost_count} confirmed messages were never received");
+    Ok(())
+}
+
+/// The load while it runs.
+struct Load {
+    counters: Arc<Counters>,
+    publishing: watch::Sender<bool>,
+    consuming: watch::Sender<bool>,
+    producers: JoinSet<anyhow::Result<Published>>,
+    consumers: JoinSet<anyhow::Result<Consumed>>,
+}
+
+async fn measure(
+    connect: &ConnectArgs,
+    args: &BenchArgs,
+    queues: &[String],
+    output: &Output,
+) -> anyhow::Result<Report> {
+    let mut processes = Processes::new(&args.pids);
+    let mut load = Load::start(connect, args, queues).await?;
+    let started = Instant::now();
+    let before = processes.sample().context("cannot read the processes given by --pids")?;
+    tell_each_second(&load.counters, &mut processes, started, args.seconds, output).await?;
+    let measured_for = started.elapsed();
+    let counts = load.counters.snapshot();
+    let after = processes.sample()?;
+
+    load.publishing.send_replace(false);
+    let published = collect(&mut load.producers).await?;
+    if args.consumers > 0 {
+        drain(&load.counters, &published).await;
+    }
+    load.consuming.send_replace(false);
+    let consumed = collect(&mut load.consumers).await?;
+    let verdict = (args.consumers > 0).then(|| Verdict::of(&published, &consumed));
+    Ok(Report {
+        measured_for,
+        counts,
+        confirm: published.into_iter().map(|published| published.latency).collect(),
+        end_to_end: consumed.into_iter().map(|consumed| consumed.latency).collect(),
+        gap_max: load.counters.gap_max(),
+        verdict,
+        usage: (!args.pids.is_empty()).then(|| processes.usage(&before, &after)),
+        body_bytes: args.size.max(BODY_BYTES_MIN),
+    })
+}
+
+impl Load {
+    async fn start(connect: &ConnectArgs, args: &BenchArgs, queues: &[String]) -> anyhow::Result<Self> {
+        let mut load = Self {
+            counters: Arc::new(Counters::new()),
+            publishing: watch::Sender::new(true),
+            consuming: watch::Sender::new(true),
+            producers: JoinSet::new(),
+            consumers: JoinSet::new(),
+        };
+        let queue_of = |index: u32| &queues[index as usize % queues.len()];
+        // Connections of their own, so that deliveries do not stand in the way of confirms.
+        let for_consumers = connect.client().await?;
+        for index in 0..args.consumers {
+            let consumer = for_consumers.consumer(queue_of(index), GROUP).credit_messages(args.credit);
+            let consumer = consumer.build().await?;
+            let (counters, consuming) = (Arc::clone(&load.counters), load.consuming.subscribe());
+            load.consumers.spawn(load::consume(consumer, args.producers, counters, consuming));
+        }
+        let for_producers = connect.client().await?;
+        let body_bytes = args.size.max(BODY_BYTES_MIN);
+        for index in 0..args.producers {
+            let producer =
+                for_producers.producer(queue_of(index)).window_messages(args.window).window_bytes(usize::MAX);
+            let producer = producer.build().await?;
+            let (counters, publishing) = (Arc::clone(&load.counters), load.publishing.subscribe());
+            let window = args.window;
+            load.producers.spawn(load::publish(producer, index, body_bytes, window, counters, publishing));
+        }
+        Ok(load)
+    }
+}
+
+async fn tell_each_second(
+    counters: &Counters,
+    processes: &mut Processes,
+    started: Instant,
+    seconds: u64,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let mut before = counters.snapshot();
+    for second in 1..=seconds {
+        tokio::select! {
+            () = time::sleep_until(started + Duration::from_secs(second)) => {}
+            _ = signal::ctrl_c() => return Ok(()),
+        }
+        let now = counters.snapshot();
+        processes.sample()?;
+        output.progress_line(&format!(
+            "{second:>3} s  sent {:>9}/s  confirmed {:>9}/s  received {:>9}/s  acked {:>9}/s",
+            now.sent_count - before.sent_count,
+            now.confirmed_count - before.confirmed_count,
+            now.received_count - before.received_count,
+            now.acked_count - before.acked_count,
+        ))?;
+        before = now;
+    }
+    Ok(())
+}
+
+/// Waits until everything confirmed was received and acked, or nothing new comes any more.
+async fn drain(counters: &Counters, published: &[Published]) {
+    let confirmed_count: u64 = published.iter().map(|published| published.confirmed.count()).sum();
+    let mut seen = counters.snapshot();
+    let mut last_progress = Instant::now();
+    while seen.received_count.min(seen.acked_count) < confirmed_count
+        && last_progress.elapsed() < DRAIN_IDLE_MAX
+    {
+        time::sleep(DRAIN_CHECK_INTERVAL).await;
+        let now = counters.snapshot();
+        if now != seen {
+            seen = now;
+            last_progress = Instant::now();
+        }
+    }
+}
+
+async fn collect<T: 'static>(tasks: &mut JoinSet<anyhow::Result<T>>) -> anyhow::Result<Vec<T>> {
+    let mut results = Vec::new();
+    while let Some(result) = tasks.join_next().await {
+        results.push(result.context("a part of the load has failed")??);
+    }
+    Ok(results)
+}

@@ -1,0 +1,161 @@
+//! `skein publish`: messages from the command line, a file or stdin.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::json;
+use skein_client::{Client, Confirm, Message, Producer};
+use tokio::{
+    fs::File,
+    io::{self, AsyncBufReadExt, AsyncRead, BufReader},
+    time,
+};
+
+use crate::{
+    args,
+    output::{Output, progress_bar},
+};
+
+/// How often a paced publisher looks at the clock. Coarser than a timer's resolution, finer than anybody notices.
+const PACE_INTERVAL: Duration = Duration::from_millis(10);
+
+const EXAMPLES: &str = "\
+Examples:
+  skein publish orders 'two geese' --key customer-7 --header source=shop
+  skein publish orders --file orders.jsonl
+  seq 1000 | skein publish orders --rate 100
+  skein publish orders ping --count 1000";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct PublishArgs {
+    queue: String,
+    /// The body. Without it, each line of the file or of stdin is a message.
+    message: Option<String>,
+    /// Publish each line of this file.
+    #[arg(long, conflicts_with = "message")]
+    file: Option<PathBuf>,
+    /// How often to publish MESSAGE, or how many lines to publish at most.
+    #[arg(long)]
+    count: Option<u64>,
+    /// Messages a second at most.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// Key of the messages.
+    #[arg(long, default_value = "")]
+    key: String,
+    /// Header of the messages; may be repeated.
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = args::header)]
+    headers: Vec<(String, String)>,
+}
+
+pub(crate) async fn run(client: &Client, args: PublishArgs, output: &Output) -> anyhow::Result<()> {
+    let producer = client.producer(&args.queue).build().await?;
+    let mut publisher = Publisher::new(&producer, &args);
+    let sent = match (&args.message, &args.file) {
+        (Some(body), _) => publisher.repeat(body, args.count.unwrap_or(1)).await,
+        (None, Some(path)) => {
+            let file = File::open(path).await.with_context(|| format!("cannot read {}", path.display()))?;
+            publisher.lines(file, args.count).await
+        }
+        (None, None) => publisher.lines(io::stdin(), args.count).await,
+    };
+    let (first, last, sent_count) = publisher.finish();
+    let closed = producer.close().await;
+    sent?;
+    closed.context("not everything was published")?;
+    let Some(first) = first else {
+        bail!("there was nothing to publish; give a message, --file, or lines on stdin");
+    };
+    let first = first.await?;
+    let last = match last {
+        Some(last) => last.await?,
+        None => first,
+    };
+    let value = json!({
+        "queue": args.queue, "published": sent_count, "first_offset": first.get(), "last_offset": last.get()
+    });
+    output.result(&value, || match sent_count {
+        1 => format!("published at offset {first}"),
+        _ => format!("published {sent_count} messages at offsets {first} to {last}"),
+    })?;
+    Ok(())
+}
+
+struct Publisher<'a> {
+    producer: &'a Producer,
+    template: Message,
+    rate: Option<u32>,
+    started: time::Instant,
+    progress: indicatif::ProgressBar,
+    first: Option<Confirm>,
+    /// The last one, where there is more than one.
+    last: Option<Confirm>,
+    sent_count: u64,
+}
+
+impl<'a> Publisher<'a> {
+    fn new(producer: &'a Producer, args: &PublishArgs) -> Self {
+        let template = Message::new("").key(args.key.clone()).headers(args.headers.iter().cloned());
+        let takes_long = args.file.is_some() || args.count.is_some();
+        let progress = if takes_long { progress_bar(args.count) } else { indicatif::ProgressBar::hidden() };
+        let started = time::Instant::now();
+        Self {
+            producer,
+            template,
+            rate: args.rate,
+            started,
+            progress,
+            first: None,
+            last: None,
+            sent_count: 0,
+        }
+    }
+
+    async fn repeat(&mut self, body: &str, count: u64) -> anyhow::Result<()> {
+        for _ in 0..count {
+            self.send(body.to_owned().into_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    async fn lines(&mut self, input: impl AsyncRead + Unpin, count: Option<u64>) -> anyhow::Result<()> {
+        let mut lines = BufReader::new(input).split(b'\n');
+        while count.is_none_or(|count| self.sent_count < count) {
+            let Some(mut line) = lines.next_segment().await.context("cannot read the messages")? else {
+                break;
+            };
+            if line.last() == Some(&b'\r') {
+                line.pop();
+            }
+            self.send(line).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, body: Vec<u8>) -> anyhow::Result<()> {
+        self.keep_pace().await;
+        let confirm = self.producer.send(Message { body: body.into(), ..self.template.clone() }).await?;
+        match self.first {
+            None => self.first = Some(confirm),
+            Some(_) => self.last = Some(confirm),
+        }
+        self.sent_count += 1;
+        self.progress.inc(1);
+        Ok(())
+    }
+
+    async fn keep_pace(&self) {
+        let Some(rate) = self.rate else { return };
+        let due = self.started + Duration::from_secs(1).mul_f64(self.sent_count as f64 / f64::from(rate));
+        if due > time::Instant::now() + PACE_INTERVAL {
+            time::sleep_until(due).await;
+        }
+    }
+
+    fn finish(self) -> (Option<Confirm>, Option<Confirm>, u64) {
+        self.progress.finish_and_clear();
+        (self.first, self.last, self.sent_count)
+    }
+}

@@ -1,0 +1,315 @@
+//! Publishing, receiving and reading with single calls, for those who need no stream.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::BytesMut;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use skein_proto::{
+    broker::Reason,
+    ids::{Offset, Sequence},
+    limits,
+    node::{self, broker_client::BrokerClient},
+};
+use tonic::{Code, transport::Channel};
+
+use crate::{
+    client::{Client, Repeat},
+    error::{Cause, Error, MalformedMessage, reason_of},
+    message::{BatchReader, EncodableMessage, Message},
+};
+
+/// A message taken with [`Client::receive`], to be settled by its token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// The message.
+    pub message: Message,
+    /// Its position in the queue.
+    pub offset: Offset,
+    /// 1 on first delivery.
+    pub attempt: u32,
+    /// When it was published, by the clock of the node that led then.
+    pub published_at: SystemTime,
+    /// What to settle it by.
+    pub lease_token: LeaseToken,
+}
+
+/// Stands for one delivery of one message.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LeaseToken(String);
+
+/// What to do with messages taken with [`Client::receive`].
+#[derive(Debug, Clone, Default)]
+pub struct Settlement {
+    acks: Vec<LeaseToken>,
+    nacks: Vec<(LeaseToken, Duration)>,
+    extends: Vec<(LeaseToken, Duration)>,
+}
+
+/// One message that was not settled, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotSettled {
+    /// Which one.
+    pub lease_token: LeaseToken,
+    /// For programs.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+}
+
+/// A message read with [`Client::browse`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Browsed {
+    /// The message.
+    pub message: Message,
+    /// Its position in the queue.
+    pub offset: Offset,
+    /// When it was published, by the clock of the node that led then.
+    pub published_at: SystemTime,
+}
+
+impl Client {
+    /// Publishes messages as one batch, all or none, and returns the offset of the first; the others follow. A retry
+    /// inside does not publish them twice. For more than a few messages a second use a [`Producer`](crate::Producer).
+    ///
+    /// # Errors
+    /// When the queue does not exist, the batch is empty or too large (4 MiB, 16,384 messages), or the cluster does
+    /// not answer; only in that last case may it have been published.
+    pub async fn send(&self, queue: &str, messages: Vec<Message>) -> Result<Offset, Error> {
+        let mut batch = BytesMut::new();
+        if messages.len() > limits::BATCH_MESSAGES_MAX {
+            return Err(batch_too_large());
+        }
+        for message in messages {
+            let message = EncodableMessage::new(message);
+            if batch.len() + message.batch_bytes() > limits::BATCH_BYTES_MAX {
+                return Err(batch_too_large());
+            }
+            message.append_to(&mut batch);
+        }
+        let request = node::SendRequest {
+            queue: queue.to_owned(),
+            producer_id: random_producer_id(),
+            sequence: Sequence::FIRST.get(),
+            batch: batch.freeze(),
+        };
+        let shard = self.shard_of(queue).await?;
+        let answer = self
+            .call(Repeat::Always, Some(shard), |channel| {
+                let request = request.clone();
+                async move { broker(channel).send(request).await }
+            })
+            .await?;
+        Ok(Offset::new(answer.confirm.unwrap_or_default().first_offset))
+    }
+
+    /// Takes up to `messages_max` messages for `group`, and waits up to `wait` for the first one. Each is leased until
+    /// it is settled with [`Client::settle`] or its lease runs out. Returns nothing when there is nothing. Not
+    /// repeated inside when an answer got lost: messages on it are delivered again after their leases.
+    ///
+    /// # Errors
+    /// When the queue does not exist, or the cluster does not answer.
+    pub async fn receive(
+        &self,
+        queue: &str,
+        group: &str,
+        messages_max: u32,
+        wait: Duration,
+    ) -> Result<Vec<Received>, Error> {
+        let shard = self.shard_of(queue).await?;
+        let deadline = tokio::time::Instant::now() + wait;
+        // Longer waits are several calls: an answer that takes its time must not be taken for a dead node.
+        let wait_max = self.attempt_timeout() / 2;
+        loop {
+            let rest = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let request = node::ReceiveRequest {
+                queue: queue.to_owned(),
+                group: group.to_owned(),
+                messages_max,
+                bytes_max: limits::BATCH_BYTES_MAX as u64,
+                wait_ms: duration_ms(rest.min(wait_max)),
+            };
+            let answer = self
+                .call(Repeat::IfNotDone, Some(shard), |channel| {
+                    let request = request.clone();
+                    async move { broker(channel).receive(request).await }
+                })
+                .await?;
+            if !answer.messages.is_empty() || rest <= wait_max {
+                return answer.messages.into_iter().map(received).collect();
+            }
+        }
+    }
+
+    /// Acks, returns or extends messages taken with [`Client::receive`]. Returns those that were not settled.
+    ///
+    /// # Errors
+    /// When the queue or group does not exist, or the cluster does not answer; in that last case some may have been
+    /// settled.
+    pub async fn settle(
+        &self,
+        queue: &str,
+        group: &str,
+        settlement: Settlement,
+    ) -> Result<Vec<NotSettled>, Error> {
+        let shard = self.shard_of(queue).await?;
+        let request = settlement.into_wire(queue, group);
+        let answer = self
+            .call(Repeat::IfNotDone, Some(shard), |channel| {
+                let request = request.clone();
+                async move { broker(channel).settle(request).await }
+            })
+            .await?;
+        let not_settled = |failure: node::TokenFailure| NotSettled {
+            reason: reason_of(failure.reason),
+            lease_token: LeaseToken(failure.lease_token),
+            message: failure.message,
+        };
+        Ok(answer.failures.into_iter().map(not_settled).collect())
+    }
+
+    /// Reads messages from `from` on without consuming them, up to the end of the queue as it is now; at most
+    /// `messages_max` if given.
+    ///
+    /// # Errors
+    /// When the queue does not exist, or the cluster does not answer. An error inside the stream ends it.
+    pub async fn browse(
+        &self,
+        queue: &str,
+        from: Offset,
+        messages_max: Option<u64>,
+    ) -> Result<impl Stream<Item = Result<Browsed, Error>> + Send + Unpin + use<>, Error> {
+        // 0 means all on the wire.
+        let request = node::BrowseRequest {
+            queue: queue.to_owned(),
+            from_offset: from.get(),
+            messages_max: messages_max.unwrap_or_default(),
+        };
+        let shard = self.shard_of(queue).await?;
+        let responses = self
+            .call(Repeat::Always, Some(shard), |channel| {
+                let request = request.clone();
+                async move { broker(channel).browse(request).await }
+            })
+            .await?;
+        let batches = responses
+            .map_ok(|response| stream::iter(response.batches.into_iter().map(Ok)))
+            .map_err(|status| Error::from_status(&status))
+            .try_flatten();
+        let messages = batches.map_ok(|batch| stream::iter(browsed(batch))).try_flatten();
+        let left = messages_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
+        Ok(messages.take(left).boxed())
+    }
+}
+
+impl Settlement {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The message is done with.
+    #[must_use]
+    pub fn ack(mut self, lease_token: LeaseToken) -> Self {
+        self.acks.push(lease_token);
+        self
+    }
+
+    /// The message is given back, to be delivered again no sooner than `delay` from now.
+    #[must_use]
+    pub fn nack(mut self, lease_token: LeaseToken, delay: Duration) -> Self {
+        self.nacks.push((lease_token, delay));
+        self
+    }
+
+    /// The lease ends `lease` from now.
+    #[must_use]
+    pub fn extend(mut self, lease_token: LeaseToken, lease: Duration) -> Self {
+        self.extends.push((lease_token, lease));
+        self
+    }
+
+    fn into_wire(self, queue: &str, group: &str) -> node::SettleRequest {
+        let nack = |(token, delay): (LeaseToken, Duration)| node::TokenNack {
+            lease_token: token.0,
+            delay_ms: duration_ms(delay),
+        };
+        let extend = |(token, lease): (LeaseToken, Duration)| node::TokenExtend {
+            lease_token: token.0,
+            lease_ms: duration_ms(lease),
+        };
+        node::SettleRequest {
+            queue: queue.to_owned(),
+            group: group.to_owned(),
+            acks: self.acks.into_iter().map(|token| token.0).collect(),
+            nacks: self.nacks.into_iter().map(nack).collect(),
+            extends: self.extends.into_iter().map(extend).collect(),
+        }
+    }
+}
+
+impl LeaseToken {
+    /// The token as text, to be kept or passed on.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for LeaseToken {
+    fn from(token: String) -> Self {
+        Self(token)
+    }
+}
+
+/// A broker client that takes everything that nodes send.
+pub(crate) fn broker(channel: Channel) -> BrokerClient<Channel> {
+    BrokerClient::new(channel)
+        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
+}
+
+/// Whole milliseconds; the longest that can be said where it is longer.
+pub(crate) fn duration_ms(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+pub(crate) fn wall_time(unix_ms: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(unix_ms)
+}
+
+/// Never 0, which would ask for no deduplication.
+pub(crate) fn random_producer_id() -> u64 {
+    rand::random_range(1..=u64::MAX)
+}
+
+fn received(wire: node::ReceivedMessage) -> Result<Received, Error> {
+    Ok(Received {
+        message: Message::from_wire(wire.message).map_err(malformed)?,
+        offset: Offset::new(wire.offset),
+        attempt: wire.attempt,
+        published_at: wall_time(wire.published_at_ms),
+        lease_token: LeaseToken(wire.lease_token),
+    })
+}
+
+fn browsed(batch: node::BrowsedBatch) -> impl Iterator<Item = Result<Browsed, Error>> {
+    let first = Offset::new(batch.first_offset);
+    let published_at = wall_time(batch.published_at_ms);
+    BatchReader::new(batch.batch).zip(0..).map(move |(message, index)| {
+        Ok(Browsed { message: message.map_err(malformed)?, offset: first.plus(index), published_at })
+    })
+}
+
+fn malformed(error: MalformedMessage) -> Error {
+    Error::NotAccepted(Cause::new(Code::DataLoss, Reason::MalformedMessage, error.to_string()))
+}
+
+fn batch_too_large() -> Error {
+    let sentence = format!(
+        "a batch may have {} messages and {} bytes; send several, or use a producer",
+        limits::BATCH_MESSAGES_MAX,
+        limits::BATCH_BYTES_MAX
+    );
+    Error::NotAccepted(Cause::new(Code::InvalidArgument, Reason::BatchTooLarge, sentence))
+}

@@ -1,0 +1,200 @@
+//! What a consumer receives, and how it is settled.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use skein_proto::{ids::Offset, node};
+
+use super::{
+    Shared,
+    acks::{Settle, Settled},
+    wake,
+};
+use crate::{
+    calls::wall_time,
+    error::MalformedMessage,
+    message::{BatchReader, Message},
+};
+
+/// One message, leased to this consumer.
+///
+/// Settling takes effect in the background; the futures may be dropped.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// Its position in the queue.
+    pub offset: Offset,
+    /// 1 on first delivery.
+    pub attempt: u32,
+    /// When it was published, by the clock of the node that led then.
+    pub published_at: SystemTime,
+    lease: Lease,
+}
+
+/// Messages with consecutive offsets in the same attempt, leased to this consumer.
+#[derive(Debug)]
+pub struct DeliveryBatch {
+    batch: node::DeliveryBatch,
+    lease: Lease,
+}
+
+/// The messages of a batch, in order.
+#[derive(Debug, Clone)]
+pub struct BatchMessages {
+    reader: BatchReader,
+}
+
+/// What a delivery needs to be settled.
+#[derive(Debug, Clone)]
+struct Lease {
+    shared: Arc<Shared>,
+    /// The stream it was delivered on; it ends with it.
+    stream: u64,
+}
+
+impl Delivery {
+    /// The message is done with. Resolves once that survives the loss of a node.
+    pub fn ack(&self) -> Settled {
+        self.settle(Settle::Ack)
+    }
+
+    /// Gives the message back, to be delivered again at once.
+    pub fn nack(&self) -> Settled {
+        self.nack_after(Duration::ZERO)
+    }
+
+    /// Gives the message back, to be delivered again no sooner than `delay` from now. In milliseconds, at most 49
+    /// days.
+    pub fn nack_after(&self, delay: Duration) -> Settled {
+        self.settle(Settle::Nack { delay })
+    }
+
+    /// Lets the lease end `lease` from now. In milliseconds, at most 49 days.
+    pub fn extend(&self, lease: Duration) -> Settled {
+        self.settle(Settle::Extend { lease })
+    }
+
+    fn settle(&self, settle: Settle) -> Settled {
+        self.lease.settle(settle, self.offset, 1)
+    }
+}
+
+impl DeliveryBatch {
+    pub(super) fn new(batch: node::DeliveryBatch, stream: u64, shared: Arc<Shared>) -> Self {
+        Self { batch, lease: Lease { shared, stream } }
+    }
+
+    /// The offset of the first message; the others follow.
+    #[must_use]
+    pub fn first_offset(&self) -> Offset {
+        Offset::new(self.batch.first_offset)
+    }
+
+    /// How many messages there are.
+    #[must_use]
+    pub fn message_count(&self) -> u32 {
+        self.batch.count
+    }
+
+    /// 1 on first delivery.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.batch.attempt
+    }
+
+    /// When they were published, by the clock of the node that led then.
+    #[must_use]
+    pub fn published_at(&self) -> SystemTime {
+        wall_time(self.batch.published_at_ms)
+    }
+
+    /// The messages. Bodies are not copied.
+    #[must_use]
+    pub fn messages(&self) -> BatchMessages {
+        BatchMessages { reader: BatchReader::new(self.batch.batch.clone()) }
+    }
+
+    /// All of them are done with. Resolves once that survives the loss of a node.
+    pub fn ack(&self) -> Settled {
+        self.settle(Settle::Ack)
+    }
+
+    /// Gives all of them back, to be delivered again at once.
+    pub fn nack(&self) -> Settled {
+        self.nack_after(Duration::ZERO)
+    }
+
+    /// Gives all of them back, to be delivered again no sooner than `delay` from now. In milliseconds, at most 49
+    /// days.
+    pub fn nack_after(&self, delay: Duration) -> Settled {
+        self.settle(Settle::Nack { delay })
+    }
+
+    /// Lets all leases end `lease` from now. In milliseconds, at most 49 days.
+    pub fn extend(&self, lease: Duration) -> Settled {
+        self.settle(Settle::Extend { lease })
+    }
+
+    fn settle(&self, settle: Settle) -> Settled {
+        self.lease.settle(settle, self.first_offset(), self.batch.count)
+    }
+}
+
+impl Iterator for BatchMessages {
+    type Item = Result<Message, MalformedMessage>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.reader.next()
+    }
+}
+
+impl Lease {
+    fn settle(&self, settle: Settle, first: Offset, count: u32) -> Settled {
+        let (settled, waker) = self.shared.lock().settle(self.stream, settle, first, count);
+        wake(waker);
+        settled
+    }
+}
+
+/// Takes single messages out of a batch.
+#[derive(Debug)]
+pub(super) struct BatchCursor {
+    batch: DeliveryBatch,
+    reader: BatchReader,
+    taken_count: u32,
+}
+
+impl BatchCursor {
+    pub(super) fn new(batch: DeliveryBatch) -> Self {
+        let reader = BatchReader::new(batch.batch.batch.clone());
+        Self { batch, reader, taken_count: 0 }
+    }
+
+    pub(super) fn next(&mut self) -> Option<Result<Delivery, MalformedMessage>> {
+        let message = match self.reader.next()? {
+            Ok(message) => message,
+            Err(error) => return Some(Err(error)),
+        };
+        let offset = self.batch.first_offset().plus(self.taken_count.into());
+        self.taken_count += 1;
+        Some(Ok(Delivery {
+            message,
+            offset,
+            attempt: self.batch.attempt(),
+            published_at: self.batch.published_at(),
+            lease: self.batch.lease.clone(),
+        }))
+    }
+
+    /// What has not been taken, as a batch.
+    pub(super) fn into_rest(mut self) -> Option<DeliveryBatch> {
+        let batch = &mut self.batch.batch;
+        batch.first_offset += u64::from(self.taken_count);
+        batch.count = batch.count.saturating_sub(self.taken_count);
+        batch.batch = self.reader.into_rest();
+        (batch.count > 0).then_some(self.batch)
+    }
+}

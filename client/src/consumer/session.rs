@@ -1,0 +1,189 @@
+//! Keeps a consumer's stream open: subscribes at the leader, takes deliveries, sends settlements, and starts over when
+//! the stream ends.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::Stream;
+use skein_proto::{
+    ids::ShardId,
+    node::{self, consume_request::Request},
+};
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
+use tonic::{Code, Status};
+
+use super::{CLOSE_TIMEOUT, ConsumerBuilder, Shared, wake};
+use crate::{
+    calls::broker,
+    client::Client,
+    error::{Cause, ConsumeError},
+    retry::Backoff,
+    routing::Route,
+    topology::Topology,
+};
+
+/// Failures after which other nodes than the leader are tried. Moving a consumer later costs redelivery, so it waits
+/// for a leader to be elected first: five waits add up to 75-150 ms, and an election takes less.
+const FORWARD_FROM: u32 = 5;
+
+/// The task behind one consumer.
+pub(super) struct Session {
+    client: Client,
+    subscribe: node::Subscribe,
+    shard: ShardId,
+    shared: Arc<Shared>,
+    topology: watch::Receiver<Topology>,
+    backoff: Backoff,
+}
+
+impl Session {
+    pub(super) fn new(settings: ConsumerBuilder, shard: ShardId, shared: Arc<Shared>) -> Self {
+        let ConsumerBuilder { client, queue, group, credit_messages, credit_bytes } = settings;
+        let credit = node::Credit { messages: credit_messages, bytes: credit_bytes };
+        let subscribe = node::Subscribe { queue, group, credit: Some(credit) };
+        let topology = client.router().subscribe();
+        Self { client, subscribe, shard, shared, topology, backoff: Backoff::default() }
+    }
+
+    /// Runs until the consumer is closed and its acks are answered, or it cannot go on.
+    pub(super) async fn run(mut self) {
+        while !self.shared.lock().is_closed() {
+            let cause = self.stream_until_closed().await;
+            let (answers, is_closed) = {
+                let mut inbox = self.shared.lock();
+                (inbox.lose_stream(&cause), inbox.is_closed())
+            };
+            answers.publish();
+            if is_closed {
+                return;
+            }
+            tracing::debug!(queue = self.subscribe.queue, %cause, "the consume stream ended");
+            if !cause.is_retryable() {
+                let reader = self.shared.lock().fail(ConsumeError::NotAccepted(cause));
+                return wake(reader);
+            }
+            self.wait().await;
+        }
+    }
+
+    /// Runs one stream, but gives up waiting for its orderly end.
+    async fn stream_until_closed(&mut self) -> Cause {
+        let shared = Arc::clone(&self.shared);
+        let mut stream = std::pin::pin!(self.stream());
+        tokio::select! {
+            cause = &mut stream => return cause,
+            () = shared.closing.notified() => {}
+        }
+        let ended = time::timeout(CLOSE_TIMEOUT, stream).await;
+        ended.unwrap_or_else(|_| unavailable("the consumer was closed"))
+    }
+
+    /// One stream, from connecting to its end.
+    async fn stream(&mut self) -> Cause {
+        self.topology.mark_unchanged();
+        let router = self.client.router();
+        let Some(route) = router.route(self.shard, self.backoff.attempt(), FORWARD_FROM) else {
+            return unavailable("the shard has no leader now");
+        };
+        let requests = Requests::begin(Arc::clone(&self.shared), self.subscribe.clone());
+        let mut broker = broker(route.channel.clone());
+        let mut opening = std::pin::pin!(broker.consume(requests));
+        let mut responses = loop {
+            tokio::select! {
+                opened = &mut opening => match opened {
+                    Ok(responses) => break responses.into_inner(),
+                    Err(status) => return Cause::from_status(&status),
+                },
+                _ = self.topology.changed() => if self.should_move(&route) {
+                    return moved();
+                },
+            }
+        };
+        let mut has_news = false;
+        loop {
+            tokio::select! {
+                response = responses.message() => match response {
+                    Ok(Some(response)) => self.on_response(response),
+                    Ok(None) => return unavailable("the node ended the stream"),
+                    Err(status) => return Cause::from_status(&status),
+                },
+                _ = self.topology.changed() => has_news = true,
+            }
+            // Without news the leader was tried already, and could not be reached.
+            if has_news && self.should_move(&route) {
+                return moved();
+            }
+        }
+    }
+
+    fn on_response(&mut self, response: node::ConsumeResponse) {
+        self.backoff.reset();
+        if let Some(subscribed) = &response.subscribed {
+            self.shard = ShardId::new(subscribed.shard_id);
+            self.client.router().remember_shard(&self.subscribe.queue, self.shard);
+        }
+        let (answers, wakers) = self.shared.lock().receive(response);
+        answers.publish();
+        wakers.into_iter().for_each(wake);
+    }
+
+    /// Another node leads. A stream to the old leader is worth nothing; one that is forwarded works, and is moved
+    /// when that causes no message to be delivered again.
+    fn should_move(&self, route: &Route) -> bool {
+        let is_elsewhere = |topology: &Topology| {
+            topology.leader_of(self.shard).is_some_and(|leader| leader.grpc_address != route.address)
+        };
+        is_elsewhere(&self.topology.borrow()) && (route.is_leader || self.shared.lock().holds_nothing())
+    }
+
+    async fn wait(&mut self) {
+        let deadline = Instant::now() + self.backoff.next_delay(rand::random());
+        tokio::select! {
+            () = time::sleep_until(deadline) => {}
+            () = self.shared.closing.notified() => {}
+            _ = self.topology.changed() => self.backoff.reset(),
+        }
+    }
+}
+
+fn unavailable(sentence: &str) -> Cause {
+    Cause::from_status(&Status::new(Code::Unavailable, sentence))
+}
+
+fn moved() -> Cause {
+    unavailable("another node leads the queue now")
+}
+
+/// The requests of one stream. Asks the inbox when the connection can take more, so that acks gather by themselves
+/// when it cannot.
+struct Requests {
+    shared: Arc<Shared>,
+    stream: u64,
+    subscribe: Option<node::Subscribe>,
+}
+
+impl Requests {
+    fn begin(shared: Arc<Shared>, subscribe: node::Subscribe) -> Self {
+        let stream = shared.lock().begin_stream();
+        Self { shared, stream, subscribe: Some(subscribe) }
+    }
+}
+
+impl Stream for Requests {
+    type Item = node::ConsumeRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let request = |request| Some(node::ConsumeRequest { request: Some(request) });
+        if let Some(subscribe) = self.subscribe.take() {
+            return Poll::Ready(request(Request::Subscribe(subscribe)));
+        }
+        let polled = self.shared.lock().poll_send(self.stream, cx.waker());
+        polled.map(|settle| settle.and_then(|settle| request(Request::Settle(settle))))
+    }
+}

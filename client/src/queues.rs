@@ -1,0 +1,304 @@
+//! Queues and consumer groups: creating, looking at and deleting them.
+
+use std::time::Duration;
+
+use skein_proto::{
+    broker::{self, Reason, queues_client::QueuesClient},
+    ids::{NodeId, Offset, QueueId, ShardId},
+};
+
+use crate::{
+    client::{Client, Repeat},
+    error::Error,
+    topology,
+};
+
+/// How a queue treats its messages. What is not set is as the cluster sees fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// Deliveries after which a message is given up: moved to the dead-letter queue, or dropped without one. 20
+    /// unless set.
+    pub max_deliveries: Option<u32>,
+    /// Where messages go that are given up; must exist.
+    pub dead_letter_queue: Option<String>,
+    /// How long a consumer may hold a message before it is delivered again, in whole milliseconds. 30 s unless set.
+    pub lease: Option<Duration>,
+}
+
+/// A queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// Unique among the queues that exist.
+    pub name: String,
+    /// Unique among all queues that ever were.
+    pub id: QueueId,
+    /// The Raft group that keeps it.
+    pub shard: ShardId,
+    /// How it treats its messages.
+    pub settings: QueueSettings,
+    /// None while its shard has no leader.
+    pub leader: Option<NodeId>,
+    /// The oldest message that is kept.
+    pub first_offset: Offset,
+    /// What the next message gets.
+    pub next_offset: Offset,
+    /// How many messages are kept.
+    pub message_count: u64,
+    /// How many bytes they have.
+    pub message_bytes: u64,
+    /// Who reads it.
+    pub groups: Vec<Group>,
+}
+
+/// A consumer group of a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Unique in its queue.
+    pub name: String,
+    /// Everything before it is acked.
+    pub acked_floor: Offset,
+    /// Messages that are not acked yet, leased ones included.
+    pub unacked_count: u64,
+    /// Messages that a consumer holds now.
+    pub leased_count: u64,
+    /// Consumers that are connected.
+    pub consumer_count: u32,
+    /// Messages that were returned at least once and are not acked yet.
+    pub returned_count: u64,
+    /// Messages moved to the dead-letter queue since the group exists.
+    pub dead_lettered_count: u64,
+    /// Messages given up and dropped since the group exists.
+    pub dropped_count: u64,
+}
+
+/// Where a new group begins to read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GroupStart {
+    /// At the oldest message that is kept.
+    #[default]
+    First,
+    /// At the next message that is published.
+    Next,
+}
+
+impl Client {
+    /// Creates a queue, and says whether it did: a queue that exists with the same settings is left as it is. When
+    /// an answer got lost and the call was repeated, this is false even though this call created the queue.
+    ///
+    /// # Errors
+    /// When a queue of that name exists with other settings, a name or setting is not allowed, or the cluster does
+    /// not answer.
+    pub async fn create_queue(&self, name: &str, settings: QueueSettings) -> Result<bool, Error> {
+        let request =
+            broker::CreateQueueRequest { name: name.to_owned(), settings: Some(settings.try_into_wire()?) };
+        let answer = self
+            .call(Repeat::Always, None, |channel| {
+                let request = request.clone();
+                async move { QueuesClient::new(channel).create_queue(request).await }
+            })
+            .await?;
+        if let Some(queue) = answer.queue {
+            self.router().remember_shard(name, ShardId::new(queue.shard_id));
+        }
+        Ok(answer.created)
+    }
+
+    /// Looks at a queue.
+    ///
+    /// # Errors
+    /// When the queue does not exist, or the cluster does not answer.
+    pub async fn get_queue(&self, name: &str) -> Result<Queue, Error> {
+        let answer = self
+            .call(Repeat::Always, self.router().shard_of(name), |channel| {
+                let request = broker::GetQueueRequest { name: name.to_owned() };
+                async move { QueuesClient::new(channel).get_queue(request).await }
+            })
+            .await?;
+        let queue = Queue::from(answer.queue.unwrap_or_default());
+        self.router().remember_shard(name, queue.shard);
+        Ok(queue)
+    }
+
+    /// Lists all queues by name. The counts may lag a moment behind.
+    ///
+    /// # Errors
+    /// When the cluster does not answer.
+    pub async fn list_queues(&self) -> Result<Vec<Queue>, Error> {
+        self.list_queues_with_prefix("").await
+    }
+
+    /// Lists the queues whose names start with `prefix`, by name. The counts may lag a moment behind.
+    ///
+    /// # Errors
+    /// When the cluster does not answer.
+    pub async fn list_queues_with_prefix(&self, prefix: &str) -> Result<Vec<Queue>, Error> {
+        let mut queues: Vec<Queue> = Vec::new();
+        loop {
+            let after = queues.last().map(|queue| queue.name.clone()).unwrap_or_default();
+            let request = broker::ListQueuesRequest { prefix: prefix.to_owned(), after, page_size: 0 };
+            let page = self
+                .call(Repeat::Always, None, |channel| {
+                    let request = request.clone();
+                    async move { QueuesClient::new(channel).list_queues(request).await }
+                })
+                .await?;
+            let is_last = !page.more || page.queues.is_empty();
+            queues.extend(page.queues.into_iter().map(Queue::from));
+            if is_last {
+                return Ok(queues);
+            }
+        }
+    }
+
+    /// Deletes a queue with its groups and messages.
+    ///
+    /// # Errors
+    /// When the queue does not exist, is the dead-letter queue of another, or the cluster does not answer.
+    pub async fn delete_queue(&self, name: &str) -> Result<(), Error> {
+        let deleted = self
+            .call(Repeat::Always, None, |channel| {
+                let request = broker::DeleteQueueRequest { name: name.to_owned() };
+                async move { QueuesClient::new(channel).delete_queue(request).await }
+            })
+            .await;
+        self.router().forget_shard(name);
+        gone_already(deleted.map(drop), Reason::QueueNotFound)
+    }
+
+    /// Deletes all messages of a queue, and says how many; offsets go on where they were. When an answer got lost
+    /// and the call was repeated, the messages deleted the first time are not counted.
+    ///
+    /// # Errors
+    /// When the queue does not exist, or the cluster does not answer.
+    pub async fn purge_queue(&self, name: &str) -> Result<u64, Error> {
+        let answer = self
+            .call(Repeat::Always, self.router().shard_of(name), |channel| {
+                let request = broker::PurgeQueueRequest { name: name.to_owned() };
+                async move { QueuesClient::new(channel).purge_queue(request).await }
+            })
+            .await?;
+        Ok(answer.purged_messages)
+    }
+
+    /// Creates a consumer group, and says whether it did: one that exists is left as it is. When an answer got lost
+    /// and the call was repeated, this is false even though this call created the group.
+    ///
+    /// # Errors
+    /// When the queue does not exist, the name is not allowed, or the cluster does not answer.
+    pub async fn create_group(&self, queue: &str, group: &str, start: GroupStart) -> Result<bool, Error> {
+        let start = match start {
+            GroupStart::First => broker::GroupStart::First,
+            GroupStart::Next => broker::GroupStart::Next,
+        };
+        let request = broker::CreateGroupRequest {
+            queue: queue.to_owned(),
+            group: group.to_owned(),
+            start: start.into(),
+        };
+        let answer = self
+            .call(Repeat::Always, self.router().shard_of(queue), |channel| {
+                let request = request.clone();
+                async move { QueuesClient::new(channel).create_group(request).await }
+            })
+            .await?;
+        Ok(answer.created)
+    }
+
+    /// Deletes a consumer group; its consumers are disconnected.
+    ///
+    /// # Errors
+    /// When the queue or the group does not exist, or the cluster does not answer.
+    pub async fn delete_group(&self, queue: &str, group: &str) -> Result<(), Error> {
+        let deleted = self
+            .call(Repeat::Always, self.router().shard_of(queue), |channel| {
+                let request = broker::DeleteGroupRequest { queue: queue.to_owned(), group: group.to_owned() };
+                async move { QueuesClient::new(channel).delete_group(request).await }
+            })
+            .await;
+        gone_already(deleted.map(drop), Reason::GroupNotFound)
+    }
+
+    /// Looks at a consumer group.
+    ///
+    /// # Errors
+    /// When the queue or the group does not exist, or the cluster does not answer.
+    pub async fn get_group(&self, queue: &str, group: &str) -> Result<Group, Error> {
+        let answer = self
+            .call(Repeat::Always, self.router().shard_of(queue), |channel| {
+                let request = broker::GetGroupRequest { queue: queue.to_owned(), group: group.to_owned() };
+                async move { QueuesClient::new(channel).get_group(request).await }
+            })
+            .await?;
+        Ok(answer.group.unwrap_or_default().into())
+    }
+}
+
+/// A repeated deletion that finds nothing has happened the first time.
+fn gone_already(deleted: Result<(), Error>, gone: Reason) -> Result<(), Error> {
+    match deleted {
+        Err(Error::OutcomeUnknown(cause)) if cause.reason == gone => Ok(()),
+        other => other,
+    }
+}
+
+impl QueueSettings {
+    fn try_into_wire(self) -> Result<broker::QueueSettings, Error> {
+        let lease_ms = self.lease.map_or(Ok(0), |lease| u32::try_from(lease.as_millis()));
+        let lease_ms = lease_ms.map_err(|_| {
+            let sentence = "the lease is too long; give at most 49 days";
+            Error::NotAccepted(crate::error::Cause::new(
+                tonic::Code::InvalidArgument,
+                Reason::InvalidSetting,
+                sentence,
+            ))
+        })?;
+        Ok(broker::QueueSettings {
+            max_deliveries: self.max_deliveries.unwrap_or_default(),
+            dead_letter_queue: self.dead_letter_queue.unwrap_or_default(),
+            lease_ms,
+        })
+    }
+}
+
+impl From<broker::QueueSettings> for QueueSettings {
+    fn from(wire: broker::QueueSettings) -> Self {
+        Self {
+            max_deliveries: (wire.max_deliveries != 0).then_some(wire.max_deliveries),
+            dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
+            lease: (wire.lease_ms != 0).then(|| Duration::from_millis(wire.lease_ms.into())),
+        }
+    }
+}
+
+impl From<broker::Queue> for Queue {
+    fn from(wire: broker::Queue) -> Self {
+        let counts = wire.counts.unwrap_or_default();
+        Self {
+            name: wire.name,
+            id: QueueId::new(wire.queue_id),
+            shard: ShardId::new(wire.shard_id),
+            settings: wire.settings.unwrap_or_default().into(),
+            leader: topology::node_id(wire.leader_node_id),
+            first_offset: Offset::new(counts.first_offset),
+            next_offset: Offset::new(counts.next_offset),
+            message_count: counts.messages,
+            message_bytes: counts.bytes,
+            groups: counts.groups.into_iter().map(Group::from).collect(),
+        }
+    }
+}
+
+impl From<broker::Group> for Group {
+    fn from(wire: broker::Group) -> Self {
+        Self {
+            name: wire.name,
+            acked_floor: Offset::new(wire.acked_floor),
+            unacked_count: wire.unacked_messages,
+            leased_count: wire.leased_messages,
+            consumer_count: wire.consumers,
+            returned_count: wire.returned_messages,
+            dead_lettered_count: wire.dead_lettered_total,
+            dropped_count: wire.dropped_total,
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Single calls, and how they are repeated.
+
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use skein_client::{
+    Client, ConnectError, Error, GroupStart, Message, Offset, QueueSettings, Reason, Settlement,
+};
+
+use super::{cluster::Cluster, soon};
+
+#[tokio::test]
+async fn one_server_that_answers_is_enough() {
+    let cluster = Cluster::start().await;
+    let client = Client::connect(["127.0.0.1:1", &cluster.addresses[1]]).await.unwrap();
+    let topology = client.topology().await.unwrap();
+    assert_eq!(topology.nodes.len(), 2);
+    assert_eq!(topology.shards[0].leader, Some(topology.nodes[0].id));
+}
+
+#[tokio::test]
+async fn no_server_is_told() {
+    let builder = Client::builder().servers(["127.0.0.1:1"]).request_timeout(Duration::from_millis(100));
+    let error = soon("the error", builder.connect()).await.unwrap_err();
+    assert!(matches!(&error, ConnectError::NoneAnswered { .. }));
+    assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+}
+
+#[tokio::test]
+async fn queues_are_created_listed_and_deleted() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let settings = QueueSettings { lease: Some(Duration::from_secs(5)), ..QueueSettings::default() };
+    assert!(client.create_queue("b", settings.clone()).await.unwrap());
+    assert!(!client.create_queue("b", settings.clone()).await.unwrap());
+    let error = client.create_queue("b", QueueSettings::default()).await.unwrap_err();
+    assert_eq!((error.reason(), error.is_retryable()), (Reason::QueueExists, false));
+    assert_eq!(client.get_queue("b").await.unwrap().settings, settings);
+
+    client.create_queue("a", QueueSettings::default()).await.unwrap();
+    let names: Vec<_> = client.list_queues().await.unwrap().into_iter().map(|queue| queue.name).collect();
+    assert_eq!(names, ["a", "b", "orders"]);
+    client.delete_queue("a").await.unwrap();
+    assert_eq!(client.delete_queue("a").await.unwrap_err().reason(), Reason::QueueNotFound);
+}
+
+#[tokio::test]
+async fn groups_are_created_looked_at_and_deleted() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    assert!(client.create_group("orders", "mail", GroupStart::First).await.unwrap());
+    assert!(!client.create_group("orders", "mail", GroupStart::First).await.unwrap());
+    assert_eq!(client.get_group("orders", "mail").await.unwrap().name, "mail");
+    client.delete_group("orders", "mail").await.unwrap();
+    assert_eq!(client.get_group("orders", "mail").await.unwrap_err().reason(), Reason::GroupNotFound);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again_and_nothing_is_stored_twice() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.get_queue("orders").await.unwrap();
+    cluster.shared.state().answers_lost = 2;
+    let offset = client.send("orders", vec![Message::new("one"), Message::new("two")]).await.unwrap();
+    assert_eq!(offset, Offset::ZERO);
+    assert_eq!(cluster.shared.state().queues["orders"].bodies(), ["one", "two"]);
+}
+
+#[tokio::test]
+async fn a_repeated_deletion_that_finds_nothing_has_succeeded() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    cluster.shared.state().answers_lost = 1;
+    client.delete_queue("orders").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_is_of_unknown_outcome() {
+    let cluster = Cluster::start().await;
+    let client =
+        Client::builder().servers(cluster.addresses.clone()).request_timeout(Duration::from_millis(200));
+    let client = client.connect().await.unwrap();
+    client.get_queue("orders").await.unwrap();
+    cluster.shared.state().answers_lost = u32::MAX;
+    let error = client.send("orders", vec![Message::new("one")]).await.unwrap_err();
+    assert!(matches!(error, Error::OutcomeUnknown(_)), "{error}");
+    assert!(error.is_retryable());
+}
+
+#[tokio::test]
+async fn batches_over_the_limit_are_refused_here() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let error = client.send("orders", vec![Message::new(vec![0; 5 << 20])]).await.unwrap_err();
+    assert!(matches!(error, Error::NotAccepted(_)));
+    assert_eq!(error.reason(), Reason::BatchTooLarge);
+    let error = client.send("orders", vec![Message::default(); 20_000]).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::BatchTooLarge);
+}
+
+#[tokio::test]
+async fn received_messages_are_settled_by_token() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.send("orders", vec![Message::new("one").key("k"), Message::new("two")]).await.unwrap();
+    let received = client.receive("orders", "mail", 1, Duration::ZERO).await.unwrap();
+    assert_eq!(received[0].message, Message::new("one").key("k"));
+    let token = received[0].lease_token.clone();
+    let settlement = || Settlement::new().ack(token.clone());
+    assert_eq!(client.settle("orders", "mail", settlement()).await.unwrap(), []);
+    let again = client.settle("orders", "mail", settlement()).await.unwrap();
+    assert_eq!((again.len(), again[0].reason), (1, Reason::LeaseLost));
+}
+
+#[tokio::test]
+async fn browsing_reads_without_taking() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.send("orders", (0..5).map(|n| Message::new(n.to_string())).collect()).await.unwrap();
+    let browsed = client.browse("orders", Offset::new(1), Some(3)).await.unwrap();
+    let bodies: Vec<_> = browsed.map_ok(|browsed| browsed.message.body).try_collect().await.unwrap();
+    assert_eq!(bodies, ["1", "2", "3"]);
+    assert!(client.browse("nothing", Offset::ZERO, None).await.is_err());
+}

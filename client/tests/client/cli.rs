@@ -1,0 +1,104 @@
+//! The command line, as a process.
+
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use super::{cluster::Cluster, soon};
+
+async fn skein_with_input(cluster: &Cluster, args: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skein"));
+    command.args(args).env("SKEIN_SERVERS", cluster.addresses.join(","));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that does not read its input may be gone before it is written.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
+    soon("the end of the command", child.wait_with_output()).await.unwrap()
+}
+
+async fn skein(cluster: &Cluster, args: &[&str]) -> String {
+    let output = skein_with_input(cluster, args, "").await;
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn skein_json(cluster: &Cluster, args: &[&str]) -> Vec<Value> {
+    let stdout = skein(cluster, &[args, &["--json"]].concat()).await;
+    stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn queues_and_groups() {
+    let cluster = Cluster::start().await;
+    assert_eq!(skein(&cluster, &["queue", "create", "mail", "--lease", "5s"]).await, "created mail\n");
+    let queues = skein_json(&cluster, &["queue", "list"]).await;
+    assert_eq!(
+        (queues.len(), &queues[0]["queue"], &queues[0]["lease_ms"]),
+        (2, &json!("mail"), &json!(5_000))
+    );
+    skein(&cluster, &["group", "create", "mail", "readers", "--start", "next"]).await;
+    assert!(skein(&cluster, &["queue", "show", "mail"]).await.contains("readers"));
+    assert_eq!(
+        skein_json(&cluster, &["queue", "purge", "mail"]).await,
+        [json!({ "queue": "mail", "purged": 0 })]
+    );
+    skein(&cluster, &["group", "delete", "mail", "readers"]).await;
+    skein(&cluster, &["queue", "delete", "mail"]).await;
+    assert!(skein(&cluster, &["cluster", "status"]).await.contains("NODE"));
+}
+
+#[tokio::test]
+async fn published_messages_are_browsed_and_consumed() {
+    let cluster = Cluster::start().await;
+    let published = skein(&cluster, &["publish", "orders", "hello", "--key", "k", "--header", "a=b"]).await;
+    assert_eq!(published, "published at offset 0\n");
+    let lines = skein_with_input(&cluster, &["publish", "orders"], "one\ntwo\n").await;
+    assert_eq!(String::from_utf8(lines.stdout).unwrap(), "published 2 messages at offsets 1 to 2\n");
+
+    assert_eq!(skein(&cluster, &["browse", "orders", "--from", "1"]).await, "one\ntwo\n");
+    let first = skein_json(&cluster, &["consume", "orders", "--count", "1"]).await;
+    let expected = json!({
+        "offset": 0, "published_at_ms": 1, "attempt": 1, "body": "hello", "key": "k", "headers": { "a": "b" }
+    });
+    assert_eq!(first, [expected]);
+    assert_eq!(skein(&cluster, &["consume", "orders"]).await, "one\ntwo\n");
+    assert_eq!(skein(&cluster, &["consume", "orders"]).await, "");
+}
+
+#[tokio::test]
+async fn failures_are_a_sentence_and_an_exit_code() {
+    let cluster = Cluster::start().await;
+    let output = skein_with_input(&cluster, &["publish", "nothing", "hello"], "").await;
+    assert_eq!(output.status.code(), Some(1));
+    let sentence = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(sentence.lines().count(), 1);
+    assert!(
+        sentence.contains("there is no queue nothing") && sentence.contains("skein queue create"),
+        "{sentence}"
+    );
+}
+
+#[tokio::test]
+async fn a_measurement_ends_with_its_figures() {
+    let cluster = Cluster::start().await;
+    let pid = std::process::id().to_string();
+    let args =
+        ["bench", "--seconds", "1", "--producers", "2", "--consumers", "2", "--size", "100", "--pids", &pid];
+    let figures = skein_json(&cluster, &args).await.pop().unwrap();
+    assert_eq!((&figures["lost"], &figures["duplicated"]), (&json!(0), &json!(0)), "{figures}");
+    for positive in [
+        "sent_per_s",
+        "confirmed_per_s",
+        "received_per_s",
+        "acked_per_s",
+        "broker_cpu_us_per_msg",
+        "broker_rss_mib",
+    ] {
+        assert!(figures[positive].as_f64().unwrap() > 0.0, "{positive}: {figures}");
+    }
+    assert!(figures["confirm_ms"]["p50"].as_f64().unwrap() > 0.0, "{figures}");
+    assert_eq!(cluster.shared.state().queues.len(), 1, "the queues of a measurement are deleted");
+}

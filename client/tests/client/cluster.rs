@@ -1,0 +1,400 @@
+//! A cluster of two nodes that share one memory: queues, topology, and what goes wrong on demand.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use futures::{Stream, StreamExt};
+use skein_client::Client;
+use skein_proto::{
+    REASON_TRAILER,
+    broker::{self, Reason, cluster_server, queues_server},
+    limits,
+    node::{self, broker_server},
+};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Runtime},
+    sync::{Notify, watch},
+};
+use tokio_stream::wrappers::{TcpListenerStream, WatchStream};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Server};
+
+pub(crate) const SHARD: u32 = 1;
+
+pub(crate) type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What all nodes know, and what they were told to do wrong.
+pub(crate) struct Shared {
+    pub(crate) state: Mutex<State>,
+    /// Counts up when all streams are to end.
+    pub(crate) streams_end: watch::Sender<u64>,
+    /// Counts up when there may be something to deliver.
+    pub(crate) news: watch::Sender<u64>,
+    pub(crate) confirms_released: Notify,
+    topology: watch::Sender<broker::Topology>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) queues: BTreeMap<String, Queue>,
+    /// What the next batches of a publish stream are refused with.
+    pub(crate) refusals: Vec<Status>,
+    /// Batches are stored and not confirmed.
+    pub(crate) holds_confirms: bool,
+    /// Settlements are taken and not answered.
+    pub(crate) holds_answers: bool,
+    /// The address of every node that a publish stream was opened at, in order.
+    pub(crate) publish_streams: Vec<String>,
+    /// Sequences as they arrived, with their producer.
+    pub(crate) arrived: Vec<(u64, u64)>,
+    /// How many unary calls are failed with UNAVAILABLE, after they were carried out.
+    pub(crate) answers_lost: u32,
+}
+
+#[derive(Default)]
+pub(crate) struct Queue {
+    pub(crate) settings: broker::QueueSettings,
+    pub(crate) batches: Vec<Batch>,
+    pub(crate) producers: BTreeMap<u64, Vec<node::Confirm>>,
+    pub(crate) groups: BTreeMap<String, Group>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Batch {
+    pub(crate) first_offset: u64,
+    pub(crate) messages: Vec<broker::Message>,
+}
+
+#[derive(Default)]
+pub(crate) struct Group {
+    pub(crate) delivered_up_to: u64,
+    /// Returned messages and the attempt they are at.
+    pub(crate) returned: BTreeMap<u64, u32>,
+    pub(crate) leased: BTreeMap<u64, u32>,
+    pub(crate) acked: Vec<u64>,
+}
+
+impl Queue {
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.batches.last().map_or(0, |batch| batch.first_offset + batch.messages.len() as u64)
+    }
+
+    pub(crate) fn messages(&self) -> impl Iterator<Item = (u64, &broker::Message)> {
+        self.batches.iter().flat_map(|batch| (batch.first_offset..).zip(&batch.messages))
+    }
+
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        self.messages().map(|(_, message)| String::from_utf8_lossy(&message.body).into_owned()).collect()
+    }
+}
+
+impl Shared {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn queue<T>(&self, name: &str, f: impl FnOnce(&mut Queue) -> T) -> Result<T, Status> {
+        let mut state = self.state();
+        let found = state.queues.get_mut(name).map(f).ok_or_else(|| queue_not_found(name))?;
+        if state.answers_lost > 0 {
+            state.answers_lost -= 1;
+            return Err(Status::unavailable("the answer got lost"));
+        }
+        Ok(found)
+    }
+
+    pub(crate) fn announce(&self) {
+        self.news.send_modify(|news| *news += 1);
+    }
+}
+
+/// The nodes; they stop when this is dropped.
+pub(crate) struct Cluster {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) addresses: Vec<String>,
+    /// One for each node, so that a node stops with everything it has begun. None for a node that is stopped.
+    runtimes: Vec<Option<Runtime>>,
+}
+
+impl Cluster {
+    /// Starts two nodes, of which the first leads, and a queue `orders`.
+    pub(crate) async fn start() -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            streams_end: watch::Sender::new(0),
+            news: watch::Sender::new(0),
+            confirms_released: Notify::new(),
+            topology: watch::Sender::default(),
+        });
+        shared.state().queues.insert("orders".into(), Queue::default());
+        let mut cluster = Self { shared, addresses: Vec::new(), runtimes: Vec::new() };
+        for _ in 0..2 {
+            cluster.start_node();
+        }
+        cluster.set_leader(Some(1), 1);
+        cluster
+    }
+
+    fn start_node(&mut self) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let node = Node { shared: Arc::clone(&self.shared), address: address.clone() };
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(serve(node, listener));
+        self.addresses.push(address);
+        self.runtimes.push(Some(runtime));
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.addresses.clone()).await.unwrap()
+    }
+
+    /// Tells everybody who leads the shard: node 1, 2 or none.
+    pub(crate) fn set_leader(&self, leader: Option<u64>, term: u64) {
+        let node = |(index, address): (usize, &String)| broker::Node {
+            node_id: index as u64 + 1,
+            grpc_address: address.clone(),
+            http_address: String::new(),
+            reachable: true,
+        };
+        let shard = broker::Shard {
+            shard_id: SHARD,
+            leader_node_id: leader.unwrap_or_default(),
+            term,
+            replica_node_ids: vec![1, 2],
+            applied_index: 0,
+        };
+        self.shared.topology.send_replace(broker::Topology {
+            cluster_id: "test".into(),
+            answering_node_id: 1,
+            nodes: self.addresses.iter().enumerate().map(node).collect(),
+            shards: vec![shard],
+        });
+    }
+
+    /// Ends every stream with UNAVAILABLE.
+    pub(crate) fn end_streams(&self) {
+        self.shared.streams_end.send_modify(|count| *count += 1);
+    }
+
+    /// Stops a node: its port is closed, its connections reset.
+    pub(crate) fn stop(&mut self, node: usize) {
+        if let Some(runtime) = self.runtimes[node].take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        (0..self.runtimes.len()).for_each(|node| self.stop(node));
+    }
+}
+
+async fn serve(node: Node, listener: std::net::TcpListener) {
+    let broker = broker_server::BrokerServer::new(node.clone())
+        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
+    let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap()).map(|stream| {
+        let stream = stream?;
+        stream.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(stream)
+    });
+    let server = Server::builder()
+        .add_service(broker)
+        .add_service(queues_server::QueuesServer::new(node.clone()))
+        .add_service(cluster_server::ClusterServer::new(node));
+    server.serve_with_incoming(incoming).await.unwrap();
+}
+
+pub(crate) fn status(code: Code, reason: Reason, sentence: &str) -> Status {
+    let mut trailers = MetadataMap::new();
+    trailers.insert(REASON_TRAILER, reason.as_str_name().parse().unwrap());
+    Status::with_metadata(code, sentence, trailers)
+}
+
+pub(crate) fn queue_not_found(name: &str) -> Status {
+    status(Code::NotFound, Reason::QueueNotFound, &format!("there is no queue {name}"))
+}
+
+/// One node.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) address: String,
+}
+
+#[tonic::async_trait]
+impl cluster_server::Cluster for Node {
+    async fn get_cluster(
+        &self,
+        _: Request<broker::GetClusterRequest>,
+    ) -> Result<Response<broker::GetClusterResponse>, Status> {
+        let topology = Some(self.shared.topology.borrow().clone());
+        Ok(Response::new(broker::GetClusterResponse { topology }))
+    }
+
+    type WatchClusterStream = Outgoing<broker::WatchClusterResponse>;
+
+    async fn watch_cluster(
+        &self,
+        _: Request<broker::WatchClusterRequest>,
+    ) -> Result<Response<Self::WatchClusterStream>, Status> {
+        let views = WatchStream::new(self.shared.topology.subscribe());
+        Ok(Response::new(views.map(|view| Ok(broker::WatchClusterResponse { topology: Some(view) })).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl queues_server::Queues for Node {
+    async fn create_queue(
+        &self,
+        request: Request<broker::CreateQueueRequest>,
+    ) -> Result<Response<broker::CreateQueueResponse>, Status> {
+        let broker::CreateQueueRequest { name, settings } = request.into_inner();
+        let settings = settings.unwrap_or_default();
+        let created = {
+            let mut state = self.shared.state();
+            let created = !state.queues.contains_key(&name);
+            let queue = state
+                .queues
+                .entry(name.clone())
+                .or_insert_with(|| Queue { settings: settings.clone(), ..Queue::default() });
+            if queue.settings != settings {
+                return Err(status(Code::AlreadyExists, Reason::QueueExists, "it has other settings"));
+            }
+            created
+        };
+        let queue = self.shared.queue(&name, |queue| describe(&name, queue))?;
+        Ok(Response::new(broker::CreateQueueResponse { queue: Some(queue), created }))
+    }
+
+    async fn get_queue(
+        &self,
+        request: Request<broker::GetQueueRequest>,
+    ) -> Result<Response<broker::GetQueueResponse>, Status> {
+        let name = request.into_inner().name;
+        let queue = self.shared.queue(&name, |queue| describe(&name, queue))?;
+        Ok(Response::new(broker::GetQueueResponse { queue: Some(queue) }))
+    }
+
+    async fn list_queues(
+        &self,
+        request: Request<broker::ListQueuesRequest>,
+    ) -> Result<Response<broker::ListQueuesResponse>, Status> {
+        let broker::ListQueuesRequest { prefix, after, .. } = request.into_inner();
+        let state = self.shared.state();
+        // Pages of two, so that a test with three queues sees two of them.
+        let mut queues: Vec<_> = state
+            .queues
+            .iter()
+            .filter(|(name, _)| name.starts_with(&prefix) && **name > after)
+            .map(|(name, queue)| describe(name, queue))
+            .take(3)
+            .collect();
+        let more = queues.len() > 2;
+        queues.truncate(2);
+        Ok(Response::new(broker::ListQueuesResponse { queues, more }))
+    }
+
+    async fn delete_queue(
+        &self,
+        request: Request<broker::DeleteQueueRequest>,
+    ) -> Result<Response<broker::DeleteQueueResponse>, Status> {
+        let name = request.into_inner().name;
+        let deleted = self.shared.queue(&name, |_| ());
+        self.shared.state().queues.remove(&name);
+        deleted.map(|()| Response::new(broker::DeleteQueueResponse {}))
+    }
+
+    async fn purge_queue(
+        &self,
+        request: Request<broker::PurgeQueueRequest>,
+    ) -> Result<Response<broker::PurgeQueueResponse>, Status> {
+        let purged = self.shared.queue(&request.into_inner().name, |queue| {
+            let purged = queue.messages().count() as u64;
+            let next_offset = queue.next_offset();
+            queue.batches = vec![Batch { first_offset: next_offset, messages: Vec::new() }];
+            purged
+        })?;
+        Ok(Response::new(broker::PurgeQueueResponse { purged_messages: purged }))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<broker::CreateGroupRequest>,
+    ) -> Result<Response<broker::CreateGroupResponse>, Status> {
+        let request = request.into_inner();
+        let start = request.start();
+        let created = self.shared.queue(&request.queue, |queue| {
+            let next_offset = queue.next_offset();
+            let created = !queue.groups.contains_key(&request.group);
+            let group = queue.groups.entry(request.group).or_default();
+            if created && start == broker::GroupStart::Next {
+                group.delivered_up_to = next_offset;
+            }
+            created
+        })?;
+        Ok(Response::new(broker::CreateGroupResponse { created }))
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<broker::DeleteGroupRequest>,
+    ) -> Result<Response<broker::DeleteGroupResponse>, Status> {
+        let broker::DeleteGroupRequest { queue, group } = request.into_inner();
+        match self.shared.queue(&queue, |queue| queue.groups.remove(&group))? {
+            Some(_) => Ok(Response::new(broker::DeleteGroupResponse {})),
+            None => Err(group_not_found()),
+        }
+    }
+
+    async fn get_group(
+        &self,
+        request: Request<broker::GetGroupRequest>,
+    ) -> Result<Response<broker::GetGroupResponse>, Status> {
+        let broker::GetGroupRequest { queue, group } = request.into_inner();
+        let described = self.shared.queue(&queue, |queue| {
+            let messages = queue.next_offset();
+            queue.groups.get(&group).map(|found| describe_group(&group, found, messages))
+        })?;
+        let group = described.ok_or_else(group_not_found)?;
+        Ok(Response::new(broker::GetGroupResponse { group: Some(group) }))
+    }
+}
+
+fn group_not_found() -> Status {
+    status(Code::NotFound, Reason::GroupNotFound, "there is no such group")
+}
+
+fn describe(name: &str, queue: &Queue) -> broker::Queue {
+    let messages = queue.next_offset();
+    broker::Queue {
+        name: name.to_owned(),
+        queue_id: 1,
+        shard_id: SHARD,
+        settings: Some(queue.settings.clone()),
+        leader_node_id: 1,
+        counts: Some(broker::QueueCounts {
+            first_offset: 0,
+            next_offset: messages,
+            messages: queue.messages().count() as u64,
+            bytes: 0,
+            groups: queue.groups.iter().map(|(name, group)| describe_group(name, group, messages)).collect(),
+        }),
+    }
+}
+
+fn describe_group(name: &str, group: &Group, messages: u64) -> broker::Group {
+    broker::Group {
+        name: name.to_owned(),
+        unacked_messages: messages - group.acked.len() as u64,
+        leased_messages: group.leased.len() as u64,
+        returned_messages: group.returned.len() as u64,
+        ..broker::Group::default()
+    }
+}

@@ -1,0 +1,268 @@
+//! How the nodes deliver messages.
+
+use futures::{Stream, StreamExt, stream};
+use prost::Message as _;
+use skein_proto::{
+    broker::{self, Reason},
+    node::{self, broker_server, consume_request::Request as Consume},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    cluster::{Node, Outgoing, Queue, SHARD, queue_not_found},
+    publish,
+};
+
+#[tonic::async_trait]
+impl broker_server::Broker for Node {
+    type PublishStream = Outgoing<node::PublishResponse>;
+
+    async fn publish(
+        &self,
+        requests: Request<Streaming<node::PublishRequest>>,
+    ) -> Result<Response<Self::PublishStream>, Status> {
+        Ok(Response::new(publish::serve(self.clone(), requests.into_inner()).boxed()))
+    }
+
+    type ConsumeStream = Outgoing<node::ConsumeResponse>;
+
+    async fn consume(
+        &self,
+        requests: Request<Streaming<node::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        Ok(Response::new(serve(self.clone(), requests.into_inner()).boxed()))
+    }
+
+    async fn send(
+        &self,
+        request: Request<node::SendRequest>,
+    ) -> Result<Response<node::SendResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.shared.state();
+        let confirm = publish::store(
+            &mut state,
+            &request.queue,
+            request.producer_id,
+            request.sequence,
+            &request.batch,
+        )?;
+        if state.answers_lost > 0 {
+            state.answers_lost -= 1;
+            return Err(Status::unavailable("the answer got lost"));
+        }
+        drop(state);
+        self.shared.announce();
+        Ok(Response::new(node::SendResponse { confirm: Some(confirm) }))
+    }
+
+    async fn receive(
+        &self,
+        request: Request<node::ReceiveRequest>,
+    ) -> Result<Response<node::ReceiveResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.shared.state();
+        let queue = state.queues.get_mut(&request.queue).ok_or_else(|| queue_not_found(&request.queue))?;
+        let deliveries = lease(queue, &request.group, u64::from(request.messages_max.max(1)));
+        let received = |delivery: node::DeliveryBatch| node::ReceivedMessage {
+            offset: delivery.first_offset,
+            attempt: delivery.attempt,
+            published_at_ms: delivery.published_at_ms,
+            lease_token: delivery.first_offset.to_string(),
+            message: broker::MessageBatch::decode(delivery.batch).unwrap().messages[0].encode_to_vec().into(),
+        };
+        Ok(Response::new(node::ReceiveResponse { messages: deliveries.into_iter().map(received).collect() }))
+    }
+
+    async fn settle(
+        &self,
+        request: Request<node::SettleRequest>,
+    ) -> Result<Response<node::SettleResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.shared.state();
+        let queue = state.queues.get_mut(&request.queue).ok_or_else(|| queue_not_found(&request.queue))?;
+        let group = queue.groups.entry(request.group).or_default();
+        let mut failures = Vec::new();
+        for token in request.acks {
+            match token.parse().ok().and_then(|offset| group.leased.remove(&offset).map(|_| offset)) {
+                Some(offset) => group.acked.push(offset),
+                None => failures.push(node::TokenFailure {
+                    lease_token: token,
+                    reason: Reason::LeaseLost.into(),
+                    message: "the lease ended".into(),
+                }),
+            }
+        }
+        Ok(Response::new(node::SettleResponse { failures }))
+    }
+
+    type BrowseStream = Outgoing<node::BrowseResponse>;
+
+    async fn browse(
+        &self,
+        request: Request<node::BrowseRequest>,
+    ) -> Result<Response<Self::BrowseStream>, Status> {
+        let request = request.into_inner();
+        let state = self.shared.state();
+        let queue = state.queues.get(&request.queue).ok_or_else(|| queue_not_found(&request.queue))?;
+        let browsed =
+            queue.messages().filter(|(offset, _)| *offset >= request.from_offset).map(|(offset, message)| {
+                let batch = broker::MessageBatch { messages: vec![message.clone()] }.encode_to_vec().into();
+                let batch = node::BrowsedBatch { first_offset: offset, count: 1, published_at_ms: 1, batch };
+                Ok(node::BrowseResponse { batches: vec![batch] })
+            });
+        Ok(Response::new(stream::iter(browsed.collect::<Vec<_>>()).boxed()))
+    }
+}
+
+/// Serves one consume stream.
+fn serve(
+    node: Node,
+    mut requests: Streaming<node::ConsumeRequest>,
+) -> impl Stream<Item = Result<node::ConsumeResponse, Status>> {
+    let (responses, outgoing) = mpsc::unbounded_channel();
+    let mut streams_end = node.shared.streams_end.subscribe();
+    let mut news = node.shared.news.subscribe();
+    tokio::spawn(async move {
+        let mut subscribe = node::Subscribe::default();
+        let mut held = Vec::new();
+        loop {
+            let response = tokio::select! {
+                request = requests.next() => match request.and_then(Result::ok).and_then(|request| request.request) {
+                    Some(Consume::Subscribe(request)) => {
+                        subscribe = request;
+                        let subscribed = node::Subscribed { shard_id: SHARD, lease_ms: 30_000 };
+                        Ok(node::ConsumeResponse { subscribed: Some(subscribed), ..Default::default() })
+                    }
+                    Some(Consume::Settle(settle)) => Ok(settled(&node, &subscribe, &settle, &mut held)),
+                    Some(Consume::Credit(_)) => continue,
+                    None => break,
+                },
+                _ = news.changed() => Ok(node::ConsumeResponse::default()),
+                _ = streams_end.changed() => Err(Status::unavailable("the node is gone")),
+            };
+            let is_over = response.is_err();
+            let response = response.and_then(|response| deliver(&node, &subscribe, response, &mut held));
+            if responses.send(response).is_err() || is_over {
+                break;
+            }
+        }
+        let mut state = node.shared.state();
+        let group =
+            state.queues.get_mut(&subscribe.queue).and_then(|queue| queue.groups.get_mut(&subscribe.group));
+        if let Some(group) = group {
+            for offset in held {
+                let attempt = group.leased.remove(&offset);
+                group.returned.extend(attempt.map(|attempt| (offset, attempt + 1)));
+            }
+        }
+        drop(state);
+        node.shared.announce();
+    });
+    UnboundedReceiverStream::new(outgoing)
+}
+
+fn deliver(
+    node: &Node,
+    subscribe: &node::Subscribe,
+    mut response: node::ConsumeResponse,
+    held: &mut Vec<u64>,
+) -> Result<node::ConsumeResponse, Status> {
+    if subscribe.queue.is_empty() {
+        return Ok(response);
+    }
+    let mut state = node.shared.state();
+    let queue = state.queues.get_mut(&subscribe.queue).ok_or_else(|| queue_not_found(&subscribe.queue))?;
+    let credit = u64::from(subscribe.credit.unwrap().messages);
+    let room = credit.saturating_sub(held.len() as u64);
+    response.deliveries = lease(queue, &subscribe.group, room);
+    for delivery in &response.deliveries {
+        held.extend(delivery.first_offset..delivery.first_offset + u64::from(delivery.count));
+    }
+    Ok(response)
+}
+
+/// Leases up to `room` messages, each in a batch of its own, or several of the same attempt together.
+fn lease(queue: &mut Queue, group: &str, room: u64) -> Vec<node::DeliveryBatch> {
+    let mut groups = std::mem::take(&mut queue.groups);
+    let found = groups.entry(group.to_owned()).or_default();
+    let mut deliveries = Vec::new();
+    for (offset, message) in queue.messages() {
+        if deliveries.len() as u64 >= room {
+            break;
+        }
+        let attempt = match found.returned.remove(&offset) {
+            Some(attempt) => attempt,
+            None if offset >= found.delivered_up_to => {
+                found.delivered_up_to = offset + 1;
+                1
+            }
+            None => continue,
+        };
+        found.leased.insert(offset, attempt);
+        let batch = broker::MessageBatch { messages: vec![message.clone()] }.encode_to_vec().into();
+        deliveries.push(node::DeliveryBatch {
+            first_offset: offset,
+            count: 1,
+            attempt,
+            published_at_ms: 1,
+            batch,
+        });
+    }
+    queue.groups = groups;
+    joined(deliveries)
+}
+
+/// Joins deliveries with consecutive offsets; encoded batches can simply be appended to each other.
+fn joined(deliveries: Vec<node::DeliveryBatch>) -> Vec<node::DeliveryBatch> {
+    let mut joined: Vec<node::DeliveryBatch> = Vec::new();
+    for delivery in deliveries {
+        match joined.last_mut() {
+            Some(last)
+                if last.first_offset + u64::from(last.count) == delivery.first_offset
+                    && last.attempt == delivery.attempt =>
+            {
+                last.count += 1;
+                last.batch = [&last.batch[..], &delivery.batch[..]].concat().into();
+            }
+            _ => joined.push(delivery),
+        }
+    }
+    joined
+}
+
+fn settled(
+    node: &Node,
+    subscribe: &node::Subscribe,
+    settle: &node::StreamSettle,
+    held: &mut Vec<u64>,
+) -> node::ConsumeResponse {
+    let mut state = node.shared.state();
+    let holds_answers = state.holds_answers;
+    let group = state
+        .queues
+        .get_mut(&subscribe.queue)
+        .and_then(|queue| queue.groups.get_mut(&subscribe.group))
+        .unwrap();
+    let mut failures = Vec::new();
+    let mut release = |range: &node::OffsetRange, returns: bool| {
+        for offset in range.first..range.first + u64::from(range.count) {
+            held.retain(|held| *held != offset);
+            match group.leased.remove(&offset) {
+                Some(attempt) if returns => drop(group.returned.insert(offset, attempt + 1)),
+                Some(_) => group.acked.push(offset),
+                None => failures.push(node::SettleFailure {
+                    offsets: Some(node::OffsetRange { first: offset, count: 1 }),
+                    reason: Reason::NotDelivered.into(),
+                    message: "it is not yours".into(),
+                }),
+            }
+        }
+    };
+    settle.acks.iter().for_each(|range| release(range, false));
+    settle.nacks.iter().filter_map(|nack| nack.offsets.as_ref()).for_each(|range| release(range, true));
+    let result = node::SettleResult { settle_id: settle.settle_id, failures };
+    let settled = if holds_answers { Vec::new() } else { vec![result] };
+    node::ConsumeResponse { settled, ..Default::default() }
+}
