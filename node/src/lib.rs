@@ -7,5 +7,6 @@ pub mod disk;
 pub mod dispatch;
 pub mod log;
 pub mod offsets;
+pub mod raft;
 pub mod random;
 pub mod tasks;

@@ -1,0 +1,71 @@
+//! Entries and checkpoint records as bytes. The only user of the generated storage types.
+
+mod entry;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use skein_proto::{ids::Offset, storage as wire};
+
+pub use entry::{Commands, DecodedEntry, EntryHead, Proposed, decode_entry, encode_entry};
+pub use record::{KEY_BYTES_MAX, decode_record, encode_key, encode_record, queue_key_prefix};
+
+use crate::{broker::Settings, offsets::OffsetRange};
+
+/// Why bytes are not an entry or a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// They are not the protobuf message that they should be.
+    #[error("a malformed protobuf message")]
+    Malformed(#[from] prost::DecodeError),
+    /// A part is missing without which the rest means nothing.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A number has no meaning: a newer version wrote it.
+    #[error("{field} has the unknown value {value}")]
+    Unknown {
+        /// Where it stands.
+        field: &'static str,
+        /// What it is.
+        value: i64,
+    },
+    /// Commands for the catalog and for a shard with messages are in one entry.
+    #[error("commands for different kinds of shards are in one entry")]
+    MixedCommands,
+    /// The payload is larger than positions in it can be.
+    #[error("the payload is larger than 4 GiB")]
+    TooLarge,
+    /// A key has another length than its kind.
+    #[error("the key has {0} bytes")]
+    KeyLength(usize),
+    /// Offsets go past the last possible one.
+    #[error("offsets go past the last possible one")]
+    OffsetOverflow,
+}
+
+fn settings_to_wire(settings: &Settings) -> wire::Settings {
+    wire::Settings {
+        max_deliveries: settings.max_deliveries,
+        dead_letter_queue: settings.dead_letter_queue.clone().unwrap_or_default(),
+        lease_ms: settings.lease_ms,
+    }
+}
+
+fn settings_from_wire(settings: Option<wire::Settings>) -> Result<Settings, DecodeError> {
+    let wire::Settings { max_deliveries, dead_letter_queue, lease_ms } =
+        settings.ok_or(DecodeError::Missing("settings"))?;
+    let dead_letter_queue = (!dead_letter_queue.is_empty()).then_some(dead_letter_queue);
+    Ok(Settings { max_deliveries, dead_letter_queue, lease_ms })
+}
+
+fn range_to_wire(range: OffsetRange) -> wire::OffsetRange {
+    wire::OffsetRange { first: range.first.get(), count: range.count }
+}
+
+fn range_from_wire(range: wire::OffsetRange) -> OffsetRange {
+    OffsetRange::new(Offset::new(range.first), range.count)
+}
+
+fn required_range(range: Option<wire::OffsetRange>) -> Result<OffsetRange, DecodeError> {
+    range.map(range_from_wire).ok_or(DecodeError::Missing("range"))
+}

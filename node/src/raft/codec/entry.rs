@@ -1,0 +1,271 @@
+//! The body of a raft entry: the commands that a leader gathered, each batch of messages once.
+
+use bytes::{Bytes, BytesMut};
+use prost::{Message as _, encoding};
+use skein_proto::{
+    ids::{GroupId, ProducerId, QueueId, Sequence},
+    storage::{self as wire, command::Command as WireCommand},
+};
+
+use super::{
+    DecodeError, range_from_wire, range_to_wire, required_range, settings_from_wire, settings_to_wire,
+};
+use crate::broker::{BlockSpan, CatalogCommand, Command, EntryMeta, GroupStart, Return};
+
+/// The tags of `EntryBody`'s fields. An entry is written field by field, since commands come encoded one by one.
+mod tag {
+    pub(super) const LEADER_TIME_MS: u32 = 1;
+    pub(super) const REPLICATED_INDEX: u32 = 2;
+    pub(super) const COMMANDS: u32 = 3;
+}
+
+/// What an entry says about itself, besides its commands. Its index is known to the log, not to the entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryHead {
+    /// The leader's wall clock when it was proposed.
+    pub leader_time_ms: u64,
+    /// Every replica had the log up to this index on disk when it was proposed.
+    pub replicated_index: u64,
+}
+
+/// A command that waits to be proposed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Proposed(wire::Command);
+
+/// An entry as it comes out of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodedEntry {
+    /// What it says about itself.
+    pub head: EntryHead,
+    /// What it changes.
+    pub commands: Commands,
+}
+
+/// The commands of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Commands {
+    /// For a shard with messages. Also what an entry without commands has.
+    Shard(Vec<Command>),
+    /// For the catalog.
+    Catalog(Vec<CatalogCommand>),
+}
+
+impl EntryHead {
+    /// The same, of the entry that the log has at `index`.
+    #[must_use]
+    pub const fn at(self, index: u64) -> EntryMeta {
+        let Self { leader_time_ms, replicated_index } = self;
+        EntryMeta { index, leader_time_ms, replicated_index }
+    }
+}
+
+impl Proposed {
+    /// A batch of messages for a queue.
+    #[must_use]
+    pub fn publish(
+        queue: QueueId,
+        producer: Option<(ProducerId, Sequence)>,
+        count: u32,
+        batch: Bytes,
+    ) -> Self {
+        let producer = producer
+            .map(|(id, sequence)| wire::ProducerBatch { producer_id: id.get(), sequence: sequence.get() });
+        Self::of(WireCommand::Publish(wire::Publish { queue_id: queue.get(), producer, count, batch }))
+    }
+
+    /// Any other command of a shard with messages.
+    ///
+    /// # Panics
+    /// For a publish, which is not complete without its batch: use [`Proposed::publish`].
+    #[must_use]
+    pub fn shard(command: &Command) -> Self {
+        Self::of(match command {
+            Command::Publish { .. } => panic!("a publish was to be proposed without its batch"),
+            Command::OpenQueue { queue, name, settings } => WireCommand::OpenQueue(wire::OpenQueue {
+                queue_id: queue.get(),
+                name: name.clone(),
+                settings: Some(settings_to_wire(settings)),
+            }),
+            Command::CloseQueue { queue } => {
+                WireCommand::CloseQueue(wire::CloseQueue { queue_id: queue.get() })
+            }
+            Command::PurgeQueue { queue } => {
+                WireCommand::PurgeQueue(wire::PurgeQueue { queue_id: queue.get() })
+            }
+            Command::CreateGroup { queue, name, start } => WireCommand::CreateGroup(wire::CreateGroup {
+                queue_id: queue.get(),
+                name: name.clone(),
+                start: match start {
+                    GroupStart::First => wire::GroupStart::First,
+                    GroupStart::Next => wire::GroupStart::Next,
+                }
+                .into(),
+            }),
+            Command::DeleteGroup { queue, group } => {
+                WireCommand::DeleteGroup(wire::DeleteGroup { queue_id: queue.get(), group_id: group.get() })
+            }
+            Command::Settle { queue, group, acks, returns } => WireCommand::Settle(wire::Settle {
+                queue_id: queue.get(),
+                group_id: group.get(),
+                acks: acks.iter().copied().map(range_to_wire).collect(),
+                returns: returns.iter().copied().map(return_to_wire).collect(),
+            }),
+            Command::DeadLettersMoved { queue, group, up_to } => {
+                WireCommand::DeadLettersMoved(wire::DeadLettersMoved {
+                    queue_id: queue.get(),
+                    group_id: group.get(),
+                    up_to_sequence: up_to.get(),
+                })
+            }
+        })
+    }
+
+    /// A command of the catalog.
+    #[must_use]
+    pub fn catalog(command: &CatalogCommand) -> Self {
+        Self::of(match command {
+            CatalogCommand::CreateQueue { name, settings, shard_count } => {
+                WireCommand::CatalogCreateQueue(wire::CatalogCreateQueue {
+                    name: name.clone(),
+                    settings: Some(settings_to_wire(settings)),
+                    shard_count: *shard_count,
+                })
+            }
+            CatalogCommand::DeleteQueue { name } => {
+                WireCommand::CatalogDeleteQueue(wire::CatalogDeleteQueue { name: name.clone() })
+            }
+        })
+    }
+
+    /// How many bytes it adds to an entry.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        encoding::message::encoded_len(tag::COMMANDS, &self.0)
+    }
+
+    const fn of(command: WireCommand) -> Self {
+        Self(wire::Command { command: Some(command) })
+    }
+}
+
+/// The body of an entry with these commands, which are all for the same kind of shard. Copies each batch once.
+#[must_use]
+pub fn encode_entry(head: EntryHead, commands: &[Proposed]) -> Bytes {
+    let EntryHead { leader_time_ms, replicated_index } = head;
+    let len = encoding::uint64::encoded_len(tag::LEADER_TIME_MS, &leader_time_ms)
+        + encoding::uint64::encoded_len(tag::REPLICATED_INDEX, &replicated_index)
+        + commands.iter().map(Proposed::encoded_len).sum::<usize>();
+    let mut payload = BytesMut::with_capacity(len);
+    encoding::uint64::encode(tag::LEADER_TIME_MS, &leader_time_ms, &mut payload);
+    encoding::uint64::encode(tag::REPLICATED_INDEX, &replicated_index, &mut payload);
+    for command in commands {
+        encoding::message::encode(tag::COMMANDS, &command.0, &mut payload);
+    }
+    payload.freeze()
+}
+
+/// Reads the body of an entry. The positions of batches count from the start of `payload`.
+///
+/// # Errors
+/// When the bytes are not the body of an entry that this version knows.
+pub fn decode_entry(payload: &Bytes) -> Result<DecodedEntry, DecodeError> {
+    if u32::try_from(payload.len()).is_err() {
+        return Err(DecodeError::TooLarge);
+    }
+    let wire::EntryBody { leader_time_ms, replicated_index, commands } =
+        wire::EntryBody::decode(payload.clone())?;
+    let mut shard = Vec::with_capacity(commands.len());
+    let mut catalog = Vec::new();
+    for command in commands {
+        match command.command.ok_or(DecodeError::Missing("command"))? {
+            WireCommand::CatalogCreateQueue(command) => catalog.push(CatalogCommand::CreateQueue {
+                name: command.name,
+                settings: settings_from_wire(command.settings)?,
+                shard_count: command.shard_count,
+            }),
+            WireCommand::CatalogDeleteQueue(command) => {
+                catalog.push(CatalogCommand::DeleteQueue { name: command.name });
+            }
+            command => shard.push(shard_command_from_wire(command, payload)?),
+        }
+    }
+    let commands = match (shard.is_empty(), catalog.is_empty()) {
+        (_, true) => Commands::Shard(shard),
+        (true, false) => Commands::Catalog(catalog),
+        (false, false) => return Err(DecodeError::MixedCommands),
+    };
+    Ok(DecodedEntry { head: EntryHead { leader_time_ms, replicated_index }, commands })
+}
+
+fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Command, DecodeError> {
+    Ok(match command {
+        WireCommand::OpenQueue(command) => Command::OpenQueue {
+            queue: QueueId::new(command.queue_id),
+            name: command.name,
+            settings: settings_from_wire(command.settings)?,
+        },
+        WireCommand::CloseQueue(command) => Command::CloseQueue { queue: QueueId::new(command.queue_id) },
+        WireCommand::PurgeQueue(command) => Command::PurgeQueue { queue: QueueId::new(command.queue_id) },
+        WireCommand::Publish(command) => Command::Publish {
+            queue: QueueId::new(command.queue_id),
+            producer: command
+                .producer
+                .map(|producer| (ProducerId::new(producer.producer_id), Sequence::new(producer.sequence))),
+            count: command.count,
+            block: span_in(payload, &command.batch)?,
+        },
+        WireCommand::CreateGroup(command) => Command::CreateGroup {
+            start: match command.start() {
+                // An unknown value reads as the default, which must not pass for what the leader meant.
+                wire::GroupStart::First if command.start != 0 => {
+                    return Err(DecodeError::Unknown { field: "start", value: command.start.into() });
+                }
+                wire::GroupStart::First => GroupStart::First,
+                wire::GroupStart::Next => GroupStart::Next,
+            },
+            queue: QueueId::new(command.queue_id),
+            name: command.name,
+        },
+        WireCommand::DeleteGroup(command) => Command::DeleteGroup {
+            queue: QueueId::new(command.queue_id),
+            group: GroupId::new(command.group_id),
+        },
+        WireCommand::Settle(command) => Command::Settle {
+            queue: QueueId::new(command.queue_id),
+            group: GroupId::new(command.group_id),
+            acks: command.acks.into_iter().map(range_from_wire).collect(),
+            returns: command.returns.into_iter().map(return_from_wire).collect::<Result<_, _>>()?,
+        },
+        WireCommand::DeadLettersMoved(command) => Command::DeadLettersMoved {
+            queue: QueueId::new(command.queue_id),
+            group: GroupId::new(command.group_id),
+            up_to: Sequence::new(command.up_to_sequence),
+        },
+        WireCommand::CatalogCreateQueue(_) | WireCommand::CatalogDeleteQueue(_) => {
+            return Err(DecodeError::MixedCommands);
+        }
+    })
+}
+
+/// Where `batch` lies in `payload`, of which it is a slice.
+fn span_in(payload: &Bytes, batch: &Bytes) -> Result<BlockSpan, DecodeError> {
+    // An empty slice may point anywhere.
+    if batch.is_empty() {
+        return Ok(BlockSpan { position: 0, length: 0 });
+    }
+    let position = (batch.as_ptr() as usize).checked_sub(payload.as_ptr() as usize);
+    let position = position.filter(|position| position + batch.len() <= payload.len());
+    let position = position.expect("decoding bytes out of `Bytes` slices them");
+    let as_u32 = |bytes: usize| u32::try_from(bytes).map_err(|_| DecodeError::TooLarge);
+    Ok(BlockSpan { position: as_u32(position)?, length: as_u32(batch.len())? })
+}
+
+fn return_to_wire(back: Return) -> wire::Return {
+    let Return { range, attempt, not_before_ms } = back;
+    wire::Return { range: Some(range_to_wire(range)), attempt, not_before_ms }
+}
+
+fn return_from_wire(back: wire::Return) -> Result<Return, DecodeError> {
+    let wire::Return { range, attempt, not_before_ms } = back;
+    Ok(Return { range: required_range(range)?, attempt, not_before_ms })
+}

@@ -1,0 +1,290 @@
+//! What is encoded comes back; anything else is refused.
+
+use bytes::Bytes;
+use proptest::{collection::vec, option, prelude::*};
+use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId};
+
+use super::{
+    Commands, DecodeError, EntryHead, Proposed, decode_entry, decode_record, encode_entry, encode_key,
+    encode_record, queue_key_prefix,
+};
+use crate::{
+    broker::{
+        Block, BlockSpan, CatalogCommand, CatalogQueueRecord, CatalogRecord, Command, DeadLetterRun,
+        GroupRecord, GroupStart, PageRecord, ProducerRecord, PublishedBatch, QueuePart, QueueRecord, Record,
+        RecordKey, Return, Returned, Settings, ShardRecord,
+    },
+    offsets::OffsetRange,
+};
+
+fn queue() -> impl Strategy<Value = QueueId> {
+    any::<u64>().prop_map(QueueId::new)
+}
+
+fn group() -> impl Strategy<Value = GroupId> {
+    any::<u32>().prop_map(GroupId::new)
+}
+
+fn range() -> impl Strategy<Value = OffsetRange> {
+    any::<(u64, u64)>().prop_map(|(first, count)| OffsetRange::new(Offset::new(first), count))
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    (any::<u32>(), option::of("[a-z]{1,8}"), any::<u32>()).prop_map(
+        |(max_deliveries, dead_letter_queue, lease_ms)| Settings {
+            max_deliveries,
+            dead_letter_queue,
+            lease_ms,
+        },
+    )
+}
+
+fn head() -> impl Strategy<Value = EntryHead> {
+    any::<(u64, u64)>()
+        .prop_map(|(leader_time_ms, replicated_index)| EntryHead { leader_time_ms, replicated_index })
+}
+
+/// A command, and the batch that goes with a publish.
+fn shard_command() -> impl Strategy<Value = (Command, Bytes)> {
+    let start = prop_oneof![Just(GroupStart::First), Just(GroupStart::Next)];
+    let producer = option::of(
+        any::<(u64, u64)>().prop_map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))),
+    );
+    let back = (range(), any::<u32>(), any::<u64>()).prop_map(|(range, attempt, not_before_ms)| Return {
+        range,
+        attempt,
+        not_before_ms,
+    });
+    let other = prop_oneof![
+        (queue(), ".{0,9}", settings()).prop_map(|(queue, name, settings)| Command::OpenQueue {
+            queue,
+            name,
+            settings
+        }),
+        queue().prop_map(|queue| Command::CloseQueue { queue }),
+        queue().prop_map(|queue| Command::PurgeQueue { queue }),
+        (queue(), ".{0,9}", start).prop_map(|(queue, name, start)| Command::CreateGroup {
+            queue,
+            name,
+            start
+        }),
+        (queue(), group()).prop_map(|(queue, group)| Command::DeleteGroup { queue, group }),
+        (queue(), group(), vec(range(), 0..4), vec(back, 0..4))
+            .prop_map(|(queue, group, acks, returns)| { Command::Settle { queue, group, acks, returns } }),
+        (queue(), group(), any::<u64>()).prop_map(|(queue, group, up_to)| Command::DeadLettersMoved {
+            queue,
+            group,
+            up_to: Sequence::new(up_to)
+        }),
+    ];
+    let publish = (queue(), producer, any::<u32>(), vec(any::<u8>(), 0..300)).prop_map(
+        |(queue, producer, count, batch)| {
+            // The true position is known only when the entry is encoded.
+            let length = u32::try_from(batch.len()).unwrap();
+            let block = BlockSpan { position: 0, length };
+            (Command::Publish { queue, producer, count, block }, Bytes::from(batch))
+        },
+    );
+    prop_oneof![publish, other.prop_map(|command| (command, Bytes::new()))]
+}
+
+fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
+    prop_oneof![
+        (".{0,9}", settings(), any::<u32>()).prop_map(|(name, settings, shard_count)| {
+            CatalogCommand::CreateQueue { name, settings, shard_count }
+        }),
+        ".{0,9}".prop_map(|name| CatalogCommand::DeleteQueue { name }),
+    ]
+}
+
+fn proposed(command: &Command, batch: &Bytes) -> Proposed {
+    match *command {
+        Command::Publish { queue, producer, count, .. } => {
+            Proposed::publish(queue, producer, count, batch.clone())
+        }
+        _ => Proposed::shard(command),
+    }
+}
+
+fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
+    let part = |part: fn(u64) -> QueuePart| {
+        (queue(), any::<u64>())
+            .prop_map(move |(queue, number)| RecordKey::Queue { queue, part: part(number) })
+    };
+    let shard = (any::<[u64; 3]>(), vec((queue(), queue()), 0..4)).prop_map(
+        |([time_ms, replicated_index, elapsed_ms], closed_queues)| {
+            Record::Shard(ShardRecord { time_ms, replicated_index, elapsed_ms, closed_queues })
+        },
+    );
+    let head = (".{0,9}", settings(), any::<[u64; 3]>(), group()).prop_map(
+        |(name, settings, numbers, next_group)| {
+            let [first_offset, next_offset] = [numbers[0], numbers[1]].map(Offset::new);
+            Record::Queue(QueueRecord {
+                name,
+                settings,
+                first_offset,
+                next_offset,
+                next_block: numbers[2],
+                next_group,
+            })
+        },
+    );
+    let catalog = any::<[u64; 3]>().prop_map(|[next_queue, revision, replicated_index]| {
+        Record::Catalog(CatalogRecord { next_queue: QueueId::new(next_queue), revision, replicated_index })
+    });
+    let catalog_queue = (".{0,9}", any::<u32>(), settings()).prop_map(|(name, shard, settings)| {
+        Record::CatalogQueue(CatalogQueueRecord { name, shard: ShardId::new(shard), settings })
+    });
+    prop_oneof![
+        (Just(RecordKey::Shard), shard),
+        (part(|_| QueuePart::Head), head),
+        (part(|number| QueuePart::Group(GroupId::new(number as u32))), group_record()),
+        (part(QueuePart::Page), page_record()),
+        (part(|number| QueuePart::Producer(ProducerId::new(number))), producer_record()),
+        (Just(RecordKey::Catalog), catalog),
+        (queue().prop_map(|queue| RecordKey::CatalogQueue { queue }), catalog_queue),
+    ]
+}
+
+fn group_record() -> impl Strategy<Value = Record> {
+    let returned = (range(), any::<(u32, u64)>())
+        .prop_map(|(range, (attempts, not_before_ms))| (range, Returned { attempts, not_before_ms }));
+    let run = (any::<u64>(), range(), any::<u32>()).prop_map(|(first_sequence, range, attempts)| {
+        DeadLetterRun { first_sequence: Sequence::new(first_sequence), range, attempts }
+    });
+    (".{0,9}", vec(range(), 0..4), vec(returned, 0..4), vec(run, 0..4), any::<[u64; 4]>()).prop_map(
+        |(name, acked, returned, dead_letters, [floor, next, dead_lettered_total, dropped_total])| {
+            Record::Group(GroupRecord {
+                name,
+                acked_floor: Offset::new(floor),
+                acked,
+                returned,
+                dead_letters,
+                next_dead_letter: Sequence::new(next),
+                dead_lettered_total,
+                dropped_total,
+            })
+        },
+    )
+}
+
+fn page_record() -> impl Strategy<Value = Record> {
+    (any::<u32>(), vec(any::<(u64, u64, u32, u32, u32)>(), 0..5)).prop_map(|(first, blocks)| {
+        let mut next = Offset::new(first.into());
+        let blocks = blocks.into_iter().map(|(index, published_at_ms, position, length, count)| {
+            let block =
+                Block { index, first: next, published_at_ms, span: BlockSpan { position, length }, count };
+            next = block.end();
+            block
+        });
+        Record::Page(PageRecord { blocks: blocks.collect() })
+    })
+}
+
+fn producer_record() -> impl Strategy<Value = Record> {
+    (any::<(u64, u64)>(), vec(any::<(u64, u32)>(), 0..5)).prop_map(|((last, used_at_ms), recent)| {
+        let recent =
+            recent.into_iter().map(|(first, count)| PublishedBatch { first: Offset::new(first), count });
+        Record::Producer(ProducerRecord { last: Sequence::new(last), used_at_ms, recent: recent.collect() })
+    })
+}
+
+proptest! {
+    #[test]
+    fn shard_entries_round_trip(head in head(), items in vec(shard_command(), 0..8)) {
+        let proposals: Vec<_> = items.iter().map(|(command, batch)| proposed(command, batch)).collect();
+        let payload = encode_entry(head, &proposals);
+        let empty = encode_entry(head, &[]);
+        prop_assert_eq!(
+            payload.len(),
+            empty.len() + proposals.iter().map(Proposed::encoded_len).sum::<usize>()
+        );
+        let entry = decode_entry(&payload).unwrap();
+        prop_assert_eq!(entry.head, head);
+        let Commands::Shard(commands) = entry.commands else { panic!("commands of the other kind") };
+        prop_assert_eq!(commands.len(), items.len());
+        for (decoded, (command, batch)) in commands.into_iter().zip(items) {
+            let mut expected = command;
+            if let (Command::Publish { block: found, .. }, Command::Publish { block, .. }) = (&decoded, &mut expected) {
+                let start = found.position as usize;
+                prop_assert_eq!(&payload[start..start + found.length as usize], &batch[..]);
+                block.position = found.position;
+            }
+            prop_assert_eq!(decoded, expected);
+        }
+    }
+
+    #[test]
+    fn catalog_entries_round_trip(head in head(), commands in vec(catalog_command(), 1..8)) {
+        let proposals: Vec<_> = commands.iter().map(Proposed::catalog).collect();
+        let entry = decode_entry(&encode_entry(head, &proposals)).unwrap();
+        prop_assert_eq!(entry.head, head);
+        prop_assert_eq!(entry.commands, Commands::Catalog(commands));
+    }
+
+    #[test]
+    fn any_bytes_decode_or_fail(bytes in vec(any::<u8>(), 0..200)) {
+        let _ = decode_record(&bytes, &bytes);
+        let _ = decode_entry(&Bytes::from(bytes));
+    }
+
+    #[test]
+    fn damaged_entries_decode_or_fail(
+        items in vec(shard_command(), 1..4),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let proposals: Vec<_> = items.iter().map(|(command, batch)| proposed(command, batch)).collect();
+        let head = EntryHead { leader_time_ms: 1, replicated_index: 2 };
+        let mut payload = encode_entry(head, &proposals).to_vec();
+        for (place, byte) in damage {
+            let place = place.index(payload.len());
+            payload[place] = byte;
+        }
+        let payload = Bytes::from(payload);
+        if let Ok(entry) = decode_entry(&payload)
+            && let Commands::Shard(commands) = entry.commands
+        {
+            for command in commands {
+                if let Command::Publish { block, .. } = command {
+                    prop_assert!((block.position + block.length) as usize <= payload.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn records_round_trip((key, record) in keyed_record()) {
+        let decoded = decode_record(&encode_key(key), &encode_record(&record));
+        prop_assert_eq!(decoded, Ok((key, record)));
+    }
+
+    #[test]
+    fn keys_sort_as_their_bytes((left, _) in keyed_record(), (right, _) in keyed_record()) {
+        prop_assert_eq!(left.cmp(&right), encode_key(left).cmp(&encode_key(right)));
+        if let RecordKey::Queue { queue, .. } = left {
+            prop_assert!(encode_key(left).starts_with(&queue_key_prefix(queue)));
+        }
+    }
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_refused() {
+    let key = encode_key(RecordKey::Shard);
+    let unknown = DecodeError::Unknown { field: "version", value: 2 };
+    assert_eq!(decode_record(&key, &[2]), Err(unknown));
+    assert_eq!(decode_record(&key, &[]), Err(DecodeError::Missing("version")));
+    assert_eq!(decode_record(&[9], &[1]), Err(DecodeError::Unknown { field: "key kind", value: 9 }));
+    // A command whose tag is not known here: field 3, length 2, field 15 as a varint.
+    let entry = Bytes::from_static(&[0x1a, 2, 0x78, 1]);
+    assert_eq!(decode_entry(&entry), Err(DecodeError::Missing("command")));
+}
+
+#[test]
+fn commands_of_both_kinds_do_not_mix() {
+    let commands = [
+        Proposed::shard(&Command::CloseQueue { queue: QueueId::new(1) }),
+        Proposed::catalog(&CatalogCommand::DeleteQueue { name: "orders".into() }),
+    ];
+    let head = EntryHead { leader_time_ms: 0, replicated_index: 0 };
+    assert_eq!(decode_entry(&encode_entry(head, &commands)), Err(DecodeError::MixedCommands));
+}

@@ -1,0 +1,386 @@
+//! One raft group on this node: its handle for proposing, reading, and answering peers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt as _, stream::BoxStream};
+use openraft::{
+    BasicNode, Config, RaftMetrics, ReadPolicy, SnapshotPolicy,
+    async_runtime::watch::WatchReceiver as _,
+    errors::{InitializeError, RaftError},
+};
+use skein_proto::ids::{NodeId, ShardId};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+
+use super::{
+    codec::{self, EntryHead, Proposed},
+    log_store::LogStore,
+    network::{Network, Transport},
+    proposer::{CommandOutcome, MAILBOX_MAX, Proposal, ProposeError, Proposer},
+    replica::Replica,
+    state_machine::StateMachine,
+    types::{Body, Raft, TypeConfig},
+    wire::{AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse},
+};
+use crate::{checkpoint::Checkpoint, clock::Clock, log::Log, tasks};
+
+/// Timers of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timers {
+    /// How often a leader tells idle followers that it is there.
+    pub heartbeat: Duration,
+    /// The shortest silence after which a follower stands for election.
+    pub election_min: Duration,
+    /// The longest.
+    pub election_max: Duration,
+}
+
+/// Who leads a shard, as this node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leadership {
+    /// The newest term this node knows of.
+    pub term: u64,
+    /// The leader of that term, once known.
+    pub leader: Option<NodeId>,
+}
+
+/// A group failed for good: its storage broke or it met a bug. The node must stop.
+#[derive(Debug, thiserror::Error)]
+#[error("shard {shard} stopped: {reason}")]
+pub struct GroupFailure {
+    /// The shard.
+    pub shard: ShardId,
+    /// What openraft says.
+    pub reason: String,
+}
+
+/// Why a group could not be made or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// openraft refuses the timers.
+    #[error("the raft timers are refused: {0}")]
+    Config(String),
+    /// The group stopped.
+    #[error(transparent)]
+    Failed(#[from] GroupFailure),
+}
+
+/// What a group is made of.
+pub(super) struct GroupParts {
+    pub node: NodeId,
+    pub timers: Timers,
+    pub log: Log,
+    pub replica: Arc<Replica>,
+    pub checkpoint: Checkpoint,
+    pub transport: Arc<dyn Transport>,
+    pub clock: Clock,
+    pub failures: mpsc::UnboundedSender<GroupFailure>,
+}
+
+/// Handle to one raft group.
+pub struct Group {
+    node: NodeId,
+    shard: ShardId,
+    raft: Raft,
+    replica: Arc<Replica>,
+    proposals: mpsc::Sender<Proposal>,
+    leadership: watch::Receiver<Leadership>,
+    replicated_index: Arc<AtomicU64>,
+}
+
+impl Group {
+    pub(super) async fn start(parts: GroupParts) -> Result<Self, GroupError> {
+        let GroupParts { node, timers, log, replica, checkpoint, transport, clock, failures } = parts;
+        let shard = replica.shard();
+        let raft = Raft::new(
+            node.get(),
+            Arc::new(raft_config(shard, timers)?),
+            Network::new(transport, shard),
+            LogStore::new(log.clone(), shard),
+            StateMachine::new(Arc::clone(&replica), checkpoint, log),
+        )
+        .await
+        .map_err(|fatal| GroupFailure { shard, reason: fatal.to_string() })?;
+
+        let replicated_index = Arc::new(AtomicU64::new(0));
+        let (proposals, mailbox) = mpsc::channel(MAILBOX_MAX);
+        tasks::spawn(Proposer::new(raft.clone(), clock, Arc::clone(&replicated_index)).run(mailbox));
+        let (leadership_sender, leadership) = watch::channel(Leadership { term: 0, leader: None });
+        tasks::spawn(watch_leadership(raft.clone(), shard, leadership_sender, failures));
+        Ok(Self { node, shard, raft, replica, proposals, leadership, replicated_index })
+    }
+
+    /// The shard.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// The shard's state on this node.
+    #[must_use]
+    pub fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
+    /// Who leads, now and whenever it changes.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// Whether this node leads, as far as it knows.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.leadership.borrow().leader == Some(self.node)
+    }
+
+    /// Sends a command on its way, in the order of calls, and gives a channel for its outcome. Waits while the
+    /// proposer's mailbox is full. `permit` is held until the outcome is known.
+    pub async fn propose_later(
+        &self,
+        proposed: Proposed,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> oneshot::Receiver<Result<CommandOutcome, ProposeError>> {
+        self.submit(proposed, permit, false).await
+    }
+
+    /// The same for a command that nobody is in a hurry for: it may wait a moment for others to share an entry with.
+    pub async fn propose_patiently(
+        &self,
+        proposed: Proposed,
+    ) -> oneshot::Receiver<Result<CommandOutcome, ProposeError>> {
+        self.submit(proposed, None, true).await
+    }
+
+    /// Proposes a command and waits for its outcome.
+    ///
+    /// # Errors
+    /// See [`ProposeError`], which tells "was not proposed" from "unknown".
+    pub async fn propose(&self, proposed: Proposed) -> Result<CommandOutcome, ProposeError> {
+        let outcome = self.propose_later(proposed, None).await;
+        outcome.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    /// Confirms with a majority that this node leads, and waits until its state holds everything confirmed before
+    /// the call. False when it does not lead.
+    pub async fn confirm_leadership(&self) -> bool {
+        self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok()
+    }
+
+    /// An index that a reader must have applied to see everything confirmed before the call. None when this node
+    /// does not lead.
+    pub async fn read_index(&self) -> Option<u64> {
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
+        Some(linearizer.read_log_id().index())
+    }
+
+    /// Forms the group with these members, once in its life. On a group that was formed before it does nothing.
+    ///
+    /// # Errors
+    /// When the group has failed.
+    pub async fn initialize(&self, members: &BTreeMap<NodeId, String>) -> Result<(), GroupFailure> {
+        let members: BTreeMap<u64, BasicNode> =
+            members.iter().map(|(id, address)| (id.get(), BasicNode::new(address))).collect();
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(GroupFailure { shard: self.shard, reason: error.to_string() }),
+        }
+    }
+
+    /// Takes a stream of appends from a leader and answers each in order. Ends after a refusal.
+    pub fn handle_append<S>(&self, requests: S) -> BoxStream<'static, AppendResult>
+    where
+        S: Stream<Item = AppendRequest> + Send + 'static,
+    {
+        // A request that does not decode ends the stream: the leader sees a broken call and starts a new one.
+        let requests = requests
+            .map(AppendRequest::into_raft)
+            .take_while(|request| std::future::ready(request.is_ok()))
+            .filter_map(|request| std::future::ready(request.ok()));
+        self.raft
+            .stream_append(requests.boxed())
+            .take_while(|result| std::future::ready(result.is_ok()))
+            .filter_map(|result| std::future::ready(result.ok().as_ref().map(AppendResult::from_raft)))
+            .boxed()
+    }
+
+    /// Answers a candidate. None when the group has failed.
+    pub async fn handle_vote(&self, request: VoteRequest) -> Option<VoteResponse> {
+        let pre_vote = request.pre_vote;
+        let request = request.into_raft();
+        let response =
+            if pre_vote { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
+        response.ok().as_ref().map(VoteResponse::from_raft)
+    }
+
+    /// A leader asks this node to take over, or to make way for who will.
+    pub async fn handle_transfer(&self, request: TransferRequest) -> bool {
+        self.raft.handle_transfer_leader(request.into_raft()).await.is_ok_and(|answer| answer.is_ok())
+    }
+
+    /// Hands leadership to the follower that has most of the log, if this node leads and there is one.
+    /// Returns whom it asked.
+    pub async fn hand_over(&self) -> Option<NodeId> {
+        let metrics = self.metrics();
+        let followers = metrics.replication?;
+        let (&to, matched) = followers
+            .iter()
+            .filter(|(id, _)| **id != self.node.get())
+            .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index()))?;
+        matched.as_ref()?;
+        self.raft.trigger().transfer_leader(to).await.ok()?;
+        Some(NodeId::new(to))
+    }
+
+    /// Saves a checkpoint if anything was applied since the last one, then lets go of the part of the log that
+    /// neither this node's state nor any other replica needs.
+    ///
+    /// # Errors
+    /// When the group has failed.
+    pub async fn checkpoint(&self) -> Result<(), GroupFailure> {
+        let applied = self.metrics().last_applied;
+        let failed = |fatal: openraft::errors::Fatal<TypeConfig>| self.failure(&fatal);
+        if applied.is_some() && applied != self.metrics().snapshot {
+            self.raft.trigger().snapshot().await.map_err(failed)?;
+            let mut progress = self.raft.metrics();
+            while progress.borrow_watched().snapshot < applied {
+                progress.changed().await.map_err(|_| GroupFailure {
+                    shard: self.shard,
+                    reason: "it ended while a checkpoint was being saved".to_owned(),
+                })?;
+            }
+        }
+        if let Some(upto) = self.purgeable_index() {
+            self.raft.trigger().purge_log(upto).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// As leader, notes how much of the log every replica has on disk; the next entry tells the others.
+    pub fn update_replicated_index(&self) {
+        let metrics = self.metrics();
+        let Some(followers) = &metrics.replication else { return };
+        let committed = metrics.local_committed.as_ref().map_or(0, |id| id.index());
+        let everywhere = metrics
+            .membership_config
+            .voter_ids()
+            .filter(|voter| *voter != self.node.get())
+            .map(|voter| followers.get(&voter).and_then(Option::as_ref).map_or(0, |id| id.index()))
+            .fold(committed, u64::min);
+        self.replicated_index.fetch_max(everywhere, Ordering::Relaxed);
+    }
+
+    /// As leader, writes an entry without commands, which tells every replica how much of the log all of them have on
+    /// disk. A shard that nobody writes to would otherwise never learn, and its last entries would hold every shard's
+    /// log back.
+    ///
+    /// # Errors
+    /// When the group has failed.
+    pub async fn tell_replicated_index(&self, leader_time_ms: u64) -> Result<(), GroupFailure> {
+        self.update_replicated_index();
+        let replicated_index = self.replicated_index.load(Ordering::Relaxed);
+        let body = Body(codec::encode_entry(EntryHead { leader_time_ms, replicated_index }, &[]));
+        self.raft.client_write_ff(body, None).await.map_err(|fatal| self.failure(&fatal))
+    }
+
+    /// Ids of the shard's voters.
+    #[must_use]
+    pub fn voters(&self) -> Vec<NodeId> {
+        self.raft.voter_ids().map(NodeId::new).collect()
+    }
+
+    /// Stops the group.
+    pub async fn shutdown(&self) {
+        // Fails only when it has stopped before.
+        let _ = self.raft.shutdown().await;
+    }
+
+    async fn submit(
+        &self,
+        proposed: Proposed,
+        permit: Option<OwnedSemaphorePermit>,
+        patient: bool,
+    ) -> oneshot::Receiver<Result<CommandOutcome, ProposeError>> {
+        let (reply, outcome) = oneshot::channel();
+        if let Err(refused) = self.proposals.send(Proposal { proposed, reply, permit, patient }).await {
+            // The receiver learns even when the proposer is gone.
+            let _ = refused.0.reply.send(Err(ProposeError::Stopped));
+        }
+        outcome
+    }
+
+    fn purgeable_index(&self) -> Option<u64> {
+        let metrics = self.metrics();
+        let saved = metrics.snapshot.as_ref()?.index();
+        let upto = self.replica.lowest_needed_index().checked_sub(1)?.min(saved);
+        let purged = metrics.purged.as_ref().map(|id| id.index());
+        purged.is_none_or(|purged| purged < upto).then_some(upto)
+    }
+
+    fn metrics(&self) -> RaftMetrics<TypeConfig> {
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    fn failure(&self, fatal: &openraft::errors::Fatal<TypeConfig>) -> GroupFailure {
+        GroupFailure { shard: self.shard, reason: fatal.to_string() }
+    }
+}
+
+/// What we set, and why, is in `docs/decisions/0001-openraft.md`.
+fn raft_config(shard: ShardId, timers: Timers) -> Result<Config, GroupError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: format!("shard-{shard}"),
+        heartbeat_interval: millis(timers.heartbeat),
+        election_timeout_min: millis(timers.election_min),
+        election_timeout_max: millis(timers.election_max),
+        max_payload_entries: 256,
+        max_append_entries: Some(256),
+        api_channel_size: Some(1_024),
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    }
+    .validate()
+    .map_err(|error| GroupError::Config(error.to_string()))
+}
+
+/// Follows who leads until the group ends; an end that nobody asked for is a failure.
+async fn watch_leadership(
+    raft: Raft,
+    shard: ShardId,
+    leadership: watch::Sender<Leadership>,
+    failures: mpsc::UnboundedSender<GroupFailure>,
+) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let (term, leader) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.vote.leader_id.term, metrics.current_leader.map(NodeId::new))
+        };
+        let now = Leadership { term, leader };
+        leadership.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            break;
+        }
+    }
+    let ended = raft.metrics().borrow_watched().running_state.clone();
+    if let Err(fatal) = ended
+        && !matches!(fatal, openraft::errors::Fatal::Stopped)
+    {
+        // The node may be gone already, and then nobody needs to know.
+        let _ = failures.send(GroupFailure { shard, reason: fatal.to_string() });
+    }
+}

@@ -1,0 +1,31 @@
+//! The only user of openraft: groups that agree on commands, keep them in the node's log, and apply them.
+//!
+//! A command's way: [`Group::propose_later`] → [`proposer`] gathers what has queued into one entry → openraft appends
+//! it ([`log_store`]) and sends it to the followers ([`network`]) → once it is on disk on a majority,
+//! [`state_machine`] applies it to the [`Replica`] on every node → the proposer hands out the outcomes.
+//!
+//! Types of openraft do not leave this module, nor does anything here know protobuf services or sockets: peers are
+//! reached through [`Transport`], in the plain types of [`wire`].
+
+pub mod codec;
+mod group;
+mod groups;
+mod load;
+mod log_store;
+mod network;
+mod proposer;
+mod records;
+mod replica;
+mod state_machine;
+#[cfg(test)]
+mod suite;
+mod types;
+pub mod wire;
+
+pub use codec::Proposed;
+pub use group::{Group, GroupError, GroupFailure, Leadership, Timers};
+pub use groups::{Groups, GroupsParts, OpenGroupsError};
+pub use load::LoadError;
+pub use network::{AppendRequests, AppendResults, Transport, TransportError};
+pub use proposer::{CommandOutcome, ProposeError};
+pub use replica::Replica;

@@ -1,0 +1,264 @@
+//! How raft groups reach their peers: the transport that `peer` implements, and openraft's network on top of it.
+
+use std::{
+    iter,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use openraft::{
+    OptionalSend, alias,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{
+        Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+        RaftNetworkFactory,
+    },
+    raft::{
+        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest as RaftVoteRequest, VoteResponse as RaftVoteResponse,
+    },
+};
+use skein_proto::ids::{NodeId, ShardId};
+
+use super::{
+    types::TypeConfig,
+    wire::{AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse},
+};
+
+use crate::checkpoint::Checkpoint;
+
+/// How long replication to a peer pauses after a failed call: first, and at most. Short at first because a peer that
+/// restarts is back within milliseconds.
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Why a call to a peer failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The peer cannot be reached: no use in trying again at once.
+    #[error("node {node} cannot be reached: {reason}")]
+    Unreachable {
+        /// The peer.
+        node: NodeId,
+        /// What the connection said.
+        reason: String,
+    },
+    /// The call broke on its way.
+    #[error("the call to node {node} failed: {reason}")]
+    Broken {
+        /// The peer.
+        node: NodeId,
+        /// What the connection said.
+        reason: String,
+    },
+}
+
+/// The answers to a stream of appends, in the order of the requests.
+pub type AppendResults = BoxStream<'static, Result<AppendResult, TransportError>>;
+
+/// Appends on their way to a follower. A type of its own, since the compiler cannot see that a future holding a boxed
+/// stream of any lifetime is `Send`.
+pub struct AppendRequests(BoxStream<'static, AppendRequest>);
+
+impl Stream for AppendRequests {
+    type Item = AppendRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<AppendRequest>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+/// Calls to peers.
+///
+/// 1. `append` sends requests in order on one stream and yields answers in the same order. Any number may be in flight.
+/// 2. `append` ends the answers after an error.
+/// 3. Calls that get no answer end by themselves, with an error, within the transport's own time limit.
+pub trait Transport: Send + Sync + 'static {
+    /// Opens a stream of appends to a peer.
+    fn append(
+        &self,
+        to: NodeId,
+        requests: AppendRequests,
+    ) -> BoxFuture<'static, Result<AppendResults, TransportError>>;
+
+    /// Sends one append, usually a heartbeat, and waits for its answer.
+    fn append_one(
+        &self,
+        to: NodeId,
+        request: AppendRequest,
+    ) -> BoxFuture<'static, Result<AppendResult, TransportError>>;
+
+    /// Asks a peer for its vote.
+    fn vote(
+        &self,
+        to: NodeId,
+        request: VoteRequest,
+    ) -> BoxFuture<'static, Result<VoteResponse, TransportError>>;
+
+    /// Asks a peer to take over as leader.
+    fn transfer_leader(
+        &self,
+        to: NodeId,
+        request: TransferRequest,
+    ) -> BoxFuture<'static, Result<(), TransportError>>;
+
+    /// Asks a shard's leader for an index that a reader must have applied.
+    fn read_index(&self, to: NodeId, shard: ShardId) -> BoxFuture<'static, Result<u64, TransportError>>;
+}
+
+/// Makes openraft's clients for one shard.
+pub(super) struct Network {
+    transport: Arc<dyn Transport>,
+    shard: ShardId,
+}
+
+impl Network {
+    pub(super) fn new(transport: Arc<dyn Transport>, shard: ShardId) -> Self {
+        Self { transport, shard }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = PeerClient;
+
+    async fn new_client(&mut self, target: u64, _: &openraft::BasicNode) -> PeerClient {
+        self.client(target, AppendMode::Stream)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _: &openraft::BasicNode) -> PeerClient {
+        self.client(target, AppendMode::OneByOne)
+    }
+}
+
+impl Network {
+    fn client(&self, target: u64, append_mode: AppendMode) -> PeerClient {
+        PeerClient {
+            transport: Arc::clone(&self.transport),
+            shard: self.shard,
+            target: NodeId::new(target),
+            append_mode,
+        }
+    }
+}
+
+/// Whether appends go through a long-lived stream, or each as a call of its own: openraft opens a stream for every
+/// single heartbeat, which a call does at a fraction of the cost.
+#[derive(Debug, Clone, Copy)]
+enum AppendMode {
+    Stream,
+    OneByOne,
+}
+
+/// One shard's client to one peer.
+pub(super) struct PeerClient {
+    transport: Arc<dyn Transport>,
+    shard: ShardId,
+    target: NodeId,
+    append_mode: AppendMode,
+}
+
+type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
+
+impl NetStreamAppend<TypeConfig> for PeerClient {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _: RPCOption,
+    ) -> BoxFuture<'s, RpcResult<BoxStream<'s, RpcResult<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let shard = self.shard;
+        let requests =
+            AppendRequests(input.map(move |request| AppendRequest::from_raft(shard, request)).boxed());
+        let transport = Arc::clone(&self.transport);
+        let target = self.target;
+        let mode = self.append_mode;
+        Box::pin(async move {
+            let answers = match mode {
+                AppendMode::Stream => transport.append(target, requests).await.map_err(rpc_error)?,
+                AppendMode::OneByOne => {
+                    requests.then(move |request| transport.append_one(target, request)).boxed()
+                }
+            };
+            let answers = answers.map(|answer| answer.map(AppendResult::into_raft).map_err(rpc_error));
+            Ok(answers.boxed())
+        })
+    }
+}
+
+impl NetVote<TypeConfig> for PeerClient {
+    async fn vote(
+        &mut self,
+        request: RaftVoteRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> RpcResult<RaftVoteResponse<TypeConfig>> {
+        self.ask_vote(&request, false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: RaftVoteRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> RpcResult<RaftVoteResponse<TypeConfig>> {
+        self.ask_vote(&request, true).await
+    }
+}
+
+impl PeerClient {
+    async fn ask_vote(
+        &self,
+        request: &RaftVoteRequest<TypeConfig>,
+        pre_vote: bool,
+    ) -> RpcResult<RaftVoteResponse<TypeConfig>> {
+        let request = VoteRequest::from_raft(self.shard, request, pre_vote);
+        let response = self.transport.vote(self.target, request).await.map_err(rpc_error)?;
+        Ok(response.into_raft())
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for PeerClient {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> RpcResult<TransferLeaderResponse<TypeConfig>> {
+        let request = TransferRequest::from_raft(self.shard, &request);
+        self.transport.transfer_leader(self.target, request).await.map_err(rpc_error)?;
+        Ok(Ok(()))
+    }
+}
+
+impl NetSnapshot<TypeConfig> for PeerClient {
+    type SnapshotData = Checkpoint;
+
+    /// Never needed: the log is not purged past what any replica lacks (see [`super::state_machine`]).
+    async fn full_snapshot(
+        &mut self,
+        _: alias::VoteOf<TypeConfig>,
+        _: alias::SnapshotOf<TypeConfig, Checkpoint>,
+        _: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let reason =
+            std::io::Error::new(std::io::ErrorKind::Unsupported, "checkpoints are not sent to other nodes");
+        Err(StreamingError::Unreachable(Unreachable::new(&reason)))
+    }
+}
+
+impl NetBackoff<TypeConfig> for PeerClient {
+    fn backoff(&self) -> Option<Backoff> {
+        let pauses = iter::successors(Some(BACKOFF_FIRST), |pause| Some((*pause * 2).min(BACKOFF_MAX)));
+        Some(Backoff::new(pauses))
+    }
+}
+
+fn rpc_error(error: TransportError) -> RPCError<TypeConfig> {
+    match error {
+        error @ TransportError::Unreachable { .. } => RPCError::Unreachable(Unreachable::new(&error)),
+        error @ TransportError::Broken { .. } => RPCError::Network(NetworkError::new(&error)),
+    }
+}

@@ -1,0 +1,210 @@
+//! Gathers a shard's commands into raft entries: whatever queued up while earlier entries were being written.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
+use openraft::{errors::ClientWriteError, impls::OneshotResponder, raft::ClientWriteResult};
+use skein_proto::ids::NodeId;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    codec::{self, EntryHead, Proposed},
+    state_machine::Outcomes,
+    types::{Body, Raft, TypeConfig},
+};
+use crate::{
+    broker::{CatalogOutcome, Outcome},
+    clock::Clock,
+};
+
+/// Commands that wait to be proposed. Their bytes are bounded by admission; this bounds their number.
+pub(super) const MAILBOX_MAX: usize = 4_096;
+
+/// The most bytes of commands in one entry, except that one command always goes.
+const ENTRY_BYTES_MAX: usize = 1 << 20;
+
+/// The most commands in one entry, so that many tiny ones do not make an entry that takes long to apply.
+const ENTRY_COMMANDS_MAX: usize = 4_096;
+
+/// Entries in flight up to which whatever is there is proposed at once. Two, so that the disk is never idle between
+/// one entry's sync and the next one's arrival.
+const EAGER_IN_FLIGHT: usize = 2;
+
+/// A full batch of this many bytes need not wait for earlier entries, up to `IN_FLIGHT_MAX` of them.
+const WORTHWHILE_BYTES: usize = 256 << 10;
+const IN_FLIGHT_MAX: usize = 16;
+
+/// How long a command that nobody is in a hurry for waits for others to share its entry. An ack that rides along with
+/// the next publish costs no sync of its own.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// What became of one command.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CommandOutcome {
+    /// Of a message shard's command.
+    Shard(Outcome),
+    /// Of a catalog's command.
+    Catalog(CatalogOutcome),
+}
+
+/// Why a command has no outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This node does not lead the shard: the command was not proposed.
+    #[error("this node does not lead the shard")]
+    NotLeader {
+        /// Who does, if known.
+        leader: Option<NodeId>,
+    },
+    /// Leadership moved while the command was in flight: it may take effect, or not.
+    #[error("leadership moved while the command was in flight; whether it takes effect is unknown")]
+    OutcomeUnknown,
+    /// The group is stopping: the command was not proposed.
+    #[error("the shard is shutting down")]
+    Stopped,
+}
+
+pub(super) struct Proposal {
+    pub proposed: Proposed,
+    pub reply: oneshot::Sender<Result<CommandOutcome, ProposeError>>,
+    /// Held until the outcome is known, so that admission counts bytes in flight.
+    pub permit: Option<OwnedSemaphorePermit>,
+    /// Nobody is in a hurry for it.
+    pub patient: bool,
+}
+
+type Waiting = (oneshot::Sender<Result<CommandOutcome, ProposeError>>, Option<OwnedSemaphorePermit>);
+type Finished = (Vec<Waiting>, Result<ClientWriteResult<TypeConfig>, ProposeError>);
+
+pub(super) struct Proposer {
+    raft: Raft,
+    clock: Clock,
+    /// The newest index known to be on every replica's disk, kept by the group.
+    replicated_index: Arc<AtomicU64>,
+    queued: VecDeque<Proposal>,
+    queued_bytes: usize,
+    /// When what is queued is proposed at the latest.
+    due: Duration,
+    in_flight: FuturesOrdered<BoxFuture<'static, Finished>>,
+}
+
+impl Proposer {
+    pub(super) fn new(raft: Raft, clock: Clock, replicated_index: Arc<AtomicU64>) -> Self {
+        Self {
+            raft,
+            clock,
+            replicated_index,
+            queued: VecDeque::new(),
+            queued_bytes: 0,
+            due: Duration::MAX,
+            in_flight: FuturesOrdered::new(),
+        }
+    }
+
+    /// Runs until every handle to the mailbox is gone and everything in flight has its outcome.
+    pub(super) async fn run(mut self, mut mailbox: mpsc::Receiver<Proposal>) {
+        let mut open = true;
+        while open || !self.queued.is_empty() || !self.in_flight.is_empty() {
+            let patience_left = self.patience_left();
+            tokio::select! {
+                biased;
+                Some((waiting, result)) = self.in_flight.next(), if !self.in_flight.is_empty() => {
+                    on_finished(waiting, result);
+                }
+                received = mailbox.recv(), if open && self.wants_more() => match received {
+                    Some(proposal) => self.on_proposal(proposal),
+                    None => open = false,
+                },
+                () = tokio::time::sleep(patience_left), if !self.queued.is_empty() && !patience_left.is_zero() => {}
+            }
+            while self.wants_more()
+                && let Ok(proposal) = mailbox.try_recv()
+            {
+                self.on_proposal(proposal);
+            }
+            while self.is_worthwhile() {
+                self.propose().await;
+            }
+        }
+    }
+
+    fn patience_left(&self) -> Duration {
+        self.due.saturating_sub(self.clock.monotonic())
+    }
+
+    /// One entry's worth is gathered at a time; the rest waits in the mailbox, and its senders with it.
+    fn wants_more(&self) -> bool {
+        self.queued_bytes < ENTRY_BYTES_MAX && self.queued.len() < ENTRY_COMMANDS_MAX
+    }
+
+    fn is_worthwhile(&self) -> bool {
+        let eager = self.in_flight.len() < EAGER_IN_FLIGHT && self.patience_left().is_zero();
+        let full = !self.wants_more() || self.queued_bytes >= WORTHWHILE_BYTES;
+        !self.queued.is_empty() && (eager || (full && self.in_flight.len() < IN_FLIGHT_MAX))
+    }
+
+    fn on_proposal(&mut self, proposal: Proposal) {
+        let now = self.clock.monotonic();
+        self.due = self.due.min(if proposal.patient { now + PATIENCE } else { now });
+        self.queued_bytes += proposal.proposed.encoded_len();
+        self.queued.push_back(proposal);
+    }
+
+    async fn propose(&mut self) {
+        let mut commands = Vec::with_capacity(self.queued.len());
+        let mut waiting = Vec::with_capacity(self.queued.len());
+        for Proposal { proposed, reply, permit, .. } in self.queued.drain(..) {
+            commands.push(proposed);
+            waiting.push((reply, permit));
+        }
+        self.queued_bytes = 0;
+        self.due = Duration::MAX;
+        let replicated_index = self.replicated_index.load(Ordering::Relaxed);
+        let head = EntryHead { leader_time_ms: self.clock.wall_ms(), replicated_index };
+        let body = codec::encode_entry(head, &commands);
+        let (responder, outcome) = OneshotResponder::new_pair();
+        let sent = self.raft.client_write_ff(Body(body), Some(responder)).await;
+        self.in_flight.push_back(
+            async move {
+                let result = match sent {
+                    Ok(()) => outcome.await.map_err(|_| ProposeError::OutcomeUnknown),
+                    Err(_) => Err(ProposeError::Stopped),
+                };
+                (waiting, result)
+            }
+            .boxed(),
+        );
+    }
+}
+
+fn on_finished(waiting: Vec<Waiting>, result: Result<ClientWriteResult<TypeConfig>, ProposeError>) {
+    let outcomes = result.and_then(|written| match written {
+        Ok(response) => Ok(response.data),
+        Err(ClientWriteError::ForwardToLeader(forward)) => {
+            Err(ProposeError::NotLeader { leader: forward.leader_id.map(NodeId::new) })
+        }
+        Err(_) => Err(ProposeError::OutcomeUnknown),
+    });
+    let outcomes: Vec<_> = match outcomes {
+        Ok(Outcomes::Shard(outcomes)) => {
+            outcomes.into_iter().map(|outcome| Ok(CommandOutcome::Shard(outcome))).collect()
+        }
+        Ok(Outcomes::Catalog(outcomes)) => {
+            outcomes.into_iter().map(|outcome| Ok(CommandOutcome::Catalog(outcome))).collect()
+        }
+        Ok(Outcomes::None) => unreachable!("an entry with commands was applied as one without"),
+        Err(error) => waiting.iter().map(|_| Err(error)).collect(),
+    };
+    assert_eq!(outcomes.len(), waiting.len(), "each command has one outcome");
+    for ((reply, _permit), outcome) in waiting.into_iter().zip(outcomes) {
+        // Whoever asked may have gone; the command took effect all the same.
+        let _ = reply.send(outcome);
+    }
+}

@@ -1,0 +1,43 @@
+//! openraft's own tests of what it demands of storage, on the real log and the real checkpoint store.
+
+use std::sync::Arc;
+
+use openraft::{
+    StorageError,
+    testing::log::{StoreBuilder, Suite},
+};
+use skein_proto::ids::ShardId;
+use tempfile::TempDir;
+
+use super::{
+    log_store::LogStore,
+    replica::{Machine, Replica},
+    state_machine::StateMachine,
+    types::TypeConfig,
+};
+use crate::{
+    broker::Shard,
+    checkpoint::Checkpoints,
+    disk::RealDisk,
+    log::{Log, LogOptions},
+};
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let shard = ShardId::new(1);
+        let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
+        let fail = |failure| panic!("the log failed: {failure}");
+        let log = Log::open(Arc::new(RealDisk), &dir.path().join("log"), options, fail).unwrap();
+        let checkpoint = Checkpoints::open(&dir.path().join("checkpoint")).unwrap().shard(shard).unwrap();
+        let replica = Arc::new(Replica::new(shard, Machine::Messages(Shard::new()), None));
+        Ok((dir, LogStore::new(log.clone(), shard), StateMachine::new(replica, checkpoint, log)))
+    }
+}
+
+#[tokio::test]
+async fn the_store_keeps_every_promise_that_openraft_relies_on() {
+    Suite::test_all(Builder).await.unwrap();
+}
