@@ -1,5 +1,6 @@
 //! A Skein broker node.
 
+pub mod batch;
 pub mod broker;
 pub mod checkpoint;
 pub mod clock;
@@ -9,4 +10,5 @@ pub mod log;
 pub mod offsets;
 pub mod raft;
 pub mod random;
+pub mod shard;
 pub mod tasks;

@@ -1,0 +1,284 @@
+//! A batch of messages in its wire form: checked once when it arrives, then cut and passed on without being decoded.
+//!
+//! The wire form of `MessageBatch` is `(0x0a, length, message)*`. Checking walks the bytes of every message the way
+//! a decoder would, so that what is stored can be decoded by whoever consumes it; it allocates nothing.
+
+use bytes::{Buf as _, Bytes};
+use skein_proto::limits;
+
+/// The tag of `MessageBatch.messages`: field 1, length-delimited.
+const MESSAGE_TAG: u8 = 0x0a;
+
+/// Fields of `Message` by number; see the schema.
+const FIELD_BODY: u64 = 1;
+const FIELD_KEY: u64 = 2;
+const FIELD_HEADERS: u64 = 3;
+const FIELDS_STRING: std::ops::RangeInclusive<u64> = 4..=7;
+
+/// Why a batch is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Nothing in it.
+    #[error("the batch has no messages; send at least one")]
+    Empty,
+    /// Over the limit of bytes.
+    #[error("the batch has {bytes} bytes, and {bytes_max} is the most; send smaller batches")]
+    TooManyBytes {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// Over the limit of messages.
+    #[error("the batch has more than {messages_max} messages; send smaller batches")]
+    TooManyMessages {
+        /// The limit.
+        messages_max: usize,
+    },
+    /// One message is over the limit.
+    #[error(
+        "message {position} of the batch has {bytes} bytes, and {bytes_max} is the most; \
+         send a smaller one, or raise limits.message_bytes_max on every node"
+    )]
+    MessageTooLarge {
+        /// Which one, counted from 0.
+        position: usize,
+        /// Its size, encoded.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// Not the protobuf it should be.
+    #[error(
+        "message {position} of the batch is not a skein.broker.v1.Message; encode it with the published \
+        schema"
+    )]
+    Malformed {
+        /// Which one, counted from 0.
+        position: usize,
+    },
+}
+
+/// Checks a batch and counts its messages.
+///
+/// # Errors
+/// See [`BatchError`].
+pub fn check(batch: &[u8], message_bytes_max: usize) -> Result<u32, BatchError> {
+    if batch.len() > limits::BATCH_BYTES_MAX {
+        return Err(BatchError::TooManyBytes { bytes: batch.len(), bytes_max: limits::BATCH_BYTES_MAX });
+    }
+    let mut rest = batch;
+    let mut position = 0;
+    while !rest.is_empty() {
+        if position == limits::BATCH_MESSAGES_MAX {
+            return Err(BatchError::TooManyMessages { messages_max: limits::BATCH_MESSAGES_MAX });
+        }
+        let message = take_message(&mut rest).ok_or(BatchError::Malformed { position })?;
+        if message.len() > message_bytes_max {
+            let bytes = message.len();
+            return Err(BatchError::MessageTooLarge { position, bytes, bytes_max: message_bytes_max });
+        }
+        check_message(message).ok_or(BatchError::Malformed { position })?;
+        position += 1;
+    }
+    match u32::try_from(position).expect("bounded by BATCH_MESSAGES_MAX") {
+        0 => Err(BatchError::Empty),
+        count => Ok(count),
+    }
+}
+
+/// The part of a checked batch that holds `take` messages after the first `skip`. Shares the batch's memory.
+/// `None` when the batch has fewer, or was never checked.
+#[must_use]
+pub fn cut(batch: &Bytes, skip: u32, take: u32) -> Option<Bytes> {
+    let mut rest = &batch[..];
+    for _ in 0..skip {
+        take_message(&mut rest)?;
+    }
+    let start = batch.len() - rest.len();
+    for _ in 0..take {
+        take_message(&mut rest)?;
+    }
+    Some(batch.slice(start..batch.len() - rest.len()))
+}
+
+/// The messages of a checked batch, one by one. Shares the batch's memory.
+pub fn messages(batch: &Bytes) -> impl Iterator<Item = Bytes> {
+    let mut rest = &batch[..];
+    std::iter::from_fn(move || take_message(&mut rest).map(|message| batch.slice_ref(message)))
+}
+
+/// Wraps one encoded message as a batch of one, with more encoded fields at its end.
+#[must_use]
+pub fn single(message: &[u8], more_fields: &[u8]) -> Bytes {
+    let mut batch = Vec::with_capacity(message.len() + more_fields.len() + 6);
+    batch.push(MESSAGE_TAG);
+    prost::encode_length_delimiter(message.len() + more_fields.len(), &mut batch)
+        .expect("a Vec has room for ten bytes more");
+    batch.extend_from_slice(message);
+    batch.extend_from_slice(more_fields);
+    batch.into()
+}
+
+fn take_message<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (&tag, after_tag) = rest.split_first()?;
+    if tag != MESSAGE_TAG {
+        return None;
+    }
+    *rest = after_tag;
+    take_delimited(rest)
+}
+
+fn check_message(mut rest: &[u8]) -> Option<()> {
+    while !rest.is_empty() {
+        let (field, wire_type) = take_tag(&mut rest)?;
+        match (field, wire_type) {
+            (FIELD_BODY | FIELD_KEY, 2) => drop(take_delimited(&mut rest)?),
+            (FIELD_HEADERS, 2) => check_header(take_delimited(&mut rest)?)?,
+            (field, 2) if FIELDS_STRING.contains(&field) => check_string(take_delimited(&mut rest)?)?,
+            (field, _) if field <= *FIELDS_STRING.end() => return None,
+            (_, wire_type) => skip(&mut rest, wire_type)?,
+        }
+    }
+    Some(())
+}
+
+/// A map entry: field 1 the name, a string; field 2 the value, bytes.
+fn check_header(mut rest: &[u8]) -> Option<()> {
+    while !rest.is_empty() {
+        match take_tag(&mut rest)? {
+            (1, 2) => check_string(take_delimited(&mut rest)?)?,
+            (2, 2) => drop(take_delimited(&mut rest)?),
+            (1 | 2, _) => return None,
+            (_, wire_type) => skip(&mut rest, wire_type)?,
+        }
+    }
+    Some(())
+}
+
+fn check_string(bytes: &[u8]) -> Option<()> {
+    std::str::from_utf8(bytes).ok().map(drop)
+}
+
+/// Field number and wire type. A field number of 0 does not exist, and one over 2^29 - 1 does not decode.
+fn take_tag(rest: &mut &[u8]) -> Option<(u64, u64)> {
+    let tag = take_varint(rest)?;
+    let field = tag >> 3;
+    (1..1 << 29).contains(&field).then_some((field, tag & 7))
+}
+
+fn take_delimited<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(take_varint(rest)?).ok()?;
+    let (taken, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    Some(taken)
+}
+
+fn take_varint(rest: &mut &[u8]) -> Option<u64> {
+    match rest.first() {
+        Some(&byte) if byte < 0x80 => {
+            rest.advance(1);
+            Some(u64::from(byte))
+        }
+        _ => prost::encoding::decode_varint(rest).ok(),
+    }
+}
+
+/// Skips a field this version does not know. Groups (wire types 3 and 4) do not exist in proto3.
+fn skip(rest: &mut &[u8], wire_type: u64) -> Option<()> {
+    let fixed_bytes = match wire_type {
+        0 => return take_varint(rest).map(drop),
+        2 => return take_delimited(rest).map(drop),
+        1 => 8,
+        5 => 4,
+        _ => return None,
+    };
+    *rest = rest.get(fixed_bytes..)?;
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::{collection, prelude::*};
+    use prost::Message as _;
+    use skein_proto::broker::{Message, MessageBatch};
+
+    use super::*;
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        let bytes = || collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
+        let headers = collection::btree_map(".{0,8}", bytes(), 0..4);
+        (bytes(), bytes(), headers, ".{0,8}").prop_map(|(body, key, headers, message_id)| Message {
+            body,
+            key,
+            headers,
+            message_id,
+            ..Message::default()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_client_encodes_is_accepted_and_cut_as_it_was(
+            messages in collection::vec(any_message(), 1..20),
+            at in any::<(prop::sample::Index, prop::sample::Index)>(),
+        ) {
+            let bytes = Bytes::from(MessageBatch { messages: messages.clone() }.encode_to_vec());
+            prop_assert_eq!(check(&bytes, 1 << 20), Ok(messages.len() as u32));
+            let skip = at.0.index(messages.len());
+            let take = at.1.index(messages.len() - skip + 1);
+            let part = cut(&bytes, skip as u32, take as u32).unwrap();
+            prop_assert_eq!(&MessageBatch::decode(part).unwrap().messages[..], &messages[skip..skip + take]);
+        }
+
+        #[test]
+        fn what_is_accepted_decodes(
+            messages in collection::vec(any_message(), 1..4),
+            flips in collection::vec(any::<(prop::sample::Index, u8)>(), 0..6),
+        ) {
+            let mut bytes = MessageBatch { messages }.encode_to_vec();
+            for (at, value) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            if let Ok(count) = check(&bytes, 1 << 20) {
+                let decoded = MessageBatch::decode(&bytes[..]);
+                prop_assert_eq!(decoded.map(|batch| batch.messages.len() as u32), Ok(count));
+            }
+        }
+    }
+
+    #[test]
+    fn each_limit_has_its_error() {
+        let batch = |messages: Vec<Message>| MessageBatch { messages }.encode_to_vec();
+        let body = |bytes: usize| Message { body: vec![7; bytes].into(), ..Message::default() };
+        assert_eq!(check(&[], 10), Err(BatchError::Empty));
+        assert_eq!(
+            check(&batch(vec![body(1), body(9)]), 10),
+            Err(BatchError::MessageTooLarge { position: 1, bytes: 11, bytes_max: 10 })
+        );
+        assert_eq!(
+            check(&batch(vec![Message::default(); limits::BATCH_MESSAGES_MAX + 1]), 10),
+            Err(BatchError::TooManyMessages { messages_max: limits::BATCH_MESSAGES_MAX })
+        );
+        assert!(matches!(
+            check(&vec![0; limits::BATCH_BYTES_MAX + 1], 10),
+            Err(BatchError::TooManyBytes { .. })
+        ));
+        assert_eq!(check(b"GET / HTTP/1.1", 10), Err(BatchError::Malformed { position: 0 }));
+    }
+
+    #[test]
+    fn fields_added_at_the_end_join_the_message() {
+        let headers = |name: &str| BTreeMap::from([(name.to_owned(), Bytes::from_static(b"x"))]);
+        let message = Message { body: "b".into(), headers: headers("one"), ..Message::default() };
+        let more = Message { headers: headers("two"), ..Message::default() };
+        let batch = single(&message.encode_to_vec(), &more.encode_to_vec());
+        assert_eq!(check(&batch, 1 << 20), Ok(1));
+        let joined = MessageBatch::decode(batch).unwrap().messages.remove(0);
+        assert_eq!(joined.body, "b");
+        assert_eq!(joined.headers.len(), 2);
+    }
+}

@@ -1,0 +1,173 @@
+//! Moves messages that were given up to their queue's dead-letter queue.
+//!
+//! The core keeps them, with a sequence each, until the leader says that they are in the other queue. A leader that
+//! fails in between leaves its successor to publish them again, and the other queue takes each of them once: every
+//! dead letter is a producer of its own, with an id that only its origin and sequence decide.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use prost::Message as _;
+use skein_proto::{
+    broker::Message,
+    ids::{ProducerId, Sequence},
+};
+use tokio::sync::mpsc;
+
+use super::bodies::{Bodies, BodyError};
+use crate::{
+    batch,
+    broker::{BlockSlice, Command, DeadLetter},
+    dispatch::GroupKey,
+    raft::{Group, ProposeError, Proposed},
+};
+
+/// The pause after a failed publish; a dead-letter queue without a leader gets one within a second or two.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// The most that [`origin`] adds to a message, in bytes: two names, two numbers, four header names and what protobuf
+/// puts around them. A message of the largest size must still be taken by its dead-letter queue.
+pub const ORIGIN_BYTES_MAX: usize = 1_024;
+
+/// Headers that tell where a dead letter comes from.
+const HEADER_QUEUE: &str = "skein-dead-letter-queue";
+const HEADER_GROUP: &str = "skein-dead-letter-group";
+const HEADER_OFFSET: &str = "skein-dead-letter-offset";
+const HEADER_ATTEMPTS: &str = "skein-dead-letter-attempts";
+
+/// Publishes to a queue wherever its leader is.
+pub trait Courier: Send + Sync + 'static {
+    /// Publishes one batch, once, however often it is called with the same producer.
+    fn publish(
+        &self,
+        queue: String,
+        producer: ProducerId,
+        batch: Bytes,
+    ) -> BoxFuture<'static, Result<(), CourierError>>;
+}
+
+/// Why a dead letter was not taken. It is tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct CourierError(pub String);
+
+/// Why a dead letter was not moved.
+#[derive(Debug, thiserror::Error)]
+enum MoveError {
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    #[error(transparent)]
+    Courier(#[from] CourierError),
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+}
+
+/// A dead letter with all that is needed to move it.
+struct Parcel {
+    letter: DeadLetter,
+    slice: BlockSlice,
+    from_queue: String,
+    from_group: String,
+    to_queue: String,
+}
+
+/// Moves the dead letters of each group that is named in `pending`. Runs until `pending` closes.
+pub(super) async fn run(
+    group: Arc<Group>,
+    bodies: Bodies,
+    courier: Arc<dyn Courier>,
+    mut pending: mpsc::UnboundedReceiver<GroupKey>,
+) {
+    let mut waiting = VecDeque::new();
+    loop {
+        if waiting.is_empty() {
+            match pending.recv().await {
+                Some(key) => waiting.push_back(key),
+                None => return,
+            }
+        }
+        while let Ok(key) = pending.try_recv() {
+            if !waiting.contains(&key) {
+                waiting.push_back(key);
+            }
+        }
+        // One of each group in turn, so that one that cannot be moved holds up nobody else's.
+        let Some(key) = waiting.pop_front() else { continue };
+        let Some(parcel) = first_parcel(&group, key) else { continue };
+        waiting.push_back(key);
+        if let Err(error) = move_one(&group, &bodies, courier.as_ref(), key, &parcel).await {
+            tracing::warn!(
+                queue = parcel.from_queue,
+                group = parcel.from_group,
+                offset = %parcel.letter.offset,
+                to = parcel.to_queue,
+                %error,
+                "a dead letter could not be moved; trying again"
+            );
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    }
+}
+
+fn first_parcel(group: &Group, key: GroupKey) -> Option<Parcel> {
+    group.replica().with_messages(|shard| {
+        let queue = shard.queue(key.queue)?;
+        let group = queue.group(key.group)?;
+        let letter = group.dead_letters().next()?;
+        Some(Parcel {
+            slice: shard.locate(key.queue, letter.offset, 1)?,
+            from_queue: queue.name().to_owned(),
+            from_group: group.name().to_owned(),
+            to_queue: queue.settings().dead_letter_queue.clone()?,
+            letter,
+        })
+    })
+}
+
+async fn move_one(
+    group: &Group,
+    bodies: &Bodies,
+    courier: &dyn Courier,
+    key: GroupKey,
+    parcel: &Parcel,
+) -> Result<(), MoveError> {
+    let GroupKey { queue, group: group_id } = key;
+    let sequence = parcel.letter.sequence;
+    let batch = bodies.reader().read(queue, &parcel.slice).await?;
+    let message = batch::messages(&batch).next().unwrap_or_default();
+    let batch = batch::single(&message, &origin(parcel));
+    courier.publish(parcel.to_queue.clone(), producer(key, sequence), batch).await?;
+    group
+        .propose(Proposed::shard(&Command::DeadLettersMoved { queue, group: group_id, up_to: sequence }))
+        .await?;
+    Ok(())
+}
+
+/// Header fields, encoded, to be added at the end of the message: protobuf merges them with those it has.
+fn origin(parcel: &Parcel) -> Vec<u8> {
+    let headers = [
+        (HEADER_QUEUE, parcel.from_queue.clone()),
+        (HEADER_GROUP, parcel.from_group.clone()),
+        (HEADER_OFFSET, parcel.letter.offset.to_string()),
+        (HEADER_ATTEMPTS, parcel.letter.attempts.to_string()),
+    ];
+    let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let origin = Message { headers, ..Message::default() }.encode_to_vec();
+    assert!(origin.len() <= ORIGIN_BYTES_MAX, "names are shorter than NAME_BYTES_MAX");
+    origin
+}
+
+/// Mixes a dead letter's origin and sequence into an id that no other is likely to have (the finaliser of
+/// `SplitMix64`, Steele, Lea and Flood 2014).
+fn producer(key: GroupKey, sequence: Sequence) -> ProducerId {
+    let parts = [key.queue.get(), u64::from(key.group.get()), sequence.get()];
+    let mixed = parts.into_iter().fold(0, |mixed: u64, part| {
+        let mut z = (mixed ^ part).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    });
+    // 0 asks for no deduplication.
+    ProducerId::new(mixed.max(1))
+}

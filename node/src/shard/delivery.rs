@@ -1,0 +1,418 @@
+//! The task that delivers a shard's messages while this node leads it: runs the dispatcher, and replicates what its
+//! consumers settle.
+//!
+//! It starts from the replicated state and hears of every change to it as an [`Event`]. When a settlement cannot be
+//! replicated the task ends, since it has let go of leases that the others know nothing of; its successor starts
+//! from the replicated state again.
+
+use std::{collections::BTreeMap, slice::Chunks, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
+use skein_proto::ids::{Offset, QueueId};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    handle::{
+        DeliveryHandle, GroupCounts, Request, SettleError, SettleItem, SettleKind, SubscribeError, Unsettled,
+    },
+    outbox::{Outbox, OutboxItem, OutboxSender, outbox},
+};
+use crate::{
+    broker::{Command, Event, Outcome, Return, Shard},
+    clock::Clock,
+    dispatch::{
+        ConsumerId, Credit, Delivery, Dispatcher, GroupKey, GroupStart, Ready, Refusal, Returned, Sizes,
+    },
+    offsets::{OffsetRange, OffsetRuns},
+    raft::{CommandOutcome, Group, ProposeError, Proposed},
+    random::random_u64,
+    tasks,
+};
+
+/// Requests that wait for the delivery task.
+const MAILBOX_MAX: usize = 1_024;
+
+/// Requests handled before messages are handed out again.
+const REQUESTS_PER_TURN: usize = 256;
+
+/// Settlements being replicated. More wait in the mailbox, and their consumers with them.
+const SETTLES_IN_FLIGHT_MAX: usize = 1_024;
+
+/// Ranges of one kind in one command. An entry stays well below what a peer takes in one message.
+const COMMAND_RANGES_MAX: usize = 4_096;
+
+type SettleReply = oneshot::Sender<Result<Vec<Unsettled>, SettleError>>;
+
+/// The longest sleep when nothing is due, so that arithmetic on far-off deadlines needs no care.
+const IDLE_SLEEP_MAX: Duration = Duration::from_secs(60);
+
+pub(super) struct Deliverer {
+    group: Arc<Group>,
+    clock: Clock,
+    dispatcher: Dispatcher,
+    outboxes: BTreeMap<ConsumerId, OutboxSender>,
+    next_consumer: u64,
+    gone: mpsc::UnboundedSender<ConsumerId>,
+    gone_receiver: mpsc::UnboundedReceiver<ConsumerId>,
+    settling: FuturesOrdered<BoxFuture<'static, Settling>>,
+    /// Told of groups whose given-up messages wait to be moved.
+    dead_letters: mpsc::UnboundedSender<GroupKey>,
+}
+
+/// A settlement that came back from replication.
+struct Settling {
+    result: Result<CommandOutcome, ProposeError>,
+    unsettled: Vec<Unsettled>,
+    reply: Option<SettleReply>,
+}
+
+/// Starts delivering. The task ends when the returned handle and its clones are gone, or when a settlement cannot
+/// be replicated.
+pub(super) fn start(
+    group: Arc<Group>,
+    clock: Clock,
+    term: u64,
+    dead_letters: mpsc::UnboundedSender<GroupKey>,
+) -> (DeliveryHandle, tokio::task::JoinHandle<()>) {
+    let (requests, mailbox) = mpsc::channel(MAILBOX_MAX);
+    let (gone, gone_receiver) = mpsc::unbounded_channel();
+    let deliverer = Deliverer {
+        dispatcher: Dispatcher::new(),
+        outboxes: BTreeMap::new(),
+        // Where this task starts counting is random, so that a token of an earlier one names nobody here.
+        next_consumer: random_u64() >> 1,
+        gone,
+        gone_receiver,
+        settling: FuturesOrdered::new(),
+        dead_letters,
+        group,
+        clock,
+    };
+    let task = tasks::spawn(deliverer.run(mailbox));
+    (DeliveryHandle::new(requests, term), task)
+}
+
+impl Deliverer {
+    async fn run(mut self, mut mailbox: mpsc::Receiver<Request>) {
+        let mut applied = self.group.replica().applied_index();
+        self.begin();
+        let mut requests = Vec::new();
+        let mut deliveries = Vec::new();
+        loop {
+            let sleep = self.sleep_until_due();
+            tokio::select! {
+                biased;
+                Some(settling) = self.settling.next(), if !self.settling.is_empty() => {
+                    if !on_settled(settling) {
+                        break;
+                    }
+                }
+                count = mailbox.recv_many(&mut requests, REQUESTS_PER_TURN),
+                    if self.settling.len() < SETTLES_IN_FLIGHT_MAX =>
+                {
+                    if count == 0 {
+                        break;
+                    }
+                }
+                Some(consumer) = self.gone_receiver.recv() => self.on_gone(consumer).await,
+                _ = applied.changed() => {}
+                () = tokio::time::sleep(sleep) => {}
+            }
+            applied.mark_unchanged();
+            self.on_events();
+            for request in requests.drain(..) {
+                self.on_request(request).await;
+            }
+            self.on_time().await;
+            self.deliver(&mut deliveries);
+        }
+    }
+
+    /// Takes over what the replicated state says is not acked, and hears of changes from here on.
+    fn begin(&mut self) {
+        let replica = Arc::clone(self.group.replica());
+        replica.with_messages(|shard| {
+            shard.observe(true);
+            let keys: Vec<_> = shard
+                .queues()
+                .flat_map(|queue| {
+                    queue.groups().map(|group| GroupKey { queue: queue.id(), group: group.id() })
+                })
+                .collect();
+            for key in keys {
+                self.add_group(shard, key);
+            }
+        });
+    }
+
+    fn add_group(&mut self, shard: &Shard, key: GroupKey) {
+        let Some(queue) = shard.queue(key.queue) else { return };
+        let Some(group) = queue.group(key.group) else { return };
+        let mut ready = OffsetRuns::default();
+        for (range, returned) in group.deliverable().iter() {
+            ready.insert(range, Ready { attempts: returned.attempts, not_before_ms: returned.not_before_ms });
+        }
+        self.dispatcher.add_group(
+            key,
+            GroupStart {
+                lease_ms: queue.settings().lease_ms,
+                ready,
+                fresh_from: group.untouched_from(),
+                next_offset: queue.next_offset(),
+            },
+        );
+        if group.dead_letter_count() > 0 {
+            // Fails when the mover is gone, which is when this task is about to be.
+            let _ = self.dead_letters.send(key);
+        }
+    }
+
+    fn on_events(&mut self) {
+        let replica = Arc::clone(self.group.replica());
+        replica.with_messages(|shard| {
+            for event in shard.take_events() {
+                self.on_event(shard, &event);
+            }
+        });
+    }
+
+    fn on_event(&mut self, shard: &Shard, event: &Event) {
+        match *event {
+            // Its groups come by themselves, and what is open keeps its settings.
+            Event::QueueOpened { .. } => {}
+            Event::QueueClosed { queue } => {
+                let consumers = self.dispatcher.remove_queue(queue);
+                self.forget(&consumers);
+            }
+            Event::Appended { queue, next_offset } => self.dispatcher.handle_appended(queue, next_offset),
+            Event::GroupCreated { queue, group } => self.add_group(shard, GroupKey { queue, group }),
+            Event::GroupDeleted { queue, group } => {
+                let consumers = self.dispatcher.remove_group(GroupKey { queue, group });
+                self.forget(&consumers);
+            }
+            Event::Returned { queue, group, range, attempts, not_before_ms } => {
+                self.dispatcher.handle_returned(GroupKey { queue, group }, range, attempts, not_before_ms);
+            }
+            Event::Purged { queue, below } => self.dispatcher.handle_purged(queue, below),
+            Event::DeadLettersPending { queue, group } => {
+                // Fails when the mover is gone, which is when this task is about to be.
+                let _ = self.dead_letters.send(GroupKey { queue, group });
+            }
+        }
+    }
+
+    /// Closes the outboxes of consumers that the dispatcher no longer knows: their streams end.
+    fn forget(&mut self, consumers: &[ConsumerId]) {
+        for consumer in consumers {
+            self.outboxes.remove(consumer);
+        }
+    }
+
+    async fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Subscribe { key, credit, reply } => {
+                // When the caller has gone away, the outbox is dropped here or there, and says so.
+                let _ = reply.send(self.subscribe(key, credit));
+            }
+            Request::SetCredit { consumer, credit } => self.dispatcher.set_credit(consumer, credit),
+            Request::Detach { consumer, done } => {
+                self.outboxes.remove(&consumer);
+                self.dispatcher.detach(consumer);
+                let _ = done.send(());
+            }
+            Request::Settle { key, items, reply } => self.settle(key, items, reply).await,
+            Request::Counts { key, reply } => {
+                let counts = self.dispatcher.counts(key);
+                let _ =
+                    reply.send(GroupCounts { leased_messages: counts.leased, consumers: counts.consumers });
+            }
+        }
+    }
+
+    fn subscribe(&mut self, key: GroupKey, credit: Credit) -> Result<(ConsumerId, Outbox), SubscribeError> {
+        let consumer = ConsumerId::new(self.next_consumer);
+        self.dispatcher.add_consumer(key, consumer, credit)?;
+        self.next_consumer += 1;
+        let (sender, receiver) = outbox(consumer, self.gone.clone());
+        self.outboxes.insert(consumer, sender);
+        Ok((consumer, receiver))
+    }
+
+    /// Takes back what a consumer holds that has dropped its outbox.
+    async fn on_gone(&mut self, consumer: ConsumerId) {
+        self.outboxes.remove(&consumer);
+        let returned = self.dispatcher.remove_consumer(consumer);
+        self.return_all(returned, 0).await;
+    }
+
+    async fn settle(&mut self, key: GroupKey, items: Vec<SettleItem>, reply: SettleReply) {
+        let now_ms = self.clock.wall_ms();
+        let mut acks = Vec::new();
+        let mut returns = Vec::new();
+        let mut unsettled = Vec::new();
+        for SettleItem { consumer, range, kind } in items {
+            if self.dispatcher.group_of(consumer).is_some_and(|group| group != key) {
+                // It holds them for another group: in this one it holds nothing.
+                unsettled.push(Unsettled { consumer, range, refusal: Refusal::LeaseLost });
+                continue;
+            }
+            if range.first == range.end() && !range.is_empty() {
+                // The last possible offset, which no queue gets to, has no end.
+                unsettled.push(Unsettled { consumer, range, refusal: Refusal::NotDelivered });
+                continue;
+            }
+            let parts = match kind {
+                SettleKind::Ack => self.dispatcher.ack(consumer, range),
+                SettleKind::Nack { .. } => self.dispatcher.nack(consumer, range),
+                SettleKind::Extend { lease_ms } => {
+                    self.dispatcher.extend(consumer, range, now_ms + u64::from(lease_ms))
+                }
+            };
+            for (range, part) in parts {
+                match (part, kind) {
+                    (Err(refusal), _) => unsettled.push(Unsettled { consumer, range, refusal }),
+                    (Ok(_), SettleKind::Ack) => acks.push(range),
+                    (Ok(attempt), SettleKind::Nack { delay_ms }) => {
+                        let not_before_ms = if delay_ms == 0 { 0 } else { now_ms + u64::from(delay_ms) };
+                        returns.push(Return { range, attempt, not_before_ms });
+                    }
+                    (Ok(_), SettleKind::Extend { .. }) => {}
+                }
+            }
+        }
+        if acks.is_empty() && returns.is_empty() {
+            let _ = reply.send(Ok(unsettled));
+            return;
+        }
+        self.replicate(key, acks, returns, unsettled, Some(reply)).await;
+    }
+
+    async fn on_time(&mut self) {
+        let expired = self.dispatcher.expire(self.clock.wall_ms());
+        self.return_all(expired, 0).await;
+    }
+
+    async fn return_all(&mut self, returned: Vec<Returned>, not_before_ms: u64) {
+        let mut by_group: BTreeMap<GroupKey, Vec<Return>> = BTreeMap::new();
+        for Returned { key, range, attempt } in returned {
+            by_group.entry(key).or_default().push(Return { range, attempt, not_before_ms });
+        }
+        for (key, returns) in by_group {
+            self.replicate(key, Vec::new(), returns, Vec::new(), None).await;
+        }
+    }
+
+    /// Replicates a settlement, in as many commands as it takes to keep each of them small. The last one answers; the
+    /// proposer keeps their order, and when an earlier one fails this task ends before the last can answer.
+    async fn replicate(
+        &mut self,
+        key: GroupKey,
+        acks: Vec<OffsetRange>,
+        returns: Vec<Return>,
+        unsettled: Vec<Unsettled>,
+        reply: Option<SettleReply>,
+    ) {
+        let mut acks = acks.chunks(COMMAND_RANGES_MAX);
+        let mut returns = returns.chunks(COMMAND_RANGES_MAX);
+        let mut last = Some((unsettled, reply));
+        while let Some((acks, returns)) = next_chunks(&mut acks, &mut returns) {
+            let is_last = acks.len() < COMMAND_RANGES_MAX && returns.len() < COMMAND_RANGES_MAX;
+            let (unsettled, reply) = if is_last { last.take() } else { None }.unwrap_or_default();
+            self.replicate_one(key, acks.to_vec(), returns.to_vec(), unsettled, reply).await;
+        }
+        if let Some((unsettled, Some(reply))) = last {
+            // It came out even: an empty command behind the others answers for all.
+            self.replicate_one(key, Vec::new(), Vec::new(), unsettled, Some(reply)).await;
+        }
+    }
+
+    async fn replicate_one(
+        &mut self,
+        key: GroupKey,
+        acks: Vec<OffsetRange>,
+        returns: Vec<Return>,
+        unsettled: Vec<Unsettled>,
+        reply: Option<SettleReply>,
+    ) {
+        let GroupKey { queue, group } = key;
+        let settle = Command::Settle { queue, group, acks, returns };
+        let outcome = self.group.propose_patiently(Proposed::shard(&settle)).await;
+        let settling = async move {
+            let result = outcome.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
+            Settling { result, unsettled, reply }
+        };
+        self.settling.push_back(settling.boxed());
+    }
+
+    fn deliver(&mut self, deliveries: &mut Vec<Delivery>) {
+        let now_ms = self.clock.wall_ms();
+        let replica = Arc::clone(self.group.replica());
+        replica.with_messages(|shard| {
+            self.dispatcher.poll(now_ms, &StoredSizes(shard), deliveries);
+            for delivery in deliveries.drain(..) {
+                // A group's messages cannot vanish between two lines under one lock.
+                let Some(slice) = shard.locate(delivery.key.queue, delivery.first, delivery.count) else {
+                    continue;
+                };
+                let Some(outbox) = self.outboxes.get(&delivery.consumer) else { continue };
+                outbox.push(OutboxItem { delivery, slice });
+            }
+        });
+    }
+
+    fn sleep_until_due(&self) -> Duration {
+        let now_ms = self.clock.wall_ms();
+        self.dispatcher
+            .next_deadline_ms()
+            .map_or(IDLE_SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)))
+            .min(IDLE_SLEEP_MAX)
+    }
+}
+
+/// The next part of each; nothing when both are used up.
+fn next_chunks<'a>(
+    acks: &mut Chunks<'a, OffsetRange>,
+    returns: &mut Chunks<'a, Return>,
+) -> Option<(&'a [OffsetRange], &'a [Return])> {
+    match (acks.next(), returns.next()) {
+        (None, None) => None,
+        (acks, returns) => Some((acks.unwrap_or_default(), returns.unwrap_or_default())),
+    }
+}
+
+/// Hands out the outcome of a settlement. False when it was not replicated.
+fn on_settled(settling: Settling) -> bool {
+    let Settling { result, unsettled, reply } = settling;
+    let replicated = result.is_ok();
+    let answer = match result {
+        Ok(CommandOutcome::Shard(Outcome::Settled | Outcome::GroupNotFound | Outcome::QueueNotFound)) => {
+            Ok(unsettled)
+        }
+        Ok(outcome) => unreachable!("a settlement came out as {outcome:?}"),
+        Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => Err(SettleError::Ended),
+        Err(ProposeError::OutcomeUnknown) => Err(SettleError::OutcomeUnknown),
+    };
+    if let Some(reply) = reply {
+        // Whoever asked may have gone; what was settled stays settled.
+        let _ = reply.send(answer);
+    }
+    replicated
+}
+
+/// Sizes of stored messages, for byte credit. A block's messages are taken to be of one size: the bytes that a
+/// consumer holds are then right for whole blocks, and never off by more than a block.
+struct StoredSizes<'a>(&'a Shard);
+
+impl Sizes for StoredSizes<'_> {
+    fn fit(&self, queue: QueueId, first: Offset, count_max: u32, bytes_max: u64) -> Option<(u32, u64)> {
+        let slice = self.0.locate(queue, first, count_max)?;
+        let message_bytes = u64::from(slice.length).div_ceil(u64::from(slice.block_count)).max(1);
+        let fitting = u32::try_from(bytes_max / message_bytes).unwrap_or(u32::MAX);
+        let count = slice.take.min(fitting).max(1);
+        Some((count, u64::from(count) * message_bytes))
+    }
+
+    fn kept_from(&self, queue: QueueId) -> Option<Offset> {
+        self.0.queue(queue).map(crate::broker::Queue::first_offset)
+    }
+}

@@ -1,0 +1,207 @@
+//! The way to a shard's delivery task, and what is said on it.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::outbox::Outbox;
+use crate::{
+    dispatch::{AddConsumerError, ConsumerId, Credit, GroupKey, Refusal},
+    offsets::OffsetRange,
+};
+
+/// Handle to a running delivery task.
+#[derive(Clone)]
+pub struct DeliveryHandle {
+    requests: mpsc::Sender<Request>,
+    term: u64,
+}
+
+/// Why a consumer could not subscribe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// The dispatcher refuses.
+    #[error(transparent)]
+    Refused(#[from] AddConsumerError),
+    /// This node stopped leading.
+    #[error("this node stopped leading the shard")]
+    Ended,
+}
+
+/// A consumer of a group. Dropping it returns what it holds; detaching it does not.
+pub struct Subscription {
+    consumer: ConsumerId,
+    outbox: Outbox,
+    delivery: DeliveryHandle,
+}
+
+/// What to do with messages that a consumer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SettleKind {
+    /// Done with them.
+    Ack,
+    /// Deliver them again, after a while.
+    Nack {
+        /// How long a while, in milliseconds.
+        delay_ms: u32,
+    },
+    /// Let the lease end this long from now.
+    Extend {
+        /// How long from now, in milliseconds.
+        lease_ms: u32,
+    },
+}
+
+/// One part of a settlement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SettleItem {
+    /// Who holds the messages.
+    pub consumer: ConsumerId,
+    /// Which messages.
+    pub range: OffsetRange,
+    /// What to do with them.
+    pub kind: SettleKind,
+}
+
+/// Messages that were not settled, because the consumer does not hold them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsettled {
+    /// Who does not hold them.
+    pub consumer: ConsumerId,
+    /// Which messages.
+    pub range: OffsetRange,
+    /// Why not.
+    pub refusal: Refusal,
+}
+
+/// Why a settlement has no outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SettleError {
+    /// This node does not lead: nothing was settled.
+    #[error("this node stopped leading the shard; nothing was settled")]
+    Ended,
+    /// Leadership moved meanwhile.
+    #[error("leadership moved while the settlement was in flight; whether it took effect is unknown")]
+    OutcomeUnknown,
+}
+
+/// What only the leader knows of a group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GroupCounts {
+    /// Messages held by consumers.
+    pub leased_messages: u64,
+    /// Consumers on streams.
+    pub consumers: u32,
+}
+
+/// What the delivery task is asked.
+pub(super) enum Request {
+    Subscribe {
+        key: GroupKey,
+        credit: Credit,
+        reply: oneshot::Sender<Result<(ConsumerId, Outbox), SubscribeError>>,
+    },
+    SetCredit {
+        consumer: ConsumerId,
+        credit: Credit,
+    },
+    /// The consumer wants no more, but keeps what it holds.
+    Detach {
+        consumer: ConsumerId,
+        done: oneshot::Sender<()>,
+    },
+    Settle {
+        key: GroupKey,
+        items: Vec<SettleItem>,
+        reply: oneshot::Sender<Result<Vec<Unsettled>, SettleError>>,
+    },
+    Counts {
+        key: GroupKey,
+        reply: oneshot::Sender<GroupCounts>,
+    },
+}
+
+impl DeliveryHandle {
+    pub(super) fn new(requests: mpsc::Sender<Request>, term: u64) -> Self {
+        Self { requests, term }
+    }
+
+    /// The term in which this node leads; lease tokens carry it.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Adds a consumer to a group.
+    ///
+    /// # Errors
+    /// See [`SubscribeError`].
+    pub async fn subscribe(&self, key: GroupKey, credit: Credit) -> Result<Subscription, SubscribeError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Subscribe { key, credit, reply }).await;
+        let (consumer, outbox) = answer.await.unwrap_or(Err(SubscribeError::Ended))?;
+        Ok(Subscription { consumer, outbox, delivery: self.clone() })
+    }
+
+    /// Changes what a consumer may hold.
+    pub async fn set_credit(&self, consumer: ConsumerId, credit: Credit) {
+        self.send(Request::SetCredit { consumer, credit }).await;
+    }
+
+    /// Settles messages of one group; returns those that could not be, once the rest is replicated.
+    ///
+    /// # Errors
+    /// See [`SettleError`], which tells "nothing was settled" from "unknown".
+    pub async fn settle(&self, key: GroupKey, items: Vec<SettleItem>) -> Result<Vec<Unsettled>, SettleError> {
+        self.settle_later(key, items).await.await
+    }
+
+    /// Sends a settlement on its way, in the order of calls, and gives a future for its outcome.
+    pub async fn settle_later(
+        &self,
+        key: GroupKey,
+        items: Vec<SettleItem>,
+    ) -> impl Future<Output = Result<Vec<Unsettled>, SettleError>> + Send + 'static {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.requests.send(Request::Settle { key, items, reply }).await.is_ok();
+        async move {
+            if !sent {
+                return Err(SettleError::Ended);
+            }
+            answer.await.unwrap_or(Err(SettleError::OutcomeUnknown))
+        }
+    }
+
+    /// What only the leader knows of a group.
+    pub async fn counts(&self, key: GroupKey) -> GroupCounts {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Counts { key, reply }).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Whoever waits for an answer sees its channel close when the task is gone.
+    async fn send(&self, request: Request) {
+        let _ = self.requests.send(request).await;
+    }
+}
+
+impl Subscription {
+    /// The consumer's id.
+    #[must_use]
+    pub fn consumer(&self) -> ConsumerId {
+        self.consumer
+    }
+
+    /// What was handed to the consumer.
+    pub fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
+    /// Ends the deliveries. What was handed out stays leased, and is in the outbox that is returned.
+    pub async fn detach(mut self) -> Outbox {
+        let (done, detached) = oneshot::channel();
+        self.delivery.send(Request::Detach { consumer: self.consumer, done }).await;
+        // Fails when the delivery task is gone, and with it everything that was leased.
+        let _ = detached.await;
+        self.outbox.keep_leases();
+        self.outbox
+    }
+}
