@@ -8,6 +8,7 @@ pub mod disk;
 pub mod dispatch;
 pub mod log;
 pub mod offsets;
+pub mod peer;
 pub mod raft;
 pub mod random;
 pub mod shard;

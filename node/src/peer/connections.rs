@@ -1,0 +1,105 @@
+//! Connections to the other nodes, made when first needed and remade by themselves.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use skein_proto::{
+    ids::NodeId,
+    limits::{CONNECTION_WINDOW_BYTES, GRPC_MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES},
+    peer::peer_client::PeerClient,
+};
+use tokio::sync::watch;
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
+
+use super::{Identity, credentials::Outgoing};
+
+/// A peer that does not take a connection for this long is down, or might as well be.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A silent connection is asked for a sign of life this often, and given up when none comes: streams have no
+/// deadline of their own.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where a node is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// host:port for clients and other nodes.
+    pub grpc: String,
+    /// host:port for health checks and metrics.
+    pub http: String,
+}
+
+/// The nodes of the cluster.
+pub type Members = BTreeMap<NodeId, Member>;
+
+/// Connections to every other node.
+pub struct Connections {
+    members: Members,
+    identity: watch::Receiver<Identity>,
+    peers: BTreeMap<NodeId, PeerChannels>,
+}
+
+/// A client for peers' calls, which says whom they are meant for.
+pub type Peer = PeerClient<InterceptedService<Channel, Outgoing>>;
+
+struct PeerChannels {
+    raft: Channel,
+    clients: Channel,
+}
+
+impl Connections {
+    /// Prepares connections; none is made yet. Must run within a tokio runtime.
+    ///
+    /// # Errors
+    /// When an address is not `host:port`.
+    pub fn new(
+        members: Members,
+        identity: watch::Receiver<Identity>,
+    ) -> Result<Self, tonic::transport::Error> {
+        let peers = members
+            .iter()
+            .map(|(id, member)| {
+                let channels = PeerChannels { raft: channel(&member.grpc)?, clients: channel(&member.grpc)? };
+                Ok((*id, channels))
+            })
+            .collect::<Result<_, tonic::transport::Error>>()?;
+        Ok(Self { members, identity, peers })
+    }
+
+    /// The nodes of the cluster.
+    #[must_use]
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Calls a peer.
+    #[must_use]
+    pub fn peer(&self, target: NodeId) -> Option<Peer> {
+        let channel = self.peers.get(&target)?.raft.clone();
+        let outgoing = Outgoing { identity: self.identity.clone(), target };
+        Some(
+            PeerClient::with_interceptor(channel, outgoing).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX),
+        )
+    }
+
+    /// The connection for client calls that are passed on.
+    #[must_use]
+    pub fn clients(&self, node: NodeId) -> Option<Channel> {
+        self.peers.get(&node).map(|peer| peer.clients.clone())
+    }
+}
+
+fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .connect_lazy())
+}

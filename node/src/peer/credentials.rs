@@ -1,0 +1,101 @@
+//! Who calls whom: every call between nodes says which cluster it belongs to and which node it is meant for.
+//!
+//! Addresses get reused and moved. Entries from another cluster's leader, or an answer counted for the wrong node,
+//! would cost confirmed messages.
+
+use skein_proto::ids::NodeId;
+use tokio::sync::watch;
+use tonic::{Request, Status, metadata::MetadataValue, service::Interceptor};
+
+use super::Identity;
+
+const CLUSTER: &str = "skein-cluster-id";
+const TARGET: &str = "skein-target-node-id";
+
+/// Marks calls to one node, once this node belongs to a cluster.
+#[derive(Clone)]
+pub struct Outgoing {
+    /// Who this node is.
+    pub(super) identity: watch::Receiver<Identity>,
+    /// Whom it calls.
+    pub(super) target: NodeId,
+}
+
+/// Refuses calls that are marked for another cluster or node.
+#[derive(Clone)]
+pub struct Incoming {
+    /// Who this node is.
+    pub identity: watch::Receiver<Identity>,
+}
+
+impl Interceptor for Outgoing {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let cluster_id = self.identity.borrow().cluster_id.clone();
+        if let Some(cluster_id) = cluster_id {
+            let value = MetadataValue::try_from(cluster_id)
+                .map_err(|_| Status::internal("this node's cluster id is not plain text"))?;
+            request.metadata_mut().insert(CLUSTER, value);
+        }
+        request.metadata_mut().insert(TARGET, self.target.get().into());
+        Ok(request)
+    }
+}
+
+impl Interceptor for Incoming {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let identity = self.identity.borrow();
+        let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
+        if let (Some(ours), Some(theirs)) = (identity.cluster_id.as_deref(), text(CLUSTER))
+            && ours != theirs
+        {
+            return Err(Status::permission_denied(format!(
+                "node {} belongs to cluster {ours}, and the call to {theirs}; check cluster.members of both",
+                identity.node
+            )));
+        }
+        if let Some(target) = text(TARGET)
+            && target != identity.node.to_string()
+        {
+            return Err(Status::permission_denied(format!(
+                "the call is meant for node {target}, and node {} is at this address; check cluster.members",
+                identity.node
+            )));
+        }
+        drop(identity);
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::Members;
+
+    fn identity(node: u64, cluster_id: Option<&str>) -> watch::Receiver<Identity> {
+        let identity = Identity {
+            node: NodeId::new(node),
+            cluster_id: cluster_id.map(str::to_owned),
+            formed: cluster_id.is_some(),
+            shard_count: 1,
+            members: Members::new(),
+        };
+        watch::Sender::new(identity).subscribe()
+    }
+
+    /// Whether node 2 of cluster `theirs` takes a call that a node of cluster `ours` means for node `target`.
+    fn is_taken(ours: Option<&str>, target: u64, theirs: Option<&str>) -> bool {
+        let mut outgoing = Outgoing { identity: identity(1, ours), target: NodeId::new(target) };
+        let mut incoming = Incoming { identity: identity(2, theirs) };
+        incoming.call(outgoing.call(Request::new(())).unwrap()).is_ok()
+    }
+
+    #[test]
+    fn only_calls_for_this_node_of_this_cluster_are_taken() {
+        assert!(is_taken(Some("flock"), 2, Some("flock")));
+        assert!(!is_taken(Some("flock"), 2, Some("gaggle")));
+        assert!(!is_taken(Some("flock"), 3, Some("flock")));
+        // While a cluster is formed, Hello must get through.
+        assert!(is_taken(None, 2, Some("flock")));
+        assert!(is_taken(Some("flock"), 2, None));
+    }
+}

@@ -1,0 +1,169 @@
+//! Answers the other nodes.
+
+use std::sync::{Arc, OnceLock};
+
+use futures::{StreamExt as _, stream, stream::BoxStream};
+use skein_proto::{
+    ids::{NodeId, ShardId},
+    peer::{
+        AppendRequest, AppendResponse, HelloRequest, HelloResponse, ReadIndexRequest, ReadIndexResponse,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, peer_server::Peer,
+    },
+};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Members, convert};
+use crate::raft::{Group, Groups};
+
+/// Single appends of one peer that are answered at the same time: one for each of as many shards.
+const SINGLE_APPENDS_IN_FLIGHT_MAX: usize = 256;
+
+/// Who this node is, as it tells its peers.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// This node.
+    pub node: NodeId,
+    /// Its cluster, once it belongs to one.
+    pub cluster_id: Option<String>,
+    /// Every node has joined the cluster: an empty data directory can no longer join by itself.
+    pub formed: bool,
+    /// Message shards of the cluster.
+    pub shard_count: u32,
+    /// The nodes of the cluster.
+    pub members: Members,
+}
+
+/// The peer service. It answers Hello from the start, and raft once the groups are open.
+#[derive(Clone)]
+pub struct PeerService {
+    identity: watch::Receiver<Identity>,
+    groups: Arc<OnceLock<Arc<Groups>>>,
+}
+
+impl PeerService {
+    /// Answers as `identity` says, and for `groups` once they are set.
+    #[must_use]
+    pub fn new(identity: watch::Receiver<Identity>, groups: Arc<OnceLock<Arc<Groups>>>) -> Self {
+        Self { identity, groups }
+    }
+
+    async fn append_one(self, request: Result<AppendRequest, Status>) -> Result<AppendResponse, Status> {
+        let request = convert::append_from_proto(request?).map_err(invalid)?;
+        let group = self.group(request.shard.get())?;
+        let mut answers = group.handle_append(stream::once(std::future::ready(request)));
+        let answer = answers.next().await.ok_or_else(failed)?;
+        Ok(convert::append_result_to_proto(answer))
+    }
+
+    fn group(&self, shard_id: u32) -> Result<&Arc<Group>, Status> {
+        let groups = self.groups.get().ok_or_else(|| Status::unavailable("the node is starting"))?;
+        groups
+            .get(ShardId::new(shard_id))
+            .ok_or_else(|| Status::not_found(format!("shard {shard_id} is not on this node")))
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type AppendStream = BoxStream<'static, Result<AppendResponse, Status>>;
+    type AppendEachStream = BoxStream<'static, Result<AppendResponse, Status>>;
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {
+        let identity = self.identity.borrow().clone();
+        let theirs = request.into_inner().cluster_id;
+        if let Some(ours) = &identity.cluster_id
+            && !theirs.is_empty()
+            && *ours != theirs
+        {
+            return Err(Status::failed_precondition(format!(
+                "node {} belongs to cluster {ours}, not to {theirs}; check cluster.members and data_dir",
+                identity.node
+            )));
+        }
+        let members = identity
+            .members
+            .iter()
+            .map(|(id, member)| skein_proto::peer::Member {
+                node_id: id.get(),
+                grpc_address: member.grpc.clone(),
+            })
+            .collect();
+        Ok(Response::new(HelloResponse {
+            node_id: identity.node.get(),
+            cluster_id: identity.cluster_id.unwrap_or_default(),
+            formed: identity.formed,
+            shard_count: identity.shard_count,
+            members,
+        }))
+    }
+
+    async fn append(
+        &self,
+        request: Request<Streaming<AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let mut requests = request.into_inner();
+        let Some(first) = requests.message().await? else {
+            return Ok(Response::new(stream::empty().boxed()));
+        };
+        let group = self.group(first.shard_id)?;
+        // The leader sees the end of the answers when its requests break off or do not convert, and starts again.
+        let requests = stream::once(std::future::ready(Ok(first)))
+            .chain(requests)
+            .map(|request| convert::append_from_proto(request.ok()?).ok())
+            .take_while(|request| std::future::ready(request.is_some()))
+            .filter_map(std::future::ready);
+        let answers = group.handle_append(requests).map(|result| Ok(convert::append_result_to_proto(result)));
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn append_each(
+        &self,
+        request: Request<Streaming<AppendRequest>>,
+    ) -> Result<Response<Self::AppendEachStream>, Status> {
+        let service = self.clone();
+        let answers = request
+            .into_inner()
+            .map(move |request| service.clone().append_one(request))
+            .buffered(SINGLE_APPENDS_IN_FLIGHT_MAX);
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
+        let request = convert::vote_request_from_proto(request.into_inner()).map_err(invalid)?;
+        let response = self.group(request.shard.get())?.handle_vote(request).await.ok_or_else(failed)?;
+        Ok(Response::new(convert::vote_response_to_proto(response)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let request = convert::transfer_from_proto(request.into_inner()).map_err(invalid)?;
+        if self.group(request.shard.get())?.handle_transfer(request).await {
+            Ok(Response::new(TransferLeaderResponse {}))
+        } else {
+            Err(Status::failed_precondition("the leader's vote or log is not what this replica has"))
+        }
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexResponse>, Status> {
+        let group = self.group(request.into_inner().shard_id)?;
+        let index = group
+            .read_index()
+            .await
+            .ok_or_else(|| Status::failed_precondition("this node does not lead the shard"))?;
+        Ok(Response::new(ReadIndexResponse { index }))
+    }
+}
+
+fn invalid(error: convert::Incomplete) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn failed() -> Status {
+    Status::unavailable("the shard has stopped on this node")
+}

@@ -1,0 +1,146 @@
+//! Raft's calls to peers, over gRPC.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use skein_proto::{
+    ids::{NodeId, ShardId},
+    peer,
+};
+use tonic::{Code, Request, Status};
+
+use super::{Connections, connections::Peer, convert, heartbeats::Heartbeats};
+use crate::raft::{
+    AppendRequests, AppendResults, Transport, TransportError,
+    wire::{AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse},
+};
+
+/// A call that takes longer is given up. As long as the longest election timeout by default: by then somebody else
+/// has asked.
+const CALL_TIMEOUT: Duration = Duration::from_millis(1_200);
+
+/// Raft's way to the other nodes.
+pub struct PeerTransport {
+    connections: Arc<Connections>,
+    heartbeats: BTreeMap<NodeId, Heartbeats>,
+}
+
+impl PeerTransport {
+    /// Calls peers over these connections. Must run within a tokio runtime.
+    #[must_use]
+    pub fn new(connections: Arc<Connections>) -> Self {
+        let heartbeats = connections
+            .members()
+            .keys()
+            .map(|node| (*node, Heartbeats::start(*node, Arc::clone(&connections))))
+            .collect();
+        Self { connections, heartbeats }
+    }
+
+    fn client(&self, node: NodeId) -> Result<Peer, TransportError> {
+        let unknown = || TransportError::Unreachable { node, reason: "it is not a member".to_owned() };
+        self.connections.peer(node).ok_or_else(unknown)
+    }
+
+    /// Makes a call with a deadline, and converts what comes back.
+    fn call<T, F>(
+        &self,
+        node: NodeId,
+        call: impl FnOnce(Peer) -> F,
+    ) -> BoxFuture<'static, Result<T, TransportError>>
+    where
+        F: Future<Output = Result<T, Status>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let client = match self.client(node) {
+            Ok(client) => client,
+            Err(error) => return std::future::ready(Err(error)).boxed(),
+        };
+        let call = call(client);
+        async move {
+            match tokio::time::timeout(CALL_TIMEOUT, call).await {
+                Ok(result) => result.map_err(|status| transport_error(node, &status)),
+                Err(_) => {
+                    Err(TransportError::Broken { node, reason: format!("no answer within {CALL_TIMEOUT:?}") })
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Transport for PeerTransport {
+    fn append(
+        &self,
+        to: NodeId,
+        requests: AppendRequests,
+    ) -> BoxFuture<'static, Result<AppendResults, TransportError>> {
+        self.call(to, move |mut client| async move {
+            let answers = client.append(requests.map(convert::append_to_proto)).await?.into_inner();
+            let answers = answers.map(move |answer| {
+                answer
+                    .and_then(|answer| convert::append_result_from_proto(answer).map_err(incomplete))
+                    .map_err(|status| transport_error(to, &status))
+            });
+            Ok(answers.boxed())
+        })
+    }
+
+    fn append_one(
+        &self,
+        to: NodeId,
+        request: AppendRequest,
+    ) -> BoxFuture<'static, Result<AppendResult, TransportError>> {
+        let Some(heartbeats) = self.heartbeats.get(&to).cloned() else {
+            let reason = "it is not a member".to_owned();
+            return std::future::ready(Err(TransportError::Unreachable { node: to, reason })).boxed();
+        };
+        async move {
+            tokio::time::timeout(CALL_TIMEOUT, heartbeats.send(to, request)).await.unwrap_or_else(|_| {
+                Err(TransportError::Broken { node: to, reason: format!("no answer within {CALL_TIMEOUT:?}") })
+            })
+        }
+        .boxed()
+    }
+
+    fn vote(
+        &self,
+        to: NodeId,
+        request: VoteRequest,
+    ) -> BoxFuture<'static, Result<VoteResponse, TransportError>> {
+        self.call(to, move |mut client| async move {
+            let answer = client.vote(convert::vote_request_to_proto(request)).await?.into_inner();
+            convert::vote_response_from_proto(answer).map_err(incomplete)
+        })
+    }
+
+    fn transfer_leader(
+        &self,
+        to: NodeId,
+        request: TransferRequest,
+    ) -> BoxFuture<'static, Result<(), TransportError>> {
+        self.call(to, move |mut client| async move {
+            client.transfer_leader(convert::transfer_to_proto(request)).await.map(drop)
+        })
+    }
+
+    fn read_index(&self, to: NodeId, shard: ShardId) -> BoxFuture<'static, Result<u64, TransportError>> {
+        self.call(to, move |mut client| async move {
+            let request = Request::new(peer::ReadIndexRequest { shard_id: shard.get() });
+            Ok(client.read_index(request).await?.into_inner().index)
+        })
+    }
+}
+
+fn incomplete(error: convert::Incomplete) -> Status {
+    Status::internal(error.to_string())
+}
+
+/// A node that cannot be connected to answers nothing; everything else may have reached it.
+fn transport_error(node: NodeId, status: &Status) -> TransportError {
+    let reason = status.message().to_owned();
+    match status.code() {
+        Code::Unavailable => TransportError::Unreachable { node, reason },
+        _ => TransportError::Broken { node, reason },
+    }
+}
