@@ -1,0 +1,77 @@
+//! What the cluster looks like from this node.
+
+use std::sync::Arc;
+
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use skein_proto::{
+    ids::NodeId,
+    node::{Node, Shard, Topology, WatchClusterResponse},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tonic::Status;
+
+use super::Api;
+use crate::{raft::Group, tasks};
+
+/// Topologies that wait for the client to read them.
+const RESPONSES_MAX: usize = 2;
+
+impl Api {
+    /// The cluster as this node sees it.
+    pub(super) fn topology(&self) -> Topology {
+        let reachable = self.reachable.borrow();
+        let nodes = self.connections.members().iter().map(|(id, member)| Node {
+            node_id: id.get(),
+            grpc_address: member.grpc.clone(),
+            http_address: member.http.clone(),
+            reachable: reachable.contains(id),
+        });
+        Topology {
+            cluster_id: self.cluster_id.clone(),
+            answering_node_id: self.node.get(),
+            nodes: nodes.collect(),
+            shards: self.groups.iter().map(|group| shard(group)).collect(),
+        }
+    }
+
+    /// The topology now, and again whenever a leader or a node's reachability changes.
+    pub(super) fn watch_topology(
+        self: Arc<Self>,
+    ) -> BoxStream<'static, Result<WatchClusterResponse, Status>> {
+        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
+        let leaders =
+            self.groups.iter().map(|group| WatchStream::from_changes(group.leadership()).map(drop).boxed());
+        let nodes = WatchStream::from_changes(self.reachable.clone()).map(drop).boxed();
+        let mut changes = stream::select_all(leaders.chain([nodes]));
+        let mut stopping = self.stopping.clone();
+        tasks::spawn(async move {
+            loop {
+                let response = WatchClusterResponse { topology: Some(self.topology()) };
+                if responses.send(Ok(response)).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    _ = changes.next() => {}
+                    _ = stopping.wait_for(|stopping| *stopping) => return,
+                    () = responses.closed() => return,
+                }
+            }
+        });
+        ReceiverStream::new(stream).boxed()
+    }
+}
+
+fn shard(group: &Group) -> Shard {
+    let leadership = *group.leadership().borrow();
+    Shard {
+        shard_id: group.shard().get(),
+        leader_node_id: leadership.leader.map_or(0, NodeId::get),
+        term: leadership.term,
+        replica_node_ids: group.voters().into_iter().map(NodeId::get).collect(),
+        applied_index: *group.replica().applied_index().borrow(),
+    }
+}

@@ -1,0 +1,53 @@
+//! Publishes on this node's own behalf to a queue wherever its leader is.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
+use skein_proto::{
+    ids::{ProducerId, Sequence},
+    node::SendRequest,
+};
+use tonic::Status;
+
+use super::{
+    Api, forward,
+    route::{self, Route},
+};
+use crate::shard::dead_letters::{Courier, CourierError, ORIGIN_BYTES_MAX};
+
+/// Takes messages to other queues through the node's own API.
+pub struct ApiCourier(pub Arc<Api>);
+
+impl Courier for ApiCourier {
+    fn publish(
+        &self,
+        queue: String,
+        producer: ProducerId,
+        batch: Bytes,
+    ) -> BoxFuture<'static, Result<(), CourierError>> {
+        let api = Arc::clone(&self.0);
+        let request =
+            SendRequest { queue, producer_id: producer.get(), sequence: Sequence::FIRST.get(), batch };
+        async move {
+            let sent = api.send_anywhere(request).await;
+            sent.map_err(|status| CourierError(status.message().to_owned()))
+        }
+        .boxed()
+    }
+}
+
+impl Api {
+    async fn send_anywhere(&self, request: SendRequest) -> Result<(), Status> {
+        let queue = self.find_queue(&request.queue).await?;
+        match self.route(queue.shard, false).await? {
+            Route::Local => {
+                let message_bytes_max = self.message_bytes_max + ORIGIN_BYTES_MAX;
+                self.send(&queue, request, message_bytes_max).await.map(drop)
+            }
+            Route::Remote(channel) => {
+                forward::broker(channel).send(route::dead_letter(request)).await.map(drop)
+            }
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Passes calls on to the node that leads the shard, as they came.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures::{Stream, StreamExt as _, stream::BoxStream};
+use skein_proto::{
+    REASON_TRAILER,
+    limits::GRPC_MESSAGE_BYTES_MAX,
+    node::{broker_client::BrokerClient, queues_client::QueuesClient},
+};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
+
+use super::{route, status};
+
+pub(super) fn broker(channel: Channel) -> BrokerClient<Channel> {
+    BrokerClient::new(channel)
+        .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+}
+
+pub(super) fn queues(channel: Channel) -> QueuesClient<Channel> {
+    QueuesClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+}
+
+/// A client's stream: the message that was read to see where it goes, and the rest. A client's error ends the stream
+/// towards the leader, which treats it as a client that left.
+pub(super) struct Requests<T> {
+    first: Option<T>,
+    rest: Streaming<T>,
+}
+
+pub(super) fn requests<T>(first: T, rest: Streaming<T>) -> Request<Requests<T>> {
+    route::forwarded(Requests { first: Some(first), rest })
+}
+
+impl<T: Unpin> Stream for Requests<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => self.rest.poll_next_unpin(context).map(|next| next.and_then(Result::ok)),
+        }
+    }
+}
+
+/// A failure as the leader told it; or, when the connection to it broke, as one whose outcome nobody knows.
+pub(super) fn failed(status: Status) -> Status {
+    if status.metadata().contains_key(REASON_TRAILER) {
+        return status;
+    }
+    status::connection_broke(&status)
+}
+
+/// The leader's answers, as they come.
+pub(super) fn responses<T: Send + 'static>(
+    response: Response<Streaming<T>>,
+) -> Response<BoxStream<'static, Result<T, Status>>> {
+    Response::new(response.into_inner().map(|answer| answer.map_err(failed)).boxed())
+}

@@ -1,0 +1,60 @@
+//! The client-facing gRPC services. A call is looked up in the catalog, then served here when this node leads the
+//! queue's shard, and passed on to the node that does when it does not.
+
+mod admission;
+mod browse;
+mod cluster;
+mod consume;
+mod courier;
+mod forward;
+mod names;
+mod publish;
+mod queues;
+mod receive;
+mod route;
+mod services;
+mod status;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use skein_proto::ids::NodeId;
+use tokio::sync::watch;
+
+pub use admission::Admission;
+pub use courier::ApiCourier;
+pub use services::{ApiSlot, BrokerService, ClusterService, QueuesService};
+
+use crate::{
+    clock::Clock,
+    peer::Connections,
+    raft::{Groups, Transport},
+    shard::ShardServers,
+};
+
+/// What every call needs. Shared by all services of a node.
+pub struct Api {
+    /// This node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster_id: String,
+    /// Message shards of the cluster.
+    pub shard_count: u32,
+    /// The raft groups on this node.
+    pub groups: Arc<Groups>,
+    /// The message shards on this node.
+    pub shards: Arc<ShardServers>,
+    /// The other nodes.
+    pub connections: Arc<Connections>,
+    /// Raft calls to the other nodes.
+    pub transport: Arc<dyn Transport>,
+    /// The nodes that answered lately.
+    pub reachable: watch::Receiver<BTreeSet<NodeId>>,
+    /// Bytes that may be in flight.
+    pub admission: Admission,
+    /// The time.
+    pub clock: Clock,
+    /// The largest message taken, encoded, in bytes.
+    pub message_bytes_max: usize,
+    /// Turns true when the node stops: streams then end.
+    pub stopping: watch::Receiver<bool>,
+}

@@ -1,0 +1,87 @@
+//! From names to ids, by the catalog on this node; when it does not know a queue, by asking the catalog's leader
+//! whether it lags.
+
+use std::time::Duration;
+
+use skein_proto::{
+    ids::{GroupId, NodeId, QueueId, ShardId},
+    limits,
+};
+use tonic::Status;
+
+use super::{Api, status};
+use crate::broker::Settings;
+
+/// How long a lookup waits for this node's catalog to catch up with its leader's.
+const CATCH_UP_MAX: Duration = Duration::from_secs(2);
+
+/// A queue as the catalog knows it.
+#[derive(Debug, Clone)]
+pub(super) struct QueueRef {
+    pub name: String,
+    pub id: QueueId,
+    pub shard: ShardId,
+    pub settings: Settings,
+}
+
+impl Api {
+    /// Looks up a queue that must exist.
+    pub(super) async fn find_queue(&self, name: &str) -> Result<QueueRef, Status> {
+        check_queue_name(name)?;
+        if let Some(queue) = self.known_queue(name) {
+            return Ok(queue);
+        }
+        self.catch_up_catalog().await;
+        self.known_queue(name).ok_or_else(|| status::queue_not_found(name))
+    }
+
+    /// Looks up a queue in what this node's catalog has seen.
+    pub(super) fn known_queue(&self, name: &str) -> Option<QueueRef> {
+        self.groups.catalog().replica().with_catalog(|catalog| {
+            let queue = catalog.queue(name)?;
+            Some(QueueRef {
+                name: name.to_owned(),
+                id: queue.queue,
+                shard: queue.shard,
+                settings: queue.settings.clone(),
+            })
+        })
+    }
+
+    /// Waits until this node's catalog has everything that was confirmed before the call, or for a while.
+    async fn catch_up_catalog(&self) {
+        let catch_up = async {
+            let index = self.catalog_read_index().await?;
+            self.groups.catalog().replica().wait_applied(index).await;
+            Some(())
+        };
+        // Without a leader to ask, what this node knows is the best answer there is.
+        let _ = tokio::time::timeout(CATCH_UP_MAX, catch_up).await;
+    }
+
+    async fn catalog_read_index(&self) -> Option<u64> {
+        let catalog = self.groups.catalog();
+        if catalog.is_leader() {
+            return catalog.read_index().await;
+        }
+        let leader: NodeId = catalog.leadership().borrow().leader?;
+        self.transport.read_index(leader, ShardId::CATALOG).await.ok()
+    }
+
+    /// Looks up a group of a queue on this node, which should lead the queue's shard.
+    pub(super) fn find_group(&self, queue: &QueueRef, name: &str) -> Result<GroupId, Status> {
+        check_group_name(name)?;
+        let group = self.groups.get(queue.shard).and_then(|group| {
+            group.replica().with_messages(|shard| Some(shard.queue(queue.id)?.group_by_name(name)?.id()))
+        });
+        group.ok_or_else(|| status::group_not_found(&queue.name, name))
+    }
+}
+
+pub(super) fn check_queue_name(name: &str) -> Result<(), Status> {
+    if limits::is_valid_name(name) { Ok(()) } else { Err(status::invalid_name("queue", name)) }
+}
+
+pub(super) fn check_group_name(name: &str) -> Result<(), Status> {
+    if limits::is_valid_name(name) { Ok(()) } else { Err(status::invalid_name("group", name)) }
+}

@@ -1,0 +1,241 @@
+//! Publishing: batches in, confirms out, in order.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream::BoxStream};
+use skein_proto::{
+    ids::{ProducerId, Sequence},
+    limits,
+    node::{
+        Confirm, PublishBatch, PublishOpen, PublishOpened, PublishRequest, PublishResponse, SendRequest,
+        SendResponse, publish_request::Request as Inbound,
+    },
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{Api, names::QueueRef, status};
+use crate::{
+    batch,
+    broker::Outcome,
+    raft::{CommandOutcome, Group, ProposeError, Proposed},
+    tasks,
+};
+
+/// Responses that wait for the client to read them. Confirms gather in the one behind them.
+const RESPONSES_MAX: usize = 16;
+
+/// Confirms in one response.
+const CONFIRMS_PER_RESPONSE_MAX: usize = limits::PRODUCER_BATCHES_IN_FLIGHT_MAX;
+
+type Responses = BoxStream<'static, Result<PublishResponse, Status>>;
+
+/// A batch on its way, or why the stream ends here.
+enum Pending {
+    Batch { sequence: u64, outcome: oneshot::Receiver<Result<CommandOutcome, ProposeError>> },
+    Refused(Status),
+}
+
+/// One open publish stream.
+struct Publisher {
+    api: Arc<Api>,
+    group: Arc<Group>,
+    queue: QueueRef,
+    producer: u64,
+}
+
+impl Api {
+    /// Publishes one batch to a queue whose shard this node leads.
+    pub(super) async fn send(
+        &self,
+        queue: &QueueRef,
+        request: SendRequest,
+        message_bytes_max: usize,
+    ) -> Result<SendResponse, Status> {
+        self.ensure_open(queue).await?;
+        let SendRequest { producer_id, sequence, batch, .. } = request;
+        let group = Arc::clone(self.group(queue.shard)?);
+        let pending = self.submit(&group, queue, producer_id, sequence, batch, message_bytes_max).await?;
+        let outcome = pending.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
+        let confirm = confirm(sequence, outcome, &queue.name)?;
+        Ok(SendResponse { confirm: Some(confirm) })
+    }
+
+    /// Serves a publish stream for a queue whose shard this node leads.
+    pub(super) async fn publish(
+        self: Arc<Self>,
+        queue: QueueRef,
+        open: PublishOpen,
+        inbound: Streaming<PublishRequest>,
+    ) -> Result<Responses, Status> {
+        self.ensure_open(&queue).await?;
+        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
+        let opened = PublishOpened {
+            shard_id: queue.shard.get(),
+            message_bytes_max: self.message_bytes_max as u64,
+            batch_bytes_max: limits::BATCH_BYTES_MAX as u64,
+            batch_messages_max: limits::BATCH_MESSAGES_MAX as u32,
+        };
+        let first = PublishResponse { opened: Some(opened), confirms: Vec::new() };
+        // Cannot fail: the channel is empty and its receiver is here.
+        let _ = responses.try_send(Ok(first));
+        let (pending, waiting) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
+        let group = Arc::clone(self.group(queue.shard)?);
+        tasks::spawn(answer(queue.name.clone(), waiting, responses));
+        let publisher = Publisher { api: self, group, queue, producer: open.producer_id };
+        tasks::spawn(publisher.take(inbound, pending));
+        Ok(ReceiverStream::new(stream).boxed())
+    }
+
+    /// Checks and admits a batch and sends it on its way.
+    async fn submit(
+        &self,
+        group: &Group,
+        queue: &QueueRef,
+        producer: u64,
+        sequence: u64,
+        batch: Bytes,
+        message_bytes_max: usize,
+    ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
+        let count = batch::check(&batch, message_bytes_max).map_err(status::from_batch)?;
+        let permit = self.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
+        let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
+        let publish = Proposed::publish(queue.id, producer, count, batch);
+        Ok(group.propose_later(publish, Some(permit)).await)
+    }
+}
+
+impl Publisher {
+    /// Takes batches until the client ends the stream, one is refused, or this node stops leading.
+    async fn take(self, mut inbound: Streaming<PublishRequest>, pending: mpsc::Sender<Pending>) {
+        let refused = tokio::select! {
+            refused = self.take_batches(&mut inbound, &pending) => refused,
+            refused = self.must_end() => Some(refused),
+        };
+        if let Some(status) = refused {
+            // Fails when the client is gone.
+            let _ = pending.send(Pending::Refused(status)).await;
+        }
+    }
+
+    async fn take_batches(
+        &self,
+        inbound: &mut Streaming<PublishRequest>,
+        pending: &mpsc::Sender<Pending>,
+    ) -> Option<Status> {
+        loop {
+            // A place first: a client that reads no confirms gets no more batches taken.
+            let place = pending.reserve().await.ok()?;
+            let batch = match inbound.message().await {
+                Ok(Some(PublishRequest { request: Some(Inbound::Batch(batch)) })) => batch,
+                Ok(Some(_)) => {
+                    let message = "a publish stream opens once; what follows are batches";
+                    return Some(status::wrong_first_message(message));
+                }
+                Ok(None) | Err(_) => return None,
+            };
+            let PublishBatch { sequence, batch } = batch;
+            match self.submit(sequence, batch).await {
+                Ok(outcome) => place.send(Pending::Batch { sequence, outcome }),
+                Err(refused) => return Some(refused),
+            }
+        }
+    }
+
+    async fn submit(
+        &self,
+        sequence: u64,
+        batch: Bytes,
+    ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
+        let max = self.api.message_bytes_max;
+        self.api.submit(&self.group, &self.queue, self.producer, sequence, batch, max).await
+    }
+
+    async fn must_end(&self) -> Status {
+        let mut leadership = self.group.leadership();
+        let mut stopping = self.api.stopping.clone();
+        let node = self.api.node;
+        tokio::select! {
+            _ = leadership.wait_for(|now| now.leader != Some(node)) => status::leader_moved(),
+            _ = stopping.wait_for(|stopping| *stopping) => status::shutting_down(),
+        }
+    }
+}
+
+/// Answers batches in order, as many at a time as have their outcome. The first that was refused ends the stream.
+async fn answer(
+    queue: String,
+    mut waiting: mpsc::Receiver<Pending>,
+    responses: mpsc::Sender<Result<PublishResponse, Status>>,
+) {
+    let mut pending = VecDeque::new();
+    loop {
+        if pending.is_empty() {
+            match waiting.recv().await {
+                Some(next) => pending.push_back(next),
+                None => return,
+            }
+        }
+        while pending.len() < limits::PRODUCER_BATCHES_IN_FLIGHT_MAX
+            && let Ok(next) = waiting.try_recv()
+        {
+            pending.push_back(next);
+        }
+        let mut confirms = Vec::new();
+        let refused = gather(&queue, &mut pending, &mut confirms).await;
+        if !confirms.is_empty()
+            && responses.send(Ok(PublishResponse { opened: None, confirms })).await.is_err()
+        {
+            return;
+        }
+        if let Some(status) = refused {
+            let _ = responses.send(Err(status)).await;
+            return;
+        }
+    }
+}
+
+/// Waits for the first pending batch and takes those behind it that are done. Returns why the stream ends, if it does.
+async fn gather(queue: &str, pending: &mut VecDeque<Pending>, confirms: &mut Vec<Confirm>) -> Option<Status> {
+    while let Some(next) = pending.pop_front() {
+        let (sequence, mut outcome) = match next {
+            Pending::Batch { sequence, outcome } => (sequence, outcome),
+            Pending::Refused(status) => return Some(status),
+        };
+        let result = match outcome.try_recv() {
+            Ok(result) => result,
+            Err(oneshot::error::TryRecvError::Closed) => Err(ProposeError::OutcomeUnknown),
+            Err(oneshot::error::TryRecvError::Empty) if confirms.is_empty() => {
+                outcome.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+            }
+            Err(oneshot::error::TryRecvError::Empty) => {
+                pending.push_front(Pending::Batch { sequence, outcome });
+                return None;
+            }
+        };
+        match confirm(sequence, result, queue) {
+            Ok(confirm) => confirms.push(confirm),
+            Err(status) => return Some(status),
+        }
+        if confirms.len() == CONFIRMS_PER_RESPONSE_MAX {
+            return None;
+        }
+    }
+    None
+}
+
+fn confirm(
+    sequence: u64,
+    outcome: Result<CommandOutcome, ProposeError>,
+    queue: &str,
+) -> Result<Confirm, Status> {
+    match outcome.map_err(status::from_propose)? {
+        CommandOutcome::Shard(Outcome::Published { first_offset, count, duplicate }) => {
+            Ok(Confirm { sequence, first_offset: first_offset.get(), count, duplicate })
+        }
+        CommandOutcome::Shard(outcome) => Err(status::from_outcome(&outcome, queue)),
+        CommandOutcome::Catalog(outcome) => unreachable!("a message shard answered {outcome:?}"),
+    }
+}

@@ -1,0 +1,160 @@
+//! Consuming without a stream: take some messages, settle them by their lease tokens.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use skein_proto::{
+    limits,
+    node::{
+        Reason, ReceiveRequest, ReceiveResponse, ReceivedMessage, SettleRequest, SettleResponse, TokenFailure,
+    },
+};
+use tonic::Status;
+
+use super::{Api, consume, names::QueueRef, status};
+use crate::{
+    batch,
+    dispatch::{ConsumerId, Credit, GroupKey},
+    offsets::OffsetRange,
+    shard::{BodyError, LeaseToken, OutboxItem, SettleItem, SettleKind, Unsettled},
+};
+
+/// The longest that a call waits for a message.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// The most messages in one answer.
+const RECEIVE_MESSAGES_MAX: u32 = 10_000;
+
+impl Api {
+    /// Takes messages of a queue whose shard this node leads.
+    pub(super) async fn receive(
+        &self,
+        queue: &QueueRef,
+        request: ReceiveRequest,
+    ) -> Result<ReceiveResponse, Status> {
+        let bytes_ceiling = limits::BATCH_BYTES_MAX as u64;
+        let bytes = if request.bytes_max == 0 { bytes_ceiling } else { request.bytes_max.min(bytes_ceiling) };
+        let credit = Credit { messages: request.messages_max.clamp(1, RECEIVE_MESSAGES_MAX), bytes };
+        let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
+
+        let (_, delivery, mut subscription) = self.subscribe(queue, &request.group, credit).await?;
+        let mut items = Vec::new();
+        let items_max = credit.messages as usize;
+        let mut stopping = self.stopping.clone();
+        tokio::select! {
+            // What is there is handed out at once, before the clock is looked at.
+            biased;
+            count = subscription.outbox().receive(&mut items, items_max) => if count == 0 {
+                return Err(status::leader_moved());
+            },
+            _ = stopping.wait_for(|stopping| *stopping) => return Err(status::shutting_down()),
+            () = tokio::time::sleep(wait) => {}
+        }
+        let consumer = subscription.consumer();
+        // Whatever was handed out in the meantime belongs to this answer: nobody else will get it for a lease's time.
+        let mut outbox = subscription.detach().await;
+        while outbox.take_waiting(&mut items) {}
+        let messages = self.received(queue, delivery.term(), consumer, items).await?;
+        Ok(ReceiveResponse { messages })
+    }
+
+    async fn received(
+        &self,
+        queue: &QueueRef,
+        term: u64,
+        consumer: ConsumerId,
+        items: Vec<OutboxItem>,
+    ) -> Result<Vec<ReceivedMessage>, Status> {
+        let mut bodies = self.server(queue.shard)?.bodies().reader();
+        let mut received = Vec::new();
+        for OutboxItem { delivery, slice } in items {
+            let batch = match bodies.read(queue.id, &slice).await {
+                Ok(batch) => batch,
+                Err(BodyError::Gone { .. }) => continue,
+                Err(error) => return Err(status::from_body(&error)),
+            };
+            for (position, message) in (0..).zip(batch::messages(&batch)) {
+                let offset = delivery.first.plus(position);
+                received.push(ReceivedMessage {
+                    offset: offset.get(),
+                    attempt: delivery.attempt,
+                    published_at_ms: slice.published_at_ms,
+                    lease_token: LeaseToken { term, consumer, offset }.to_string(),
+                    message,
+                });
+            }
+        }
+        Ok(received)
+    }
+
+    /// Settles messages taken with Receive from a queue whose shard this node leads.
+    pub(super) async fn settle(
+        &self,
+        queue: &QueueRef,
+        request: SettleRequest,
+    ) -> Result<SettleResponse, Status> {
+        let group = self.find_group(queue, &request.group)?;
+        let delivery = self.delivery(queue.shard).await?;
+        consume::check_settle_count(request.acks.len() + request.nacks.len() + request.extends.len())?;
+        let mut settlement = TokenSettlement::new(delivery.term());
+        for token in request.acks {
+            settlement.add(token, SettleKind::Ack);
+        }
+        for nack in request.nacks {
+            let delay_ms = consume::check_duration("delay_ms", nack.delay_ms)?;
+            settlement.add(nack.lease_token, SettleKind::Nack { delay_ms });
+        }
+        for extend in request.extends {
+            let lease_ms = consume::check_duration("lease_ms", extend.lease_ms)?;
+            settlement.add(extend.lease_token, SettleKind::Extend { lease_ms });
+        }
+        let key = GroupKey { queue: queue.id, group };
+        let items = std::mem::take(&mut settlement.items);
+        let unsettled = delivery.settle(key, items).await.map_err(status::from_settle)?;
+        Ok(SettleResponse { failures: settlement.failures(&unsettled) })
+    }
+}
+
+/// Tokens on their way to the dispatcher and back.
+struct TokenSettlement {
+    term: u64,
+    items: Vec<SettleItem>,
+    tokens: BTreeMap<(ConsumerId, u64), String>,
+    failures: Vec<TokenFailure>,
+}
+
+impl TokenSettlement {
+    fn new(term: u64) -> Self {
+        Self { term, items: Vec::new(), tokens: BTreeMap::new(), failures: Vec::new() }
+    }
+
+    fn add(&mut self, text: String, kind: SettleKind) {
+        match text.parse::<LeaseToken>() {
+            Err(error) => {
+                let (reason, message) = status::malformed_token(error);
+                self.fail(text, reason, &message);
+            }
+            Ok(token) if token.term != self.term => {
+                let (reason, message) = status::TOKEN_OF_ANOTHER_LEADER;
+                self.fail(text, reason, message);
+            }
+            Ok(LeaseToken { consumer, offset, .. }) => {
+                self.tokens.insert((consumer, offset.get()), text);
+                self.items.push(SettleItem { consumer, range: OffsetRange::new(offset, 1), kind });
+            }
+        }
+    }
+
+    fn failures(mut self, unsettled: &[Unsettled]) -> Vec<TokenFailure> {
+        for Unsettled { consumer, range, refusal } in unsettled {
+            let (reason, message) = status::refusal(*refusal);
+            if let Some(token) = self.tokens.remove(&(*consumer, range.first.get())) {
+                self.fail(token, reason, message);
+            }
+        }
+        self.failures
+    }
+
+    fn fail(&mut self, lease_token: String, reason: Reason, message: &str) {
+        self.failures.push(TokenFailure { lease_token, reason: reason.into(), message: message.to_owned() });
+    }
+}

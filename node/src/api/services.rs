@@ -1,0 +1,288 @@
+//! The gRPC services: each call is looked up, routed, and served here or passed on.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures::stream::BoxStream;
+use skein_proto::{
+    ids::ShardId,
+    node::{
+        BrowseRequest, BrowseResponse, ConsumeRequest, ConsumeResponse, CreateGroupRequest,
+        CreateGroupResponse, CreateQueueRequest, CreateQueueResponse, DeleteGroupRequest,
+        DeleteGroupResponse, DeleteQueueRequest, DeleteQueueResponse, GetClusterRequest, GetClusterResponse,
+        GetGroupRequest, GetGroupResponse, GetQueueRequest, GetQueueResponse, ListQueuesRequest,
+        ListQueuesResponse, PublishRequest, PublishResponse, PurgeQueueRequest, PurgeQueueResponse,
+        ReceiveRequest, ReceiveResponse, SendRequest, SendResponse, SettleRequest, SettleResponse,
+        WatchClusterRequest, WatchClusterResponse, broker_server::Broker, cluster_server::Cluster,
+        consume_request, publish_request, queues_server::Queues,
+    },
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    Api, forward, names,
+    route::{self, Route, is_forwarded},
+    status,
+};
+use crate::shard::dead_letters::ORIGIN_BYTES_MAX;
+
+/// How long a stream may take to say what it is for.
+const OPEN_WAIT_MAX: Duration = Duration::from_secs(10);
+
+type Stream<T> = BoxStream<'static, Result<T, Status>>;
+
+/// The API, once the node has started. Until then calls are told to come back.
+#[derive(Clone, Default)]
+pub struct ApiSlot(Arc<OnceLock<Arc<Api>>>);
+
+impl ApiSlot {
+    /// Opens the node to clients.
+    ///
+    /// # Panics
+    /// When called twice.
+    pub fn open(&self, api: Arc<Api>) {
+        assert!(self.0.set(api).is_ok(), "a node opens to clients once");
+    }
+
+    fn api(&self) -> Result<&Arc<Api>, Status> {
+        self.0.get().ok_or_else(status::starting)
+    }
+}
+
+/// Publishing and consuming.
+#[derive(Clone)]
+pub struct BrokerService(pub ApiSlot);
+
+/// Queues and groups.
+#[derive(Clone)]
+pub struct QueuesService(pub ApiSlot);
+
+/// Nodes and shards.
+#[derive(Clone)]
+pub struct ClusterService(pub ApiSlot);
+
+/// Looks a unary call's queue up, and serves the call here or passes it on.
+macro_rules! by_queue {
+    ($service:expr, $request:ident, $name:ident, $local:ident, $client:ident . $method:ident) => {{
+        let forwarded = is_forwarded(&$request);
+        let request = $request.into_inner();
+        let api = $service.0.api()?;
+        let queue = api.find_queue(&request.$name).await?;
+        match api.route(queue.shard, forwarded).await? {
+            Route::Local => api.$local(&queue, request).await.map(Response::new),
+            Route::Remote(channel) => {
+                let passed_on = forward::$client(channel).$method(route::forwarded(request)).await;
+                passed_on.map_err(forward::failed)
+            }
+        }
+    }};
+}
+
+#[tonic::async_trait]
+impl Broker for BrokerService {
+    type PublishStream = Stream<PublishResponse>;
+    type ConsumeStream = Stream<ConsumeResponse>;
+    type BrowseStream = Stream<BrowseResponse>;
+
+    async fn publish(
+        &self,
+        request: Request<Streaming<PublishRequest>>,
+    ) -> Result<Response<Self::PublishStream>, Status> {
+        let forwarded = is_forwarded(&request);
+        let mut inbound = request.into_inner();
+        let first = first_message(&mut inbound).await?;
+        let Some(publish_request::Request::Open(open)) = &first.request else {
+            return Err(status::wrong_first_message(
+                "a publish stream begins with open; send PublishOpen first",
+            ));
+        };
+        let open = open.clone();
+        let api = self.0.api()?;
+        let queue = api.find_queue(&open.queue).await?;
+        match api.route(queue.shard, forwarded).await? {
+            Route::Local => Arc::clone(api).publish(queue, open, inbound).await.map(Response::new),
+            Route::Remote(channel) => {
+                let requests = forward::requests(first, inbound);
+                forward::broker(channel)
+                    .publish(requests)
+                    .await
+                    .map(forward::responses)
+                    .map_err(forward::failed)
+            }
+        }
+    }
+
+    async fn consume(
+        &self,
+        request: Request<Streaming<ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        let forwarded = is_forwarded(&request);
+        let mut inbound = request.into_inner();
+        let first = first_message(&mut inbound).await?;
+        let Some(consume_request::Request::Subscribe(subscribe)) = &first.request else {
+            return Err(status::wrong_first_message(
+                "a consume stream begins with subscribe; send Subscribe first",
+            ));
+        };
+        let subscribe = subscribe.clone();
+        names::check_group_name(&subscribe.group)?;
+        let api = self.0.api()?;
+        let queue = api.find_queue(&subscribe.queue).await?;
+        match api.route(queue.shard, forwarded).await? {
+            Route::Local => Arc::clone(api).consume(queue, subscribe, inbound).await.map(Response::new),
+            Route::Remote(channel) => {
+                let requests = forward::requests(first, inbound);
+                forward::broker(channel)
+                    .consume(requests)
+                    .await
+                    .map(forward::responses)
+                    .map_err(forward::failed)
+            }
+        }
+    }
+
+    async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendResponse>, Status> {
+        let forwarded = is_forwarded(&request);
+        let grown_by = if route::is_dead_letter(&request) { ORIGIN_BYTES_MAX } else { 0 };
+        let request = request.into_inner();
+        let api = self.0.api()?;
+        let queue = api.find_queue(&request.queue).await?;
+        match api.route(queue.shard, forwarded).await? {
+            Route::Local => {
+                let message_bytes_max = api.message_bytes_max + grown_by;
+                api.send(&queue, request, message_bytes_max).await.map(Response::new)
+            }
+            Route::Remote(channel) => {
+                forward::broker(channel).send(route::forwarded(request)).await.map_err(forward::failed)
+            }
+        }
+    }
+
+    async fn receive(&self, request: Request<ReceiveRequest>) -> Result<Response<ReceiveResponse>, Status> {
+        by_queue!(self, request, queue, receive, broker.receive)
+    }
+
+    async fn settle(&self, request: Request<SettleRequest>) -> Result<Response<SettleResponse>, Status> {
+        by_queue!(self, request, queue, settle, broker.settle)
+    }
+
+    async fn browse(&self, request: Request<BrowseRequest>) -> Result<Response<Self::BrowseStream>, Status> {
+        let forwarded = is_forwarded(&request);
+        let request = request.into_inner();
+        let api = self.0.api()?;
+        let queue = api.find_queue(&request.queue).await?;
+        match api.route(queue.shard, forwarded).await? {
+            Route::Local => Arc::clone(api).browse(queue, request).await.map(Response::new),
+            Route::Remote(channel) => forward::broker(channel)
+                .browse(route::forwarded(request))
+                .await
+                .map(forward::responses)
+                .map_err(forward::failed),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Queues for QueuesService {
+    async fn create_queue(
+        &self,
+        request: Request<CreateQueueRequest>,
+    ) -> Result<Response<CreateQueueResponse>, Status> {
+        let api = self.0.api()?;
+        match api.route(ShardId::CATALOG, is_forwarded(&request)).await? {
+            Route::Local => api.create_queue(request.into_inner()).await.map(Response::new),
+            Route::Remote(channel) => forward::queues(channel)
+                .create_queue(route::forwarded(request.into_inner()))
+                .await
+                .map_err(forward::failed),
+        }
+    }
+
+    async fn delete_queue(
+        &self,
+        request: Request<DeleteQueueRequest>,
+    ) -> Result<Response<DeleteQueueResponse>, Status> {
+        let api = self.0.api()?;
+        match api.route(ShardId::CATALOG, is_forwarded(&request)).await? {
+            Route::Local => api.delete_queue(request.into_inner()).await.map(Response::new),
+            Route::Remote(channel) => forward::queues(channel)
+                .delete_queue(route::forwarded(request.into_inner()))
+                .await
+                .map_err(forward::failed),
+        }
+    }
+
+    async fn list_queues(
+        &self,
+        request: Request<ListQueuesRequest>,
+    ) -> Result<Response<ListQueuesResponse>, Status> {
+        Ok(Response::new(self.0.api()?.list_queues(request.get_ref())))
+    }
+
+    async fn get_queue(
+        &self,
+        request: Request<GetQueueRequest>,
+    ) -> Result<Response<GetQueueResponse>, Status> {
+        by_queue!(self, request, name, get_queue, queues.get_queue)
+    }
+
+    async fn purge_queue(
+        &self,
+        request: Request<PurgeQueueRequest>,
+    ) -> Result<Response<PurgeQueueResponse>, Status> {
+        by_queue!(self, request, name, purge_queue, queues.purge_queue)
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<CreateGroupRequest>,
+    ) -> Result<Response<CreateGroupResponse>, Status> {
+        by_queue!(self, request, queue, create_group, queues.create_group)
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<DeleteGroupRequest>,
+    ) -> Result<Response<DeleteGroupResponse>, Status> {
+        by_queue!(self, request, queue, delete_group, queues.delete_group)
+    }
+
+    async fn get_group(
+        &self,
+        request: Request<GetGroupRequest>,
+    ) -> Result<Response<GetGroupResponse>, Status> {
+        by_queue!(self, request, queue, get_group, queues.get_group)
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    type WatchClusterStream = Stream<WatchClusterResponse>;
+
+    async fn get_cluster(
+        &self,
+        _: Request<GetClusterRequest>,
+    ) -> Result<Response<GetClusterResponse>, Status> {
+        Ok(Response::new(GetClusterResponse { topology: Some(self.0.api()?.topology()) }))
+    }
+
+    async fn watch_cluster(
+        &self,
+        _: Request<WatchClusterRequest>,
+    ) -> Result<Response<Self::WatchClusterStream>, Status> {
+        Ok(Response::new(Arc::clone(self.0.api()?).watch_topology()))
+    }
+}
+
+async fn first_message<T>(inbound: &mut Streaming<T>) -> Result<T, Status> {
+    match tokio::time::timeout(OPEN_WAIT_MAX, inbound.message()).await {
+        Ok(Ok(Some(first))) => Ok(first),
+        Ok(Ok(None)) => Err(status::wrong_first_message("the stream ended before it said what it is for")),
+        Ok(Err(broken)) => Err(broken),
+        Err(_) => Err(status::wrong_first_message(
+            "the stream did not say what it is for; send its first message at once",
+        )),
+    }
+}

@@ -1,0 +1,194 @@
+//! The one place where errors become gRPC statuses: a code, a machine-readable reason, and a sentence that says what
+//! to do.
+
+use skein_proto::{REASON_TRAILER, ids::NodeId, node::Reason};
+use tonic::{
+    Code, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
+
+use super::admission::OverBudget;
+use crate::{
+    batch::BatchError,
+    broker::Outcome,
+    dispatch::{AddConsumerError, Refusal},
+    raft::ProposeError,
+    shard::{BodyError, MalformedToken, SettleError, SubscribeError},
+};
+
+/// A status of our own making.
+pub(super) fn status(code: Code, reason: Reason, message: impl Into<String>) -> Status {
+    let mut trailers = MetadataMap::new();
+    trailers.insert(REASON_TRAILER, MetadataValue::from_static(reason.as_str_name()));
+    Status::with_metadata(code, message, trailers)
+}
+
+pub(super) fn queue_not_found(name: &str) -> Status {
+    let message = format!("there is no queue {name:?}; create it first (skein queue create {name})");
+    status(Code::NotFound, Reason::QueueNotFound, message)
+}
+
+pub(super) fn group_not_found(queue: &str, group: &str) -> Status {
+    let message = format!("queue {queue:?} has no group {group:?}; create it, or consume with it once");
+    status(Code::NotFound, Reason::GroupNotFound, message)
+}
+
+pub(super) fn invalid_name(kind: &str, name: &str) -> Status {
+    let message = if name.is_empty() {
+        format!("the {kind} name is empty; give one")
+    } else {
+        let shown: String = name.chars().take(40).collect();
+        format!(
+            "{shown:?} cannot name a {kind}: use 1 to {} letters, digits and . _ - : /, a letter or \
+            digit first",
+            skein_proto::limits::NAME_BYTES_MAX
+        )
+    };
+    status(Code::InvalidArgument, Reason::InvalidName, message)
+}
+
+pub(super) fn invalid_setting(message: impl Into<String>) -> Status {
+    status(Code::InvalidArgument, Reason::InvalidSetting, message)
+}
+
+pub(super) fn wrong_first_message(message: &str) -> Status {
+    status(Code::InvalidArgument, Reason::WrongFirstMessage, message)
+}
+
+pub(super) fn no_leader(shard: skein_proto::ids::ShardId) -> Status {
+    let message = format!("shard {shard} has no leader that this node can reach; try again in a moment");
+    status(Code::Unavailable, Reason::NoLeader, message)
+}
+
+/// A call was passed on, and the way to the leader broke.
+pub(super) fn connection_broke(cause: &Status) -> Status {
+    let message = format!(
+        "the connection to the shard's leader broke ({}): the call may have taken effect or not; \
+         sending it again with the same producer_id and sequence is safe",
+        cause.message()
+    );
+    status(Code::Unavailable, Reason::OutcomeUnknown, message)
+}
+
+/// The node stopped leading while a stream was open, with nothing of the caller's in flight.
+pub(super) fn leader_moved() -> Status {
+    status(Code::Unavailable, Reason::NoLeader, "this node stopped leading the queue's shard; connect again")
+}
+
+pub(super) fn not_leader(node: NodeId) -> Status {
+    let message =
+        format!("the call was passed on to node {node}, which does not lead the shard either; try again");
+    status(Code::Unavailable, Reason::NotLeader, message)
+}
+
+pub(super) fn starting() -> Status {
+    let message = "the node is starting; try again in a moment, or connect to another one";
+    status(Code::Unavailable, Reason::NoLeader, message)
+}
+
+pub(super) fn shutting_down() -> Status {
+    status(Code::Unavailable, Reason::ShuttingDown, "the node is shutting down; connect to another one")
+}
+
+pub(super) fn stalled() -> Status {
+    let message =
+        "the consumer did not read its stream for as long as a lease lasts; its messages go to others";
+    status(Code::DeadlineExceeded, Reason::ConsumerStalled, message)
+}
+
+pub(super) fn from_batch(error: BatchError) -> Status {
+    let reason = match error {
+        BatchError::Empty => Reason::BatchEmpty,
+        BatchError::TooManyBytes { .. } | BatchError::TooManyMessages { .. } => Reason::BatchTooLarge,
+        BatchError::MessageTooLarge { .. } => Reason::MessageTooLarge,
+        BatchError::Malformed { .. } => Reason::MalformedMessage,
+    };
+    status(Code::InvalidArgument, reason, error.to_string())
+}
+
+pub(super) fn from_over_budget(error: OverBudget) -> Status {
+    status(Code::ResourceExhausted, Reason::OverBudget, error.to_string())
+}
+
+pub(super) fn from_propose(error: ProposeError) -> Status {
+    match error {
+        ProposeError::NotLeader { .. } => leader_moved(),
+        ProposeError::Stopped => shutting_down(),
+        ProposeError::OutcomeUnknown => status(
+            Code::Unavailable,
+            Reason::OutcomeUnknown,
+            "leadership moved while the call was in flight: it may have taken effect or not; \
+             sending it again with the same producer_id and sequence is safe",
+        ),
+    }
+}
+
+/// What a command came out as when it did not do what was asked. The queue's name is the caller's.
+pub(super) fn from_outcome(outcome: &Outcome, queue: &str) -> Status {
+    match outcome {
+        Outcome::SequenceGap { expected } => status(
+            Code::FailedPrecondition,
+            Reason::SequenceGap,
+            format!(
+                "a batch before this one is missing: the producer's next sequence is {expected}; \
+                 send the missing batches first, or go on under a new producer_id"
+            ),
+        ),
+        Outcome::SequenceTooOld => status(
+            Code::FailedPrecondition,
+            Reason::SequenceTooOld,
+            "the batch was stored long ago and its offsets are forgotten; do not send it again",
+        ),
+        Outcome::TooManyGroups => status(
+            Code::ResourceExhausted,
+            Reason::TooMany,
+            format!("queue {queue:?} has as many groups as it may; delete one first"),
+        ),
+        Outcome::QueueNotFound => queue_not_found(queue),
+        Outcome::GroupNotFound => group_not_found(queue, "of that number"),
+        outcome => unreachable!("{outcome:?} is not a refusal"),
+    }
+}
+
+pub(super) fn from_subscribe(error: SubscribeError, queue: &str, group: &str) -> Status {
+    match error {
+        SubscribeError::Ended => leader_moved(),
+        SubscribeError::Refused(AddConsumerError::NoGroup) => group_not_found(queue, group),
+        SubscribeError::Refused(error) => {
+            status(Code::ResourceExhausted, Reason::TooMany, format!("{error}; consume with fewer"))
+        }
+    }
+}
+
+pub(super) fn from_settle(error: SettleError) -> Status {
+    match error {
+        SettleError::Ended => leader_moved(),
+        SettleError::OutcomeUnknown => status(Code::Unavailable, Reason::OutcomeUnknown, error.to_string()),
+    }
+}
+
+pub(super) fn from_body(error: &BodyError) -> Status {
+    tracing::error!(%error, "a stored message cannot be read");
+    let message = format!(
+        "a stored message cannot be read ({error}); ask whoever runs the cluster to look at the node's log"
+    );
+    status(Code::DataLoss, Reason::MessageDamaged, message)
+}
+
+/// Why a message was not settled, as it travels inside answers.
+pub(super) fn refusal(refusal: Refusal) -> (Reason, &'static str) {
+    match refusal {
+        Refusal::NotDelivered => (Reason::NotDelivered, "it was never delivered to this consumer"),
+        Refusal::LeaseLost => (
+            Reason::LeaseLost,
+            "this consumer does not hold it any more: its lease ended, or it was settled before",
+        ),
+    }
+}
+
+pub(super) const TOKEN_OF_ANOTHER_LEADER: (Reason, &str) =
+    (Reason::LeaseLost, "it was leased by a leader that is gone; the message is delivered again");
+
+pub(super) fn malformed_token(error: MalformedToken) -> (Reason, String) {
+    (Reason::LeaseTokenMalformed, error.to_string())
+}

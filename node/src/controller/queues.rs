@@ -1,0 +1,101 @@
+//! Opens and closes queues on the shards that this node leads, as the catalog on this node says.
+//!
+//! The catalog decides where a queue is; its shard has to open it. Between the two a node can fail, so nobody relies on
+//! the one who created the queue to see to it: whoever leads the shard does.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::{
+    StreamExt as _,
+    stream::{self},
+};
+use skein_proto::ids::QueueId;
+use tokio_stream::wrappers::WatchStream;
+
+use crate::{
+    broker::{Command, Settings},
+    raft::{Group, Groups, Proposed},
+};
+
+/// The pause after a proposal failed, for leadership to settle.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Proposals of one shard that are in flight together.
+const IN_FLIGHT_MAX: usize = 256;
+
+/// What the catalog says of a queue, as far as its shard must know.
+type Wanted = BTreeMap<QueueId, (String, Settings)>;
+
+/// Reconciles for as long as it is polled.
+pub async fn reconcile_queues(groups: Arc<Groups>) {
+    let catalog = groups.catalog();
+    let catalog_changes = WatchStream::new(catalog.replica().applied_index()).map(drop).boxed();
+    let leader_changes =
+        groups.iter().map(|group| WatchStream::from_changes(group.leadership()).map(drop).boxed());
+    let mut changes = stream::select_all(leader_changes.chain([catalog_changes]));
+    while changes.next().await.is_some() {
+        let mut settled = false;
+        while !settled {
+            settled = true;
+            for group in groups.iter().skip(1).filter(|group| group.is_leader()) {
+                settled &= reconcile_shard(catalog, group).await;
+            }
+            if !settled {
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+}
+
+/// False when a proposal failed.
+async fn reconcile_shard(catalog: &Group, group: &Group) -> bool {
+    let (wanted, next) = catalog.replica().with_catalog(|catalog| {
+        let here = catalog.queues().filter(|(_, queue)| queue.shard == group.shard());
+        let wanted: Wanted =
+            here.map(|(name, queue)| (queue.queue, (name.to_owned(), queue.settings.clone()))).collect();
+        (wanted, catalog.next_queue())
+    });
+    let actual: Vec<QueueId> =
+        group.replica().with_messages(|shard| shard.queues().map(crate::broker::Queue::id).collect());
+    let commands = difference(wanted, &actual, next);
+    let outcomes = stream::iter(commands.iter().map(Proposed::shard).map(|proposed| group.propose(proposed)))
+        .buffered(IN_FLIGHT_MAX)
+        .collect::<Vec<_>>()
+        .await;
+    outcomes.iter().all(Result::is_ok)
+}
+
+/// What it takes to get from the open queues to the wanted ones. A queue from `next` on was created after this node's
+/// catalog stopped hearing of it, and is none of its business.
+fn difference(wanted: Wanted, actual: &[QueueId], next: QueueId) -> Vec<Command> {
+    let close = actual
+        .iter()
+        .filter(|queue| **queue < next && !wanted.contains_key(queue))
+        .map(|queue| Command::CloseQueue { queue: *queue });
+    let mut commands: Vec<_> = close.collect();
+    let open = wanted
+        .into_iter()
+        .filter(|(queue, _)| actual.binary_search(queue).is_err())
+        .map(|(queue, (name, settings))| Command::OpenQueue { queue, name, settings });
+    commands.extend(open);
+    commands
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_queues_are_opened_and_surplus_ones_closed_but_not_those_the_catalog_has_not_heard_of() {
+        let settings = Settings { max_deliveries: 1, dead_letter_queue: None, lease_ms: 1_000 };
+        let queue = |id| QueueId::new(id);
+        let wanted = [1, 2, 4].map(|id| (queue(id), (format!("queue-{id}"), settings.clone())));
+        let commands = difference(wanted.into(), &[queue(2), queue(3), queue(5)], queue(5));
+        let open = |id| Command::OpenQueue {
+            queue: queue(id),
+            name: format!("queue-{id}"),
+            settings: settings.clone(),
+        };
+        assert_eq!(commands, [Command::CloseQueue { queue: queue(3) }, open(1), open(4)]);
+    }
+}
