@@ -1,2 +1,51 @@
 //! Arguments in, exit code out.
-fn main() {}
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use skein_node::{program, telemetry};
+
+/// A node of Skein, a replicated message queue.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one node as its configuration says, until SIGTERM or SIGINT; a second one ends it at once.
+    Run {
+        /// The configuration, in TOML; deploy/node.example.toml documents every field.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Run a cluster of real processes on this machine until Ctrl-C, for trying things out.
+    Dev(program::DevOptions),
+    /// Publish and consume on such a cluster while its leader is killed again and again, and check that nothing is
+    /// lost.
+    Demo(program::DemoOptions),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run { config } => {
+            telemetry::start();
+            program::run(&config)
+        }
+        Command::Dev(options) => program::dev(&options),
+        Command::Demo(options) => program::demo(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The one line that tells whoever started the process why it ended.
+            #[expect(clippy::print_stderr, reason = "the program's last word")]
+            {
+                eprintln!("skein-node: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

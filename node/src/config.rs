@@ -1,0 +1,197 @@
+//! A node's configuration: one TOML file, read once, checked once.
+
+mod file;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use skein_proto::ids::NodeId;
+
+use self::file::{Contradiction, File};
+use crate::{disk, peer::Members, raft::Timers};
+
+/// Why a configuration is refused. The message names the file and line and says what to write instead.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {path} cannot be read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a field that does not exist or has the wrong type.
+    #[error("the configuration {path} is refused")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that is out of range or contradicts another one.
+    #[error("{path}:{line}: {message}")]
+    Contradiction {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong and what to write instead.
+        message: String,
+    },
+}
+
+/// A checked configuration. See `deploy/node.example.toml` for what each field means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Where it keeps everything.
+    pub data_dir: PathBuf,
+    /// Where gRPC listens.
+    pub listen_grpc: SocketAddr,
+    /// Where HTTP listens.
+    pub listen_http: SocketAddr,
+    /// Message shards of the cluster.
+    pub shard_count: u32,
+    /// The nodes that form the cluster.
+    pub members: Members,
+    /// Limits on what clients may do.
+    pub limits: Limits,
+    /// The log.
+    pub log: LogConfig,
+    /// Timers of raft.
+    pub timers: Timers,
+    /// How long a stopping node waits for its leaders to be taken over.
+    pub drain: Duration,
+    /// Threads of the async runtime.
+    pub threads: usize,
+}
+
+/// Limits on what clients may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of batches in flight.
+    pub in_flight_bytes_max: u32,
+    /// Bytes of one message, encoded.
+    pub message_bytes_max: usize,
+}
+
+/// The log's sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Bytes of one segment file.
+    pub segment_bytes: u64,
+    /// Bytes of the newest entries kept in memory.
+    pub cache_bytes: usize,
+    /// Write past the page cache where the file system can.
+    pub direct_io: bool,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = disk::read_text(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a configuration's text; `path` is for messages.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text)
+            .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
+        file.check().map_err(|Contradiction { at, message }| ConfigError::Contradiction {
+            path: path.to_owned(),
+            line: 1 + text[..at.start].matches('\n').count(),
+            message,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+node_id = 1
+data_dir = "/var/lib/skein"
+[listen]
+grpc = "127.0.0.1:7101"
+http = "127.0.0.1:7201"
+[cluster]
+members = [
+  { node_id = 1, grpc = "127.0.0.1:7101", http = "127.0.0.1:7201" },
+  { node_id = 2, grpc = "127.0.0.1:7102", http = "127.0.0.1:7202" },
+  { node_id = 3, grpc = "127.0.0.1:7103", http = "127.0.0.1:7203" },
+]
+"#;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("node.toml"), text)
+            .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+    }
+
+    #[test]
+    fn the_example_is_accepted_and_says_what_the_defaults_are() {
+        let example = include_str!("../../deploy/node.example.toml");
+        let with_defaults = parse(GOOD).unwrap();
+        assert_eq!(parse(example).unwrap(), with_defaults);
+        assert_eq!(with_defaults.shard_count, 8);
+    }
+
+    #[test]
+    fn each_mistake_is_refused_with_its_line_and_what_to_write() {
+        let cases = [
+            (
+                "node_id = 1",
+                "node_id = 4",
+                "node.toml:2: node_id is 4, which cluster.members does not list (it lists 1, 2, 3)",
+            ),
+            ("{ node_id = 2,", "{ node_id = 1,", "node.toml:10: node 1 is listed twice"),
+            (
+                "127.0.0.1:7102",
+                "127.0.0.1:7101",
+                "node.toml:10: 127.0.0.1:7101 is listed for node 1 and for node 2",
+            ),
+            ("127.0.0.1:7102", "127.0.0.1", "node.toml:10: \"127.0.0.1\" is not an address; write host:port"),
+            ("[cluster]", "[runtime]\nthreads = 0\n[cluster]", "node.toml:8: runtime.threads is 0"),
+            ("[cluster]", "[cluster]\nshards = 0", "node.toml:8: cluster.shards is 0; write 1 to 256"),
+            (
+                "[cluster]",
+                "[raft]\nelection_min_ms = 200\n[cluster]",
+                "node.toml:8: raft.election_min_ms is 200",
+            ),
+            (
+                "[cluster]",
+                "[raft]\nelection_max_ms = 700\n[cluster]",
+                "node.toml:8: raft.election_max_ms is 700",
+            ),
+            (
+                "[cluster]",
+                "[limits]\nmessage_bytes_max = 9999999\n[cluster]",
+                "node.toml:8: limits.message_bytes_max is 9999999",
+            ),
+            ("[cluster]", "[log]\nsegment_bytes = 1000\n[cluster]", "node.toml:8: log.segment_bytes is 1000"),
+            (
+                "http = \"127.0.0.1:7201\"\n[",
+                "http = \"127.0.0.1:7101\"\n[",
+                "node.toml:6: listen.http is the same address",
+            ),
+            ("[cluster]", "[cluster]\nshard = 3", "unknown field `shard`, expected `shards` or `members`"),
+        ];
+        for (good, bad, expected) in cases {
+            assert!(GOOD.contains(good), "{good}");
+            let refused = parse(&GOOD.replacen(good, bad, 1)).unwrap_err();
+            assert!(refused.contains(expected), "for {bad:?}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The configuration file: its fields, their defaults, and what makes no sense together.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, ToSocketAddrs as _},
+    num::NonZero,
+    ops::Range,
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use skein_proto::{ids::NodeId, limits};
+use toml::Spanned;
+
+use super::{Config, Limits, LogConfig};
+use crate::{
+    peer::{Member, Members},
+    raft::Timers,
+};
+
+/// Each shard keeps a stream open to each peer, and all of them share a connection.
+const SHARDS_MAX: u32 = 256;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    node_id: Spanned<u64>,
+    data_dir: Spanned<PathBuf>,
+    listen: ListenFile,
+    cluster: ClusterFile,
+    #[serde(default)]
+    limits: LimitsFile,
+    #[serde(default)]
+    log: LogFile,
+    #[serde(default)]
+    raft: RaftFile,
+    #[serde(default)]
+    runtime: RuntimeFile,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenFile {
+    grpc: Spanned<String>,
+    http: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterFile {
+    #[serde(default = "shards_default")]
+    shards: Spanned<u32>,
+    members: Spanned<Vec<Spanned<MemberFile>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MemberFile {
+    node_id: u64,
+    grpc: String,
+    http: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsFile {
+    in_flight_bytes_max: Spanned<u32>,
+    message_bytes_max: Spanned<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LogFile {
+    segment_bytes: Spanned<u64>,
+    cache_bytes: Spanned<usize>,
+    direct_io: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RaftFile {
+    heartbeat_ms: Spanned<u64>,
+    election_min_ms: Spanned<u64>,
+    election_max_ms: Spanned<u64>,
+    drain_ms: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RuntimeFile {
+    threads: Spanned<usize>,
+}
+
+/// A value that the file does not have: it points at the file's beginning.
+fn unwritten<T>(value: T) -> Spanned<T> {
+    Spanned::new(0..0, value)
+}
+
+/// Enough to spread the work of a few nodes' cores over leaders, few enough that an idle cluster is quiet.
+fn shards_default() -> Spanned<u32> {
+    unwritten(8)
+}
+
+impl Default for LimitsFile {
+    fn default() -> Self {
+        Self {
+            in_flight_bytes_max: unwritten(256 << 20),
+            message_bytes_max: unwritten(limits::MESSAGE_BYTES_MAX_DEFAULT),
+        }
+    }
+}
+
+/// The other half is left to the log's writer, the kernel's network and whoever else runs here. Fewer threads also
+/// hand each other less work: on two cores shared by three nodes, one thread each took a third off the cost of a
+/// message.
+impl Default for RuntimeFile {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self { threads: unwritten((cores / 2).max(1)) }
+    }
+}
+
+impl Default for LogFile {
+    fn default() -> Self {
+        Self { segment_bytes: unwritten(64 << 20), cache_bytes: unwritten(32 << 20), direct_io: true }
+    }
+}
+
+/// Elections of at least 600 ms ride out the pauses of a busy two-core machine; a dead process is noticed by its
+/// connections, not by these timers.
+impl Default for RaftFile {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: unwritten(200),
+            election_min_ms: unwritten(600),
+            election_max_ms: unwritten(1_200),
+            drain_ms: 5_000,
+        }
+    }
+}
+
+pub(super) struct Contradiction {
+    pub(super) at: Range<usize>,
+    pub(super) message: String,
+}
+
+fn refuse<T, R>(value: &Spanned<T>, message: impl Into<String>) -> Result<R, Contradiction> {
+    Err(Contradiction { at: value.span(), message: message.into() })
+}
+
+impl File {
+    pub(super) fn check(self) -> Result<Config, Contradiction> {
+        let members = self.cluster.check_members()?;
+        let node = NodeId::new(*self.node_id.get_ref());
+        if !members.contains_key(&node) {
+            let ids: Vec<_> = members.keys().map(ToString::to_string).collect();
+            let message = format!(
+                "node_id is {node}, which cluster.members does not list (it lists {}); add this node there, \
+                 or write one of those",
+                ids.join(", ")
+            );
+            return refuse(&self.node_id, message);
+        }
+        if self.data_dir.get_ref().as_os_str().is_empty() {
+            return refuse(
+                &self.data_dir,
+                "data_dir is empty; write the directory that this node keeps its data in",
+            );
+        }
+        let shards = &self.cluster.shards;
+        if !(1..=SHARDS_MAX).contains(shards.get_ref()) {
+            return refuse(
+                shards,
+                format!("cluster.shards is {}; write 1 to {SHARDS_MAX}", shards.get_ref()),
+            );
+        }
+        let limits = self.limits.check()?;
+        let log = self.log.check(&limits)?;
+        let (listen_grpc, listen_http) =
+            (address("listen.grpc", &self.listen.grpc)?, address("listen.http", &self.listen.http)?);
+        if listen_grpc == listen_http && listen_grpc.port() != 0 {
+            return refuse(
+                &self.listen.http,
+                "listen.http is the same address as listen.grpc; write another port",
+            );
+        }
+        Ok(Config {
+            node,
+            data_dir: self.data_dir.into_inner(),
+            listen_grpc,
+            listen_http,
+            shard_count: self.cluster.shards.into_inner(),
+            members,
+            limits,
+            log,
+            drain: Duration::from_millis(self.raft.drain_ms),
+            timers: self.raft.check()?,
+            threads: self.runtime.check()?,
+        })
+    }
+}
+
+impl ClusterFile {
+    fn check_members(&self) -> Result<Members, Contradiction> {
+        let mut members = Members::new();
+        let mut addresses: BTreeMap<&str, u64> = BTreeMap::new();
+        for member in self.members.get_ref() {
+            let MemberFile { node_id, grpc, http } = member.get_ref();
+            if *node_id == 0 {
+                return refuse(member, "node_id 0 stands for no node; number nodes from 1");
+            }
+            let node = Member { grpc: grpc.clone(), http: http.clone() };
+            if members.insert(NodeId::new(*node_id), node).is_some() {
+                return refuse(member, format!("node {node_id} is listed twice; give each node its own id"));
+            }
+            for address in [grpc, http] {
+                if address
+                    .rsplit_once(':')
+                    .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+                {
+                    return refuse(member, format!("{address:?} is not an address; write host:port"));
+                }
+                if let Some(other) = addresses.insert(address, *node_id) {
+                    return refuse(
+                        member,
+                        format!(
+                            "{address} is listed for node {other} and for node {node_id}; give each its own"
+                        ),
+                    );
+                }
+            }
+        }
+        if members.len().is_multiple_of(2) {
+            let message = format!(
+                "cluster.members lists {} nodes; list an odd number (1, 3, 5 or 7): another one makes \
+                the cluster no safer",
+                members.len()
+            );
+            return refuse(&self.members, message);
+        }
+        if members.len() > 7 {
+            return refuse(
+                &self.members,
+                "cluster.members lists more than 7 nodes, which every write would wait for",
+            );
+        }
+        Ok(members)
+    }
+}
+
+impl LimitsFile {
+    fn check(&self) -> Result<Limits, Contradiction> {
+        let message_bytes_max = *self.message_bytes_max.get_ref();
+        if !(1..=limits::MESSAGE_BYTES_MAX_CEILING).contains(&message_bytes_max) {
+            let message = format!(
+                "limits.message_bytes_max is {message_bytes_max}; write 1 to {}",
+                limits::MESSAGE_BYTES_MAX_CEILING
+            );
+            return refuse(&self.message_bytes_max, message);
+        }
+        let in_flight_bytes_max = *self.in_flight_bytes_max.get_ref();
+        if (in_flight_bytes_max as usize) < 2 * limits::BATCH_BYTES_MAX {
+            let message = format!(
+                "limits.in_flight_bytes_max is {in_flight_bytes_max}; write at least {}, two of the \
+                largest batches",
+                2 * limits::BATCH_BYTES_MAX
+            );
+            return refuse(&self.in_flight_bytes_max, message);
+        }
+        Ok(Limits { in_flight_bytes_max, message_bytes_max })
+    }
+}
+
+impl LogFile {
+    fn check(&self, limits: &Limits) -> Result<LogConfig, Contradiction> {
+        let segment_bytes = *self.segment_bytes.get_ref();
+        if !(16 << 20..=1 << 30).contains(&segment_bytes) || !segment_bytes.is_multiple_of(4_096) {
+            let message = format!(
+                "log.segment_bytes is {segment_bytes}; write a multiple of 4096 from 16777216 (16 MiB) \
+                to 1073741824 (1 GiB)"
+            );
+            return refuse(&self.segment_bytes, message);
+        }
+        let cache_bytes = *self.cache_bytes.get_ref();
+        if cache_bytes < limits.message_bytes_max {
+            let message = format!(
+                "log.cache_bytes is {cache_bytes}; write at least one message's worth, {}",
+                limits.message_bytes_max
+            );
+            return refuse(&self.cache_bytes, message);
+        }
+        Ok(LogConfig { segment_bytes, cache_bytes, direct_io: self.direct_io })
+    }
+}
+
+impl RuntimeFile {
+    fn check(&self) -> Result<usize, Contradiction> {
+        let threads = *self.threads.get_ref();
+        if !(1..=1_024).contains(&threads) {
+            return refuse(&self.threads, format!("runtime.threads is {threads}; write 1 to 1024"));
+        }
+        Ok(threads)
+    }
+}
+
+impl RaftFile {
+    fn check(&self) -> Result<Timers, Contradiction> {
+        let heartbeat_ms = *self.heartbeat_ms.get_ref();
+        let (min_ms, max_ms) = (*self.election_min_ms.get_ref(), *self.election_max_ms.get_ref());
+        if heartbeat_ms == 0 {
+            return refuse(
+                &self.heartbeat_ms,
+                "raft.heartbeat_ms is 0; write 100, or what suits your network",
+            );
+        }
+        if min_ms < 3 * heartbeat_ms {
+            let message = format!(
+                "raft.election_min_ms is {min_ms}, less than three heartbeats of {heartbeat_ms}: one \
+                late heartbeat \
+                 would depose a leader; write at least {}",
+                3 * heartbeat_ms
+            );
+            return refuse(&self.election_min_ms, message);
+        }
+        if max_ms < min_ms + min_ms / 2 {
+            let message = format!(
+                "raft.election_max_ms is {max_ms}, too close to raft.election_min_ms, {min_ms}: nodes \
+                would stand for \
+                 election together again and again; write at least {}",
+                min_ms + min_ms / 2
+            );
+            return refuse(&self.election_max_ms, message);
+        }
+        Ok(Timers {
+            heartbeat: Duration::from_millis(heartbeat_ms),
+            election_min: Duration::from_millis(min_ms),
+            election_max: Duration::from_millis(max_ms),
+        })
+    }
+}
+
+fn address(field: &str, text: &Spanned<String>) -> Result<SocketAddr, Contradiction> {
+    let resolved = text.get_ref().to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+    match resolved {
+        Some(address) => Ok(address),
+        None => refuse(
+            text,
+            format!(
+                "{field} is {:?}, which is no address of this machine; write host:port, such as \
+                127.0.0.1:7101",
+                text.get_ref()
+            ),
+        ),
+    }
+}

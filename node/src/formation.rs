@@ -1,0 +1,248 @@
+//! Forms a cluster once: the listed nodes agree on a cluster id before any of them takes part in an election.
+//!
+//! The node with the lowest id founds. Each step is durable before the next one begins:
+//!
+//! 1. The founder asks every node who it is. One that already belongs to a cluster means that the founder's own
+//!    directory was lost, and it refuses to go on.
+//! 2. The founder writes a new cluster id into its directory.
+//! 3. Every other node with a fresh directory asks the founder, and writes that id into its own.
+//! 4. When all have it, the founder writes that the cluster is formed; the others hear so and write it too.
+//!
+//! Only then are shards initialised, each by one node. A node with a fresh directory that finds its cluster formed
+//! refuses to start: it has lost its log, and an empty one would let a majority forget what it confirmed.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use skein_proto::{
+    ids::NodeId,
+    peer::{HelloRequest, HelloResponse},
+};
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    datadir::{DataDir, DataDirError, Owner},
+    peer::{Connections, Identity},
+    random::random_u64,
+};
+
+/// The pause before asking a node again that did not answer, or has not joined yet.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// How often to tell whom we are waiting for.
+const REMIND_EVERY: u32 = 100;
+
+/// Why a cluster could not be formed.
+#[derive(Debug, thiserror::Error)]
+pub enum FormationError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// This node's directory is empty, but the others know it.
+    #[error(
+        "this node's data_dir is empty, but its cluster {cluster_id} is formed and node {node} is one \
+        of its members: \
+         its log is lost. Restore the directory, or remove the node from the cluster and add it under a new id; \
+         starting it empty could lose what the cluster has confirmed"
+    )]
+    LostDirectory {
+        /// The cluster.
+        cluster_id: String,
+        /// This node.
+        node: NodeId,
+    },
+    /// A node of another cluster answers at a member's address.
+    #[error(
+        "node {peer} belongs to cluster {theirs}, and this node to {ours}; check cluster.members and \
+        data_dir of both"
+    )]
+    OtherCluster {
+        /// The other node.
+        peer: NodeId,
+        /// Its cluster.
+        theirs: String,
+        /// Ours.
+        ours: String,
+    },
+    /// Another node answers at a member's address.
+    #[error(
+        "node {answered} answers at {address}, where cluster.members lists node {listed}; correct the list"
+    )]
+    OtherNode {
+        /// Who was expected.
+        listed: NodeId,
+        /// Who answered.
+        answered: u64,
+        /// Where.
+        address: String,
+    },
+    /// The nodes are configured differently.
+    #[error(
+        "node {peer} is configured with other cluster.members or cluster.shards than this node; make \
+        them alike on all nodes"
+    )]
+    OtherConfiguration {
+        /// The other node.
+        peer: NodeId,
+    },
+}
+
+/// Joins this node's cluster, forming it with the others the first time.
+///
+/// # Errors
+/// See [`FormationError`].
+pub async fn join(
+    config: &Config,
+    dir: &DataDir,
+    connections: &Arc<Connections>,
+    identity: &watch::Sender<Identity>,
+) -> Result<Owner, FormationError> {
+    let mut owner = dir.owner(config.node, config.shard_count)?;
+    let joiner = Joiner { config, dir, connections, identity };
+    if let Some(owner) = &owner {
+        joiner.announce(owner);
+        if owner.formed {
+            return Ok(owner.clone());
+        }
+    }
+    let founder = *config.members.keys().next().expect("a checked configuration lists at least this node");
+    let mut owner = match owner.take() {
+        Some(owner) => owner,
+        None if founder == config.node => joiner.found().await?,
+        None => joiner.adopt(founder).await?,
+    };
+    if founder == config.node {
+        joiner.wait_for_all(&owner).await?;
+    } else {
+        joiner.wait_formed(founder, &owner).await?;
+    }
+    owner.formed = true;
+    dir.claim(&owner)?;
+    joiner.announce(&owner);
+    tracing::info!(cluster_id = owner.cluster_id, "the cluster is formed");
+    Ok(owner)
+}
+
+struct Joiner<'a> {
+    config: &'a Config,
+    dir: &'a DataDir,
+    connections: &'a Arc<Connections>,
+    identity: &'a watch::Sender<Identity>,
+}
+
+impl Joiner<'_> {
+    async fn found(&self) -> Result<Owner, FormationError> {
+        self.ask_all(async |peer| match self.ask(peer, |_| true).await?.cluster_id {
+            none if none.is_empty() => Ok(()),
+            cluster_id => Err(FormationError::LostDirectory { cluster_id, node: self.config.node }),
+        })
+        .await?;
+        let cluster_id = format!("{:016x}{:016x}", random_u64(), random_u64());
+        self.join_as(cluster_id)
+    }
+
+    async fn adopt(&self, founder: NodeId) -> Result<Owner, FormationError> {
+        let hello = self.ask(founder, |hello| !hello.cluster_id.is_empty()).await?;
+        if hello.formed {
+            return Err(FormationError::LostDirectory {
+                cluster_id: hello.cluster_id,
+                node: self.config.node,
+            });
+        }
+        self.join_as(hello.cluster_id)
+    }
+
+    fn join_as(&self, cluster_id: String) -> Result<Owner, FormationError> {
+        let owner = Owner::new(self.config.node, cluster_id, self.config.shard_count);
+        self.dir.claim(&owner)?;
+        self.announce(&owner);
+        Ok(owner)
+    }
+
+    async fn wait_for_all(&self, owner: &Owner) -> Result<(), FormationError> {
+        self.ask_all(async |peer| {
+            let hello = self.ask(peer, |hello| !hello.cluster_id.is_empty()).await?;
+            self.check_cluster(peer, &hello, owner)
+        })
+        .await
+    }
+
+    async fn wait_formed(&self, founder: NodeId, owner: &Owner) -> Result<(), FormationError> {
+        let hello = self.ask(founder, |hello| hello.formed).await?;
+        self.check_cluster(founder, &hello, owner)
+    }
+
+    fn check_cluster(
+        &self,
+        peer: NodeId,
+        hello: &HelloResponse,
+        owner: &Owner,
+    ) -> Result<(), FormationError> {
+        if hello.cluster_id == owner.cluster_id {
+            return Ok(());
+        }
+        let (theirs, ours) = (hello.cluster_id.clone(), owner.cluster_id.clone());
+        Err(FormationError::OtherCluster { peer, theirs, ours })
+    }
+
+    fn announce(&self, owner: &Owner) {
+        self.identity.send_modify(|identity| {
+            identity.cluster_id = Some(owner.cluster_id.clone());
+            identity.formed = owner.formed;
+        });
+    }
+
+    /// Asks every other node at the same time; the first that contradicts ends it.
+    async fn ask_all(
+        &self,
+        ask: impl AsyncFn(NodeId) -> Result<(), FormationError>,
+    ) -> Result<(), FormationError> {
+        let others = self.config.members.keys().filter(|node| **node != self.config.node);
+        futures::future::try_join_all(others.map(|node| ask(*node))).await.map(drop)
+    }
+
+    /// Asks a node until its answer is what is waited for.
+    async fn ask(
+        &self,
+        node: NodeId,
+        enough: impl Fn(&HelloResponse) -> bool,
+    ) -> Result<HelloResponse, FormationError> {
+        let address = &self.config.members[&node].grpc;
+        for attempt in 0_u32.. {
+            if let Some(hello) = self.hello(node).await {
+                if hello.node_id != node.get() {
+                    let address = address.clone();
+                    return Err(FormationError::OtherNode { listed: node, answered: hello.node_id, address });
+                }
+                self.check_configuration(node, &hello)?;
+                if enough(&hello) {
+                    return Ok(hello);
+                }
+            }
+            if attempt % REMIND_EVERY == REMIND_EVERY - 1 {
+                tracing::info!(%node, address, "waiting for a node, to form the cluster with it");
+            }
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        }
+        unreachable!("a node is asked until it answers")
+    }
+
+    /// One question. No answer, or a refusal, is as good as none: the node may be starting.
+    async fn hello(&self, node: NodeId) -> Option<HelloResponse> {
+        let request = HelloRequest { node_id: self.config.node.get(), ..HelloRequest::default() };
+        let answer = self.connections.peer(node)?.hello(request).await.ok()?;
+        Some(answer.into_inner())
+    }
+
+    fn check_configuration(&self, peer: NodeId, hello: &HelloResponse) -> Result<(), FormationError> {
+        let theirs: BTreeMap<_, _> =
+            hello.members.iter().map(|member| (NodeId::new(member.node_id), &member.grpc_address)).collect();
+        let ours: BTreeMap<_, _> =
+            self.config.members.iter().map(|(node, member)| (*node, &member.grpc)).collect();
+        if theirs == ours && hello.shard_count == self.config.shard_count {
+            Ok(())
+        } else {
+            Err(FormationError::OtherConfiguration { peer })
+        }
+    }
+}
