@@ -1,1 +1,17 @@
-//! Real Skein clusters under faults.
+//! Real Skein clusters under faults, and the checks on what they did.
+//!
+//! A run is a [`history::History`]; [`checks::judge`] says whether the broker kept its promises in it. How the
+//! pieces fit, and how to repeat a run that failed, is in `docs/testing.md`.
+
+pub mod checks;
+pub mod cluster;
+pub mod faults;
+pub mod history;
+pub mod observer;
+pub mod process;
+pub mod recorder;
+pub mod replicas;
+pub mod scenario;
+pub mod stamp;
+pub mod wait;
+pub mod workload;

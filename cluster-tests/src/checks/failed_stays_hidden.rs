@@ -1,0 +1,25 @@
+//! A publish that was refused for certain never shows.
+
+use std::collections::BTreeMap;
+
+use super::{Property, Violation};
+use crate::history::{History, Outcome, Publish};
+
+/// Violations: a message that was seen although its publish failed.
+pub(super) fn check(history: &History) -> Vec<Violation> {
+    let failed: BTreeMap<u64, &Publish> = history
+        .publishes
+        .iter()
+        .filter(|publish| matches!(publish.outcome, Outcome::Failed(_)))
+        .map(|publish| (publish.identity.uuid, publish))
+        .collect();
+    history
+        .sightings()
+        .filter_map(|sighting| {
+            let publish = failed.get(&sighting.identity.uuid)?;
+            let sentence = format!("{} was refused and is there all the same", publish.identity);
+            let evidence = [publish.to_string(), sighting.to_string()];
+            Some(Violation::new(Property::FailedStaysHidden, sentence, evidence))
+        })
+        .collect()
+}

@@ -1,0 +1,373 @@
+//! A cluster of real node processes on loopback: started, healed, and asked what it thinks.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::ExitStatus,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use skein_proto::broker::{
+    GetClusterRequest, GetQueueRequest, Topology, cluster_client::ClusterClient, queues_client::QueuesClient,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{Semaphore, SemaphorePermit},
+};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    process::{Process, log_tail},
+    wait,
+};
+
+/// Clusters at a time: three nodes each and their load are what two cores carry without elections by starvation.
+const CLUSTERS_MAX: usize = 2;
+static CLUSTERS: Semaphore = Semaphore::const_new(CLUSTERS_MAX);
+
+/// Every shard of a fresh or healed cluster has a leader within this. Elections take 0.6–1.2 s on an idle machine.
+pub const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// A leader exists within this, as long as a majority is there.
+pub const LEADER_LIMIT: Duration = Duration::from_secs(15);
+
+/// A node that was asked to leave has left within this.
+pub const LEAVE_LIMIT: Duration = Duration::from_secs(20);
+
+/// One call to one node, all included.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Shards of a cluster, unless a test says otherwise. The default of the design.
+const SHARDS: u32 = 8;
+
+/// Node processes with their directories. Dropping it ends them and deletes everything.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: BTreeMap<u64, Node>,
+    dir: TempDir,
+    _permit: SemaphorePermit<'static>,
+}
+
+#[derive(Debug)]
+struct Node {
+    grpc: SocketAddr,
+    http: SocketAddr,
+    config: PathBuf,
+    log: PathBuf,
+    /// Connects when it is used, and again when the node was restarted.
+    channel: Channel,
+    process: Option<Process>,
+}
+
+impl Cluster {
+    /// Starts nodes 1 to `node_count` and waits until every shard has a leader.
+    ///
+    /// # Errors
+    /// When a node cannot be started, or the cluster does not become ready.
+    pub async fn start(node_count: u64) -> Result<Self> {
+        let permit = CLUSTERS.acquire().await.context("the semaphore is never closed")?;
+        let dir = tempfile::Builder::new().prefix("skein-").tempdir().context("cannot make a directory")?;
+        let addresses = free_addresses(2 * usize::try_from(node_count)?)?;
+        let mut nodes = BTreeMap::new();
+        for (node_id, pair) in (1..=node_count).zip(addresses.chunks(2)) {
+            let (grpc, http) = (pair[0], pair[1]);
+            let node_dir = dir.path().join(format!("node-{node_id}"));
+            fs::create_dir(&node_dir).context("cannot make a node's directory")?;
+            let (config, log) = (node_dir.join("node.toml"), node_dir.join("log"));
+            let channel = channel(&grpc.to_string())?;
+            nodes.insert(node_id, Node { grpc, http, config, log, channel, process: None });
+        }
+        let mut cluster = Self { nodes, dir, _permit: permit };
+        for node_id in cluster.node_ids() {
+            fs::write(&cluster.node(node_id)?.config, cluster.config_of(node_id)?)
+                .context("cannot configure")?;
+            cluster.restart(node_id)?;
+        }
+        match cluster.wait_ready().await {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                let logs = cluster.log_tails();
+                Err(error).context(logs)
+            }
+        }
+    }
+
+    /// All nodes, running or not.
+    #[must_use]
+    pub fn node_ids(&self) -> Vec<u64> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// The nodes whose process was not ended.
+    #[must_use]
+    pub fn running(&self) -> Vec<u64> {
+        self.nodes.iter().filter(|(_, node)| node.process.is_some()).map(|(node_id, _)| *node_id).collect()
+    }
+
+    /// The gRPC addresses of all nodes, as clients take them.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.nodes.values().map(|node| node.grpc.to_string()).collect()
+    }
+
+    /// A connection to one node, which comes back by itself after a restart.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn channel(&self, node_id: u64) -> Result<Channel> {
+        Ok(self.node(node_id)?.channel.clone())
+    }
+
+    /// The address of a node's gRPC listener.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn grpc_address(&self, node_id: u64) -> Result<SocketAddr> {
+        Ok(self.node(node_id)?.grpc)
+    }
+
+    /// Ends a node as `kill -9` does.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn kill(&mut self, node_id: u64) -> Result<()> {
+        self.take_process(node_id)?.kill()
+    }
+
+    /// Asks a node to drain and leave, and waits for it.
+    ///
+    /// # Errors
+    /// When it is not running, or does not leave within [`LEAVE_LIMIT`].
+    pub async fn terminate(&mut self, node_id: u64) -> Result<ExitStatus> {
+        let process = self.take_process(node_id)?;
+        process.terminate(LEAVE_LIMIT).await.with_context(|| format!("node {node_id}"))
+    }
+
+    /// Starts a node that is not running, on the data it left.
+    ///
+    /// # Errors
+    /// When it cannot be started, or runs.
+    pub fn restart(&mut self, node_id: u64) -> Result<()> {
+        let node = self.nodes.get_mut(&node_id).context("no such node")?;
+        ensure!(node.process.is_none(), "node {node_id} is running");
+        node.process = Some(Process::start_node(&node.config, &node.log)?);
+        Ok(())
+    }
+
+    /// The process of a running node, to stop and resume it.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn process(&self, node_id: u64) -> Result<&Process> {
+        self.node(node_id)?.process.as_ref().with_context(|| format!("node {node_id} is not running"))
+    }
+
+    /// Starts whatever is not running, and waits until the cluster is ready.
+    ///
+    /// # Errors
+    /// When a node cannot be started, or the cluster does not become ready.
+    pub async fn heal(&mut self) -> Result<()> {
+        for node_id in self.node_ids() {
+            if self.node(node_id)?.process.is_none() {
+                self.restart(node_id)?;
+            }
+        }
+        self.wait_ready().await
+    }
+
+    /// Waits until every running node says that every shard has a leader.
+    ///
+    /// # Errors
+    /// When a node ended by itself, or is not ready within [`READY_LIMIT`].
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        for node_id in self.running() {
+            let node = self.nodes.get_mut(&node_id).context("no such node")?;
+            let http = node.http;
+            let process = node.process.as_mut().context("only running nodes are asked")?;
+            let ended = wait::until(&format!("node {node_id} ready"), READY_LIMIT, async || {
+                // Nothing is worth waiting for then.
+                if let Some(status) = process.ended()? {
+                    return Ok(Some(status));
+                }
+                let status = http_status(http, "/readyz").await?;
+                ensure!(status == 200, "/readyz answers {status}");
+                Ok(None)
+            })
+            .await?;
+            if let Some(status) = ended {
+                bail!("node {node_id} ended by itself: {status}");
+            }
+        }
+        Ok(())
+    }
+
+    /// The node that leads a queue's shard, as it says itself and as no newer leader denies.
+    ///
+    /// # Errors
+    /// When there is none within [`LEADER_LIMIT`].
+    pub async fn leader_of(&self, queue: &str) -> Result<u64> {
+        wait::until(&format!("a leader of {queue}"), LEADER_LIMIT, async || {
+            let shard_id = self.shard_of(queue).await?;
+            let mut newest = (0, 0);
+            for topology in self.topologies().await {
+                let shard = topology.shards.iter().find(|shard| shard.shard_id == shard_id);
+                let shard = shard.with_context(|| format!("shard {shard_id} is unknown"))?;
+                let says_so_itself = shard.leader_node_id == topology.answering_node_id;
+                newest = newest.max((shard.term, if says_so_itself { shard.leader_node_id } else { 0 }));
+            }
+            let (term, leader) = newest;
+            ensure!(leader != 0, "nobody leads shard {shard_id} in term {term}");
+            Ok(leader)
+        })
+        .await
+    }
+
+    /// The cluster as each running node that answers sees it.
+    pub async fn topologies(&self) -> Vec<Topology> {
+        let mut topologies = Vec::new();
+        for node_id in self.running() {
+            topologies.extend(self.topology(node_id).await.ok());
+        }
+        topologies
+    }
+
+    /// The cluster as one node sees it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn topology(&self, node_id: u64) -> Result<Topology> {
+        let answer = ClusterClient::new(self.channel(node_id)?).get_cluster(GetClusterRequest {}).await?;
+        answer.into_inner().topology.context("an answer without a topology")
+    }
+
+    /// The end of every node's log, to be shown when something failed.
+    #[must_use]
+    pub fn log_tails(&self) -> String {
+        let tails = self.nodes.iter().map(|(node_id, node)| {
+            let state = if node.process.is_some() { "running" } else { "ended" };
+            format!("--- node {node_id} ({state})\n{}\n", log_tail(&node.log))
+        });
+        tails.collect()
+    }
+
+    /// Ends everything and leaves the directories for someone to look at.
+    #[must_use]
+    pub fn keep(self) -> PathBuf {
+        let Self { nodes, dir, _permit } = self;
+        drop(nodes);
+        dir.keep()
+    }
+
+    async fn shard_of(&self, queue: &str) -> Result<u32> {
+        let mut last = None;
+        for node_id in self.running() {
+            let request = GetQueueRequest { name: queue.to_owned() };
+            match QueuesClient::new(self.channel(node_id)?).get_queue(request).await {
+                Ok(answer) => {
+                    return Ok(answer.into_inner().queue.context("an answer without a queue")?.shard_id);
+                }
+                Err(status) => last = Some(status),
+            }
+        }
+        Err(last.context("no node is running")?.into())
+    }
+
+    fn node(&self, node_id: u64) -> Result<&Node> {
+        self.nodes.get(&node_id).with_context(|| format!("there is no node {node_id}"))
+    }
+
+    fn take_process(&mut self, node_id: u64) -> Result<Process> {
+        let node = self.nodes.get_mut(&node_id).context("no such node")?;
+        node.process.take().with_context(|| format!("node {node_id} is not running"))
+    }
+
+    fn config_of(&self, node_id: u64) -> Result<String> {
+        let members: String = self
+            .nodes
+            .iter()
+            .map(|(id, node)| {
+                format!("  {{ node_id = {id}, grpc = \"{}\", http = \"{}\" }},\n", node.grpc, node.http)
+            })
+            .collect();
+        let Node { grpc, http, config, .. } = self.node(node_id)?;
+        let data_dir = config.with_file_name("data");
+        Ok(format!(
+            "node_id = {node_id}\ndata_dir = {data_dir:?}\n\n\
+             [listen]\ngrpc = \"{grpc}\"\nhttp = \"{http}\"\n\n\
+             [cluster]\nshards = {SHARDS}\nmembers = [\n{members}]\n"
+        ))
+    }
+}
+
+fn channel(address: &str) -> Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).context("not an address")?;
+    Ok(endpoint.connect_timeout(CALL_LIMIT).timeout(CALL_LIMIT).tcp_nodelay(true).connect_lazy())
+}
+
+/// Ports nobody has, on a loopback address that only this cluster uses where the system has many: a port of a node
+/// that is down for a while must not be taken as the local end of somebody's connection.
+fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let number = STARTED.fetch_add(1, Ordering::Relaxed).to_be_bytes()[3];
+    let own = Ipv4Addr::new(127, 1 + (high ^ middle) % 250, low, 1 + number % 250);
+    let address = if TcpListener::bind((own, 0)).is_ok() { own } else { Ipv4Addr::LOCALHOST };
+    // All are held until all are known, so that none is given twice.
+    let listeners: Vec<_> =
+        (0..count).map(|_| TcpListener::bind((IpAddr::V4(address), 0))).collect::<Result<_, _>>()?;
+    Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
+}
+
+/// The status of one GET, without a library for it.
+async fn http_status(address: SocketAddr, path: &str) -> Result<u16> {
+    let get = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(1 << 16).read_to_end(&mut answer).await?;
+        anyhow::Ok(answer)
+    };
+    let answer = tokio::time::timeout(CALL_LIMIT, get).await.context("no answer")??;
+    let line = String::from_utf8_lossy(&answer);
+    let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).context("not HTTP/1.1")?;
+    Ok(status.parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_free_and_differ() {
+        let mut addresses = free_addresses(6).unwrap();
+        addresses.extend(free_addresses(6).unwrap());
+        assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), 12);
+        for address in addresses {
+            TcpListener::bind(address).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn reads_the_status_of_an_answer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /readyz HTTP/1.1\r\n"));
+            stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        });
+        assert_eq!(http_status(address, "/readyz").await.unwrap(), 503);
+        server.await.unwrap();
+    }
+}

@@ -1,0 +1,345 @@
+//! Publishers and consumers under seed, over the client library, that record every call.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
+use skein_client::{
+    Client, Confirm, ConfirmError, Consumer, GroupStart, Message, Producer, QueueSettings, SettleError,
+    Settled,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{self, MissedTickBehavior},
+};
+
+use crate::{
+    history::{Outcome, Reader, SettlementKind},
+    recorder::{Call, Recorder},
+    stamp::{self, Identity},
+    wait,
+};
+
+/// The group that never acks, so that the queue keeps everything and can be compared between replicas.
+pub const KEEPING_GROUP: &str = "keep";
+
+/// Messages come in bursts, this often.
+const BURST_EVERY: Duration = Duration::from_millis(20);
+
+/// Unconfirmed messages of one producer. Reached while there is no leader; publishing then waits.
+const WINDOW_MESSAGES: usize = 2_000;
+
+/// Calls whose end is awaited in order. More than a producer's window or a consumer's credit.
+const CALLS_WAITING_MAX: usize = 4_096;
+
+/// What a workload does.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Queues, created if need be.
+    pub queues: Vec<String>,
+    /// Producers of each queue.
+    pub producers: u64,
+    /// Groups of each queue that read everything.
+    pub groups: Vec<String>,
+    /// Consumers of each group.
+    pub consumers: u64,
+    /// Messages per burst of one producer: 0 to twice as many.
+    pub burst_messages: u64,
+    /// The largest body, in bytes; a few are this large, most are small.
+    pub body_bytes_max: usize,
+    /// Of 100 messages delivered for the first time, so many are given back.
+    pub nack_percent: u32,
+    /// How long a publish may take before its outcome counts as unknown.
+    pub delivery_timeout: Duration,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            queues: ["orders", "invoices"].map(str::to_owned).into(),
+            producers: 2,
+            groups: ["mail", "stock"].map(str::to_owned).into(),
+            consumers: 2,
+            // About 1,000 messages a second in all: enough to be in the way of every fault, little enough to judge.
+            burst_messages: 5,
+            body_bytes_max: 20_000,
+            nack_percent: 3,
+            delivery_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A workload under way. Dropping it ends it at once.
+#[derive(Debug)]
+pub struct Workload {
+    client: Client,
+    recorder: Recorder,
+    readers: Vec<Reader>,
+    stop_publishing: watch::Sender<bool>,
+    stop_consuming: watch::Sender<bool>,
+    publishers: JoinSet<Result<()>>,
+    consumers: JoinSet<Result<()>>,
+}
+
+impl Workload {
+    /// Creates the queues and groups, and starts everything.
+    ///
+    /// # Errors
+    /// When the cluster refuses.
+    pub async fn start(client: Client, recorder: &Recorder, plan: &Plan, seed: u64) -> Result<Self> {
+        let mut workload = Self {
+            client,
+            recorder: recorder.clone(),
+            readers: Vec::new(),
+            stop_publishing: watch::Sender::new(false),
+            stop_consuming: watch::Sender::new(false),
+            publishers: JoinSet::new(),
+            consumers: JoinSet::new(),
+        };
+        workload.prepare(plan).await?;
+        let mut seeds = SmallRng::seed_from_u64(seed);
+        let mut number = 0;
+        for reader in workload.readers.clone() {
+            for _ in 0..plan.consumers {
+                number += 1;
+                let random = SmallRng::seed_from_u64(seeds.next_u64());
+                workload.start_consumer(reader.clone(), number, plan, random).await?;
+            }
+        }
+        for queue in &plan.queues {
+            for _ in 0..plan.producers {
+                number += 1;
+                let random = SmallRng::seed_from_u64(seeds.next_u64());
+                workload.start_publisher(queue.clone(), number, plan, random).await?;
+            }
+        }
+        Ok(workload)
+    }
+
+    /// Ends publishing once every message handed to a producer is confirmed, refused or given up.
+    ///
+    /// # Errors
+    /// When a publisher failed, or this takes longer than `limit`.
+    pub async fn stop_publishing(&mut self, limit: Duration) -> Result<()> {
+        self.stop_publishing.send_replace(true);
+        time::timeout(limit, join_all(&mut self.publishers)).await.context("publishers did not end")?
+    }
+
+    /// Waits until every group has acked everything.
+    ///
+    /// # Errors
+    /// When messages are left after `limit`.
+    pub async fn drain(&mut self, limit: Duration) -> Result<()> {
+        for reader in &self.readers {
+            wait::until(&format!("{reader} drained"), limit, async || {
+                let group = self.client.get_group(&reader.queue, &reader.group).await?;
+                ensure!(group.unacked_count == 0, "{} messages are left", group.unacked_count);
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Ends consuming once every ack is answered or given up.
+    ///
+    /// # Errors
+    /// When a consumer failed, or this takes longer than `limit`.
+    pub async fn stop_consuming(&mut self, limit: Duration) -> Result<()> {
+        self.stop_consuming.send_replace(true);
+        time::timeout(limit, join_all(&mut self.consumers)).await.context("consumers did not end")?
+    }
+
+    async fn prepare(&mut self, plan: &Plan) -> Result<()> {
+        for queue in &plan.queues {
+            self.client.create_queue(queue, QueueSettings::default()).await?;
+            self.client.create_group(queue, KEEPING_GROUP, GroupStart::First).await?;
+            for group in &plan.groups {
+                self.client.create_group(queue, group, GroupStart::First).await?;
+                self.readers.push(Reader { queue: queue.clone(), group: group.clone() });
+            }
+            let lease = self.client.get_queue(queue).await?.settings.lease;
+            self.recorder.with(|history| {
+                history.kept.insert(queue.clone());
+                history.lease = lease.unwrap_or(Duration::MAX);
+            });
+        }
+        self.recorder.with(|history| history.readers.extend(self.readers.iter().cloned()));
+        Ok(())
+    }
+
+    async fn start_publisher(
+        &mut self,
+        queue: String,
+        number: u64,
+        plan: &Plan,
+        random: SmallRng,
+    ) -> Result<()> {
+        let builder = self.client.producer(&queue).window_messages(WINDOW_MESSAGES);
+        let producer = builder.delivery_timeout(plan.delivery_timeout).build().await?;
+        let publisher = Publisher {
+            producer,
+            queue,
+            number,
+            sequence: 0,
+            random,
+            plan: plan.clone(),
+            recorder: self.recorder.clone(),
+        };
+        self.publishers.spawn(publisher.run(self.stop_publishing.subscribe()));
+        Ok(())
+    }
+
+    async fn start_consumer(
+        &mut self,
+        reader: Reader,
+        number: u64,
+        plan: &Plan,
+        random: SmallRng,
+    ) -> Result<()> {
+        let consumer = self.client.consumer(&reader.queue, &reader.group).build().await?;
+        let member = Member {
+            reader,
+            number,
+            random,
+            nack_percent: plan.nack_percent,
+            recorder: self.recorder.clone(),
+        };
+        self.consumers.spawn(member.run(consumer, self.stop_consuming.subscribe()));
+        Ok(())
+    }
+}
+
+async fn join_all(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a task panicked")??;
+    }
+    Ok(())
+}
+
+/// One producer of one queue.
+struct Publisher {
+    producer: Producer,
+    queue: String,
+    number: u64,
+    sequence: u64,
+    random: SmallRng,
+    plan: Plan,
+    recorder: Recorder,
+}
+
+impl Publisher {
+    async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<()> {
+        let (waiting, confirms) = mpsc::channel(CALLS_WAITING_MAX);
+        let confirms = tokio::spawn(record_confirms(self.recorder.clone(), confirms));
+        let mut bursts = time::interval(BURST_EVERY);
+        bursts.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !*stop.borrow() {
+            tokio::select! {
+                changed = stop.changed() => changed.context("the workload is gone")?,
+                _ = bursts.tick() => self.burst(&waiting).await?,
+            }
+        }
+        drop(waiting);
+        // What is not confirmed is recorded as such; the first failure is nothing more to know.
+        let _ = self.producer.close().await;
+        confirms.await.context("the task that waits for confirms panicked")
+    }
+
+    async fn burst(&mut self, waiting: &mpsc::Sender<(Call, Confirm)>) -> Result<()> {
+        for _ in 0..self.random.random_range(0..=2 * self.plan.burst_messages) {
+            self.sequence += 1;
+            let identity = Identity {
+                queue: self.queue.clone(),
+                producer: self.number,
+                sequence: self.sequence,
+                uuid: self.random.next_u64(),
+            };
+            let body_bytes = match self.random.random_range(0..20) {
+                0 => self.random.random_range(0..=self.plan.body_bytes_max),
+                _ => self.random.random_range(0..=100),
+            };
+            let body = stamp::seal(&identity, body_bytes);
+            let call = self.recorder.publish_invoked(identity);
+            match self.producer.send(Message::new(body)).await {
+                Ok(confirm) => waiting.send((call, confirm)).await.context("nobody waits for confirms")?,
+                Err(error) => self.recorder.publish_returned(call, Outcome::Failed(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn record_confirms(recorder: Recorder, mut confirms: mpsc::Receiver<(Call, Confirm)>) {
+    while let Some((call, confirm)) = confirms.recv().await {
+        let outcome = match confirm.await {
+            Ok(offset) => Outcome::Ok(offset.get()),
+            Err(ConfirmError::NotAccepted(cause)) => Outcome::Failed(cause.to_string()),
+            Err(ConfirmError::OutcomeUnknown(cause)) => Outcome::Unknown(cause.to_string()),
+        };
+        recorder.publish_returned(call, outcome);
+    }
+}
+
+/// One consumer of one group.
+struct Member {
+    reader: Reader,
+    number: u64,
+    random: SmallRng,
+    nack_percent: u32,
+    recorder: Recorder,
+}
+
+impl Member {
+    async fn run(mut self, mut consumer: Consumer, mut stop: watch::Receiver<bool>) -> Result<()> {
+        let (waiting, settled) = mpsc::channel(CALLS_WAITING_MAX);
+        let settled = tokio::spawn(record_settled(self.recorder.clone(), settled));
+        while !*stop.borrow() {
+            tokio::select! {
+                changed = stop.changed() => changed.context("the workload is gone")?,
+                delivery = consumer.next() => {
+                    let delivery = delivery.context("the consumer ended")??;
+                    self.handle(&delivery, &waiting).await?;
+                }
+            }
+        }
+        drop(waiting);
+        consumer.close().await;
+        settled.await.context("the task that waits for acks panicked")
+    }
+
+    async fn handle(
+        &mut self,
+        delivery: &skein_client::Delivery,
+        waiting: &mpsc::Sender<(Call, Settled)>,
+    ) -> Result<()> {
+        let who = (&self.reader, self.number);
+        let offset = delivery.offset.get();
+        self.recorder.delivered(who, offset, delivery.attempt, stamp::open(&delivery.message.body));
+        // Only first deliveries, so that nothing is given up for good.
+        let nacks = delivery.attempt == 1 && self.random.random_range(0..100) < self.nack_percent;
+        let kind = if nacks { SettlementKind::Nack } else { SettlementKind::Ack };
+        let call = self.recorder.settle_invoked(who, offset, kind);
+        let settled = match kind {
+            SettlementKind::Ack => delivery.ack(),
+            SettlementKind::Nack => {
+                delivery.nack_after(Duration::from_millis(self.random.random_range(0..200)))
+            }
+        };
+        waiting.send((call, settled)).await.context("nobody waits for acks")
+    }
+}
+
+async fn record_settled(recorder: Recorder, mut settled: mpsc::Receiver<(Call, Settled)>) {
+    while let Some((call, settled)) = settled.recv().await {
+        let outcome = match settled.await {
+            Ok(()) => Outcome::Ok(()),
+            Err(SettleError::LeaseLost(cause) | SettleError::NotAccepted(cause)) => {
+                Outcome::Failed(cause.to_string())
+            }
+            Err(SettleError::OutcomeUnknown(cause)) => Outcome::Unknown(cause.to_string()),
+        };
+        recorder.settle_returned(call, outcome);
+    }
+}

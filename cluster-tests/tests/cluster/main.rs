@@ -1,0 +1,9 @@
+//! Real clusters: what they do for clients, and what they do when nodes die.
+//!
+//! Every test has a cluster of its own; two run at a time. `docs/testing.md` says how to repeat one that failed.
+
+mod bad_input;
+mod delivery;
+mod failover;
+mod forwarding;
+mod stalled;
