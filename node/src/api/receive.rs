@@ -21,6 +21,10 @@ use crate::{
 /// The longest that a call waits for a message.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// Bytes of messages after which nothing is added to an answer. One more batch, and a token for each message, still fit
+/// into what a client decodes.
+const RESPONSE_BYTES: usize = limits::BATCH_BYTES_MAX / 2;
+
 /// The most messages in one answer.
 const RECEIVE_MESSAGES_MAX: u32 = 10_000;
 
@@ -36,7 +40,7 @@ impl Api {
         let credit = Credit { messages: request.messages_max.clamp(1, RECEIVE_MESSAGES_MAX), bytes };
         let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
 
-        let (_, delivery, mut subscription) = self.subscribe(queue, &request.group, credit).await?;
+        let (key, delivery, mut subscription) = self.subscribe(queue, &request.group, credit).await?;
         let mut items = Vec::new();
         let items_max = credit.messages as usize;
         let mut stopping = self.stopping.clone();
@@ -53,25 +57,39 @@ impl Api {
         // Whatever was handed out in the meantime belongs to this answer: nobody else will get it for a lease's time.
         let mut outbox = subscription.detach().await;
         while outbox.take_waiting(&mut items) {}
-        let messages = self.received(queue, delivery.term(), consumer, items).await?;
+        let (messages, left) = self.received(queue, delivery.term(), consumer, items).await?;
+        if !left.is_empty() {
+            // Fails when this node stopped leading, and then nobody holds them.
+            let _ = delivery.settle(key, left).await;
+        }
         Ok(ReceiveResponse { messages })
     }
 
+    /// The messages of an answer, and what is to be given back because it would make the answer too large: credit knows
+    /// the size of a message in the middle of a batch only on average.
     async fn received(
         &self,
         queue: &QueueRef,
         term: u64,
         consumer: ConsumerId,
         items: Vec<OutboxItem>,
-    ) -> Result<Vec<ReceivedMessage>, Status> {
+    ) -> Result<(Vec<ReceivedMessage>, Vec<SettleItem>), Status> {
         let mut bodies = self.server(queue.shard)?.bodies().reader();
         let mut received = Vec::new();
+        let mut left = Vec::new();
+        let mut bytes = 0;
         for OutboxItem { delivery, slice } in items {
+            if bytes >= RESPONSE_BYTES {
+                let range = OffsetRange::new(delivery.first, u64::from(delivery.count));
+                left.push(SettleItem { consumer, range, kind: SettleKind::Nack { delay_ms: 0 } });
+                continue;
+            }
             let batch = match bodies.read(queue.id, &slice).await {
                 Ok(batch) => batch,
                 Err(BodyError::Gone { .. }) => continue,
                 Err(error) => return Err(status::from_body(&error)),
             };
+            bytes += batch.len();
             for (position, message) in (0..).zip(batch::messages(&batch)) {
                 let offset = delivery.first.plus(position);
                 received.push(ReceivedMessage {
@@ -83,7 +101,7 @@ impl Api {
                 });
             }
         }
-        Ok(received)
+        Ok((received, left))
     }
 
     /// Settles messages taken with Receive from a queue whose shard this node leads.

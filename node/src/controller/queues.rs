@@ -20,6 +20,9 @@ use crate::{
 /// The pause after a proposal failed, for leadership to settle.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// How long one shard may take before the others are looked at again.
+const SHARD_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Proposals of one shard that are in flight together.
 const IN_FLIGHT_MAX: usize = 256;
 
@@ -34,17 +37,19 @@ pub async fn reconcile_queues(groups: Arc<Groups>) {
         groups.iter().map(|group| WatchStream::from_changes(group.leadership()).map(drop).boxed());
     let mut changes = stream::select_all(leader_changes.chain([catalog_changes]));
     while changes.next().await.is_some() {
-        let mut settled = false;
-        while !settled {
-            settled = true;
-            for group in groups.iter().skip(1).filter(|group| group.is_leader()) {
-                settled &= reconcile_shard(catalog, group).await;
-            }
-            if !settled {
-                tokio::time::sleep(RETRY_AFTER).await;
-            }
+        while !reconcile(&groups).await {
+            tokio::time::sleep(RETRY_AFTER).await;
         }
     }
+}
+
+/// False when some shard is not as it should be yet.
+async fn reconcile(groups: &Groups) -> bool {
+    let catalog = groups.catalog();
+    let led = groups.iter().skip(1).filter(|group| group.is_leader());
+    // All at once and each for a while: a shard without a majority holds up no other.
+    let shards = led.map(|group| tokio::time::timeout(SHARD_WAIT_MAX, reconcile_shard(catalog, group)));
+    futures::future::join_all(shards).await.into_iter().all(|done| done.is_ok_and(|done| done))
 }
 
 /// False when a proposal failed.
