@@ -328,3 +328,34 @@ async fn a_lease_of_one_group_settles_nothing_in_another() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_largest_message_fits_its_dead_letter_queue_wherever_that_is() {
+    scenario::run(
+        "the_largest_message_fits_its_dead_letter_queue_wherever_that_is",
+        LIMIT,
+        async |scenario| {
+            let client = scenario.client().await?;
+            // Placed one after another on the shards, whose leaders are spread: some letters cross nodes.
+            for number in 0..3 {
+                let (queue, graves) = (format!("orders-{number}"), format!("graveyard-{number}"));
+                client.create_queue(&graves, QueueSettings::default()).await?;
+                let settings = QueueSettings {
+                    max_deliveries: Some(1),
+                    dead_letter_queue: Some(graves.clone()),
+                    ..QueueSettings::default()
+                };
+                client.create_queue(&queue, settings).await?;
+                let body = vec![b'x'; skein_proto::limits::MESSAGE_BYTES_MAX_DEFAULT - 4];
+                client.send(&queue, vec![Message::new(body.clone())]).await?;
+                let mut consumer = client.consumer(&queue, "mail").build().await?;
+                next(&mut consumer).await?.nack().await?;
+                let mut consumer = client.consumer(&graves, "undertaker").build().await?;
+                let dead = next(&mut consumer).await.with_context(|| format!("letter {number}"))?;
+                ensure!(dead.message.body == body, "letter {number} came out as something else");
+            }
+            Ok(())
+        },
+    )
+    .await;
+}

@@ -170,3 +170,43 @@ fn snapshot(position: &Position, checkpoint: Checkpoint) -> alias::SnapshotOf<Ty
         snapshot: checkpoint,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use skein_proto::ids::ShardId;
+
+    use super::*;
+    use crate::{
+        broker::Shard,
+        checkpoint::Checkpoints,
+        disk::faulty::{Fault, FaultyDisk},
+        log::{EntryId, LogOptions},
+        raft::replica::Machine,
+    };
+
+    /// An entry that a majority has is applied though this node's disk does not have it yet.
+    #[tokio::test]
+    async fn no_checkpoint_is_saved_ahead_of_the_nodes_own_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let shard = ShardId::new(1);
+        let disk = FaultyDisk::new(7);
+        let log = Log::open(Arc::new(disk.clone()), Path::new("log"), LogOptions::default(), drop).unwrap();
+        let checkpoint = Checkpoints::open(dir.path()).unwrap().shard(shard).unwrap();
+        let replica = Arc::new(Replica::new(shard, Machine::Messages(Shard::new()), None));
+        let mut checkpointer = Checkpointer { replica: Arc::clone(&replica), checkpoint, log: log.clone() };
+
+        // Whatever the log does next on its disk fails, be it this entry or a segment that it prepares.
+        for later in 0..100 {
+            disk.inject(later, Fault::Io);
+        }
+        let entry = Entry { index: 0, term: 1, payload: Bytes::new() };
+        log.append(shard, vec![entry], Box::new(drop));
+        replica.apply_consensus(EntryId { term: 1, index: 0 }, None);
+
+        assert!(checkpointer.build_snapshot().await.is_err());
+        assert_eq!(checkpointer.checkpoint.position().unwrap(), None);
+    }
+}

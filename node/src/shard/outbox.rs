@@ -75,3 +75,22 @@ impl Drop for Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_drops_an_outbox_is_gone_unless_it_keeps_its_leases() {
+        let (gone, mut told) = mpsc::unbounded_channel();
+        let (sender, receiver) = outbox(ConsumerId::new(1), gone.clone());
+        drop(receiver);
+        assert_eq!(told.try_recv(), Ok(ConsumerId::new(1)));
+        drop(sender);
+
+        let (_sender, mut receiver) = outbox(ConsumerId::new(2), gone);
+        receiver.keep_leases();
+        drop(receiver);
+        assert!(told.try_recv().is_err());
+    }
+}
