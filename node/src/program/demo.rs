@@ -198,7 +198,7 @@ impl Scene<'_> {
     async fn drain(&mut self) -> anyhow::Result<()> {
         self.screen.note("publishing has ended; waiting for the rest to arrive".to_owned());
         let deadline = self.clock.monotonic() + DRAIN_WAIT_MAX;
-        while self.ledger.totals().missing() > 0 && self.clock.monotonic() < deadline {
+        while self.ledger.totals().lost > 0 && self.clock.monotonic() < deadline {
             tokio::time::sleep(FRAME).await;
             self.draw().await?;
         }
@@ -235,8 +235,8 @@ async fn publish(
     let confirmer: JoinHandle<anyhow::Result<()>> = tasks::spawn(async move {
         while let Some((number, confirm)) = waiting.recv().await {
             let confirm: skein_client::Confirm = confirm;
-            let offset = confirm.await?;
-            confirmed.confirmed(number, offset.get());
+            confirm.await?;
+            confirmed.confirmed(number);
         }
         Ok(())
     });

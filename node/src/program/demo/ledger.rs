@@ -46,13 +46,6 @@ pub(super) struct Totals {
     pub last_gap: Option<Duration>,
 }
 
-impl Totals {
-    /// Confirmed messages that have not been consumed yet.
-    pub(super) fn missing(&self) -> u64 {
-        self.lost
-    }
-}
-
 impl Ledger {
     pub(super) fn new(clock: Clock) -> Self {
         Self { clock, entries: Mutex::default() }
@@ -65,7 +58,7 @@ impl Ledger {
         entries.totals.sent += 1;
     }
 
-    pub(super) fn confirmed(&self, number: u64, _offset: u64) {
+    pub(super) fn confirmed(&self, number: u64) {
         let now = self.clock.monotonic();
         let mut entries = self.lock();
         let entry = &mut entries.messages[usize::try_from(number).expect("numbers are indexes")];
@@ -130,7 +123,7 @@ mod tests {
         // Message 0 arrives before its confirm, 1 after it and then again, 2 at two offsets, 3 never.
         ledger.consumed(0, 10);
         for number in 0..4 {
-            ledger.confirmed(number, 10 + number);
+            ledger.confirmed(number);
         }
         ledger.consumed(1, 11);
         ledger.consumed(1, 11);
