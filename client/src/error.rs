@@ -63,6 +63,7 @@ impl Cause {
     pub fn is_retryable(&self) -> bool {
         match self.reason {
             Reason::OverBudget
+            | Reason::DiskFull
             | Reason::NoLeader
             | Reason::OutcomeUnknown
             | Reason::ShuttingDown
@@ -325,6 +326,7 @@ mod tests {
             (Code::InvalidArgument, None),
             (Code::Unavailable, Some(Reason::NoLeader)),
             (Code::ResourceExhausted, Some(Reason::OverBudget)),
+            (Code::ResourceExhausted, Some(Reason::DiskFull)),
         ];
         for (code, reason) in not_accepted {
             let error = Error::from_status(&status(code, reason));
@@ -348,6 +350,7 @@ mod tests {
     fn only_passing_troubles_are_retryable() {
         assert!(Error::from_status(&status(Code::Unavailable, Some(Reason::NoLeader))).is_retryable());
         assert!(Error::from_status(&status(Code::Unavailable, None)).is_retryable());
+        assert!(Error::from_status(&status(Code::ResourceExhausted, Some(Reason::DiskFull))).is_retryable());
         assert!(!Error::from_status(&status(Code::NotFound, Some(Reason::QueueNotFound))).is_retryable());
         assert!(!Error::from_status(&status(Code::InvalidArgument, None)).is_retryable());
     }

@@ -241,6 +241,7 @@ mod tests {
             grpc_address: format!("node:{id}"),
             http_address: String::new(),
             reachable: id != 1,
+            low_on_disk: false,
         };
         let shard = Shard {
             id: SHARD,

@@ -27,6 +27,8 @@ pub struct Node {
     pub http_address: String,
     /// The node that answered has a live connection to it, or is it.
     pub reachable: bool,
+    /// Its disk is nearly full: it takes no publishes for the shards it leads.
+    pub low_on_disk: bool,
 }
 
 /// One Raft group.
@@ -107,6 +109,7 @@ impl From<broker::Node> for Node {
             grpc_address: wire.grpc_address,
             http_address: wire.http_address,
             reachable: wire.reachable,
+            low_on_disk: wire.low_on_disk,
         }
     }
 }
@@ -138,6 +141,7 @@ mod tests {
             grpc_address: format!("node-{id}:7101"),
             http_address: String::new(),
             reachable: true,
+            low_on_disk: false,
         };
         let shard = Shard {
             id: ShardId::new(1),

@@ -11,7 +11,11 @@ use std::{
 use skein_proto::ids::NodeId;
 
 use self::file::{Contradiction, File};
-use crate::{disk, peer::Members, raft::Timers};
+use crate::{
+    disk,
+    peer::Members,
+    raft::{Scrubbing, Timers},
+};
 
 /// Why a configuration is refused. The message names the file and line and says what to write instead.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +82,8 @@ pub struct Limits {
     pub in_flight_bytes_max: u32,
     /// Bytes of one message, encoded.
     pub message_bytes_max: usize,
+    /// Publishes are refused while the disk has less room than this; 0 stands for what suits the disk.
+    pub disk_low_bytes: u64,
 }
 
 /// The log's sizes.
@@ -89,6 +95,10 @@ pub struct LogConfig {
     pub cache_bytes: usize,
     /// Write past the page cache where the file system can.
     pub direct_io: bool,
+    /// Bytes of the log that are kept for replicas that lag.
+    pub lag_bytes_max: u64,
+    /// How cold segments are read through for damage.
+    pub scrubbing: Scrubbing,
 }
 
 impl Config {
@@ -179,6 +189,11 @@ members = [
                 "[cluster]",
                 "[limits]\nmessage_bytes_max = 9999999\n[cluster]",
                 "node.toml:8: limits.message_bytes_max is 9999999",
+            ),
+            (
+                "[cluster]",
+                "[limits]\ndisk_low_bytes = 1000\n[cluster]",
+                "node.toml:8: limits.disk_low_bytes is 1000, less than one segment; write at least 67108864",
             ),
             ("[cluster]", "[log]\nsegment_bytes = 1000\n[cluster]", "node.toml:8: log.segment_bytes is 1000"),
             (

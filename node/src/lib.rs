@@ -17,6 +17,7 @@ pub mod datadir;
 pub mod disk;
 pub mod dispatch;
 pub mod formation;
+pub mod free_space;
 pub mod http;
 pub mod log;
 pub mod node;

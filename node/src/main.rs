@@ -26,6 +26,9 @@ enum Command {
     /// Publish and consume on such a cluster while its leader is killed again and again, and check that nothing is
     /// lost.
     Demo(program::DemoOptions),
+    /// Show what a stopped node has on disk, and check all of it. Never writes there. Ends with an error when something
+    /// is damaged.
+    Dump(program::DumpOptions),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         }
         Command::Dev(options) => program::dev(&options),
         Command::Demo(options) => program::demo(&options),
+        Command::Dump(options) => program::dump(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

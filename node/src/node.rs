@@ -4,7 +4,7 @@
 //! API → HTTP. Stopping: streams end with a hint → leaders move → groups stop → log closes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -33,10 +33,11 @@ use crate::{
     datadir::{DataDir, DataDirError, Owner},
     disk::{Disk, RealDisk},
     formation::{self, FormationError},
+    free_space::{self, DiskState},
     http,
     log::{Log, LogFailure, LogOptions, OpenError},
-    peer::{self, Connections, Identity, Incoming, PeerService, PeerTransport},
-    raft::{GroupFailure, Groups, GroupsParts, OpenGroupsError, Transport},
+    peer::{self, Connections, Identity, Incoming, PeerService, PeerTransport, Sightings},
+    raft::{GroupFailure, Groups, GroupsParts, OpenGroupsError, Transport, UpkeepFailure},
     shard::{ShardServers, dead_letters::Courier},
     tasks,
 };
@@ -96,6 +97,9 @@ pub enum NodeFailure {
     /// A raft group stopped.
     #[error(transparent)]
     Group(#[from] GroupFailure),
+    /// The groups' upkeep.
+    #[error(transparent)]
+    Upkeep(#[from] UpkeepFailure),
 }
 
 /// A running node.
@@ -131,7 +135,8 @@ impl Node {
         let (closed, closed_watch) = watch::channel(false);
         let slot = Arc::new(OnceLock::new());
         let incoming = Incoming { identity: identity_watch.clone() };
-        let peers = PeerService::new(identity_watch, Arc::clone(&slot));
+        let (disk_state, disk_watch) = watch::channel(DiskState::default());
+        let peers = PeerService::new(identity_watch, Arc::clone(&slot), disk_watch.clone());
         let clients = ApiSlot::default();
         let (health, health_service) = tonic_health::server::health_reporter();
         let routes = routes(peers, incoming, &clients).add_service(health_service);
@@ -139,7 +144,8 @@ impl Node {
 
         let owner = formation::join(&config, &dir, &connections, &identity).await?;
         let (failure_sender, failures) = mpsc::unbounded_channel();
-        let log = open_log(&config, &dir, disk, failure_sender.clone())?;
+        let log = open_log(&config, &dir, Arc::clone(&disk), failure_sender.clone())?;
+        tasks::spawn(watch_disk(&config, disk, &log, disk_state));
         let transport: Arc<dyn Transport> = Arc::new(PeerTransport::new(Arc::clone(&connections)));
         let groups = open_groups(&config, &dir, &log, &transport, failure_sender).await?;
         // Cannot fail: it is set once, here.
@@ -147,7 +153,8 @@ impl Node {
         initialize(&config, &groups).await?;
 
         let (stopping, stopping_watch) = watch::channel(false);
-        let api = build_api(&config, owner, &groups, &log, connections, transport, stopping_watch);
+        let watches = Watches { disk: disk_watch, stopping: stopping_watch };
+        let api = build_api(&config, owner, &groups, &log, connections, transport, watches);
         tasks::spawn(report_health(Arc::clone(&api), health));
         clients.open(Arc::clone(&api));
         let http_state = http::HttpState { api, log: log.clone() };
@@ -228,6 +235,24 @@ fn open_log(
     Log::open(disk, &dir.log(), options, on_failure)
 }
 
+/// Watches the disk's room until nobody asks for it any more.
+fn watch_disk(
+    config: &Config,
+    disk: Arc<dyn Disk>,
+    log: &Log,
+    state: watch::Sender<DiskState>,
+) -> impl Future<Output = ()> + use<> {
+    let segment_bytes = config.log.segment_bytes;
+    let watched = free_space::Watched {
+        disk,
+        dir: config.data_dir.clone(),
+        disk_low_bytes: config.limits.disk_low_bytes,
+        segment_bytes,
+    };
+    let log = log.clone();
+    free_space::watch(watched, move || log.stats().spare_segment_count as u64 * segment_bytes, state)
+}
+
 async fn open_groups(
     config: &Config,
     dir: &DataDir,
@@ -243,9 +268,12 @@ async fn open_groups(
     });
     let parts = GroupsParts {
         node: config.node,
+        peers: config.members.keys().copied().filter(|node| *node != config.node).collect(),
         shard_count: config.shard_count,
         timers: config.timers,
         log: log.clone(),
+        lag_bytes_max: config.log.lag_bytes_max,
+        scrubbing: config.log.scrubbing,
         transport: Arc::clone(transport),
         clock: Clock::real(),
         failures: group_failures,
@@ -267,6 +295,12 @@ async fn initialize(config: &Config, groups: &Groups) -> Result<(), GroupFailure
     Ok(())
 }
 
+/// What the API looks at while it works.
+struct Watches {
+    disk: watch::Receiver<DiskState>,
+    stopping: watch::Receiver<bool>,
+}
+
 fn build_api(
     config: &Config,
     owner: Owner,
@@ -274,12 +308,12 @@ fn build_api(
     log: &Log,
     connections: Arc<Connections>,
     transport: Arc<dyn Transport>,
-    stopping: watch::Receiver<bool>,
+    watches: Watches,
 ) -> Arc<Api> {
     let clock = Clock::real();
     let shards = Arc::new(ShardServers::new(groups, log, &clock));
-    let (reachable, reachable_watch) = watch::channel(BTreeSet::from([config.node]));
-    tasks::spawn(peer::probe(config.node, owner.cluster_id.clone(), Arc::clone(&connections), reachable));
+    let (sightings, sightings_watch) = watch::channel(Sightings::of_none_but(config.node));
+    tasks::spawn(peer::probe(config.node, owner.cluster_id.clone(), Arc::clone(&connections), sightings));
     tasks::spawn(controller::reconcile_queues(Arc::clone(groups)));
     let api = Arc::new(Api {
         node: config.node,
@@ -289,11 +323,12 @@ fn build_api(
         shards: Arc::clone(&shards),
         connections,
         transport,
-        reachable: reachable_watch,
+        sightings: sightings_watch,
+        disk: watches.disk,
         admission: Admission::new(config.limits.in_flight_bytes_max),
         clock,
         message_bytes_max: config.limits.message_bytes_max,
-        stopping,
+        stopping: watches.stopping,
     });
     let courier: Arc<dyn Courier> = Arc::new(ApiCourier(Arc::clone(&api)));
     shards.start(&courier);

@@ -160,6 +160,7 @@ impl Cluster {
             grpc_address: address.clone(),
             http_address: String::new(),
             reachable: true,
+            low_on_disk: false,
         };
         let shard = broker::Shard {
             shard_id: SHARD,

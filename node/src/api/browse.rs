@@ -13,6 +13,8 @@ use tonic::Status;
 
 use super::{Api, names::QueueRef, status};
 use crate::{
+    broker,
+    offsets::OffsetRange,
     shard::{BodyError, BodyReader},
     tasks,
 };
@@ -31,44 +33,46 @@ impl Api {
         request: BrowseRequest,
     ) -> Result<BoxStream<'static, Result<BrowseResponse, Status>>, Status> {
         self.ensure_open(&queue).await?;
-        let kept = self.group(queue.shard)?.replica().with_messages(|shard| {
-            shard.queue(queue.id).map(|queue| (queue.first_offset(), queue.next_offset()))
-        });
-        let (first, end) = kept.ok_or_else(|| status::queue_not_found(&queue.name))?;
-        let from = Offset::new(request.from_offset).max(first);
-        let asked = if request.messages_max == 0 { u64::MAX } else { request.messages_max };
-        let end = Offset::new(from.get().saturating_add(asked)).min(end);
+        let end = self
+            .group(queue.shard)?
+            .replica()
+            .with_messages(|shard| shard.queue(queue.id).map(broker::Queue::next_offset));
+        let range = OffsetRange::between(
+            Offset::new(request.from_offset),
+            end.ok_or_else(|| status::queue_not_found(&queue.name))?,
+        );
+        let messages_max = if request.messages_max == 0 { u64::MAX } else { request.messages_max };
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let mut bodies = self.server(queue.shard)?.bodies().reader();
         tasks::spawn(async move {
-            if let Err(status) = self.read_range(&queue, &mut bodies, from, end, &responses).await {
+            if let Err(status) = self.read_range(&queue, &mut bodies, range, messages_max, &responses).await {
                 let _ = responses.send(Err(status)).await;
             }
         });
         Ok(ReceiverStream::new(stream).boxed())
     }
 
+    /// Reads the messages of the range that are kept, up to `messages_max` of them.
     async fn read_range(
         &self,
         queue: &QueueRef,
         bodies: &mut BodyReader,
-        mut from: Offset,
-        end: Offset,
+        range: OffsetRange,
+        messages_max: u64,
         responses: &mpsc::Sender<Result<BrowseResponse, Status>>,
     ) -> Result<(), Status> {
         let mut response = BrowseResponse::default();
         let mut bytes = 0;
-        while from < end {
-            let wanted = u32::try_from(end.since(from)).unwrap_or(u32::MAX);
+        let (mut from, mut left) = (range.first, messages_max);
+        while left > 0 {
             let located = self.group(queue.shard)?.replica().with_messages(|shard| {
-                let oldest = shard.queue(queue.id)?.first_offset().max(from);
-                Some((oldest, shard.locate(queue.id, oldest, wanted)?))
+                let stored = shard.queue(queue.id)?;
+                let first = stored.next_kept(from)?;
+                let wanted = OffsetRange::between(first, range.end()).count.min(left);
+                Some((first, stored.locate(first, u32::try_from(wanted).unwrap_or(u32::MAX))?))
             });
             // Nothing is left when what was to come has been consumed, purged or deleted meanwhile.
             let Some((first, slice)) = located else { break };
-            if first >= end {
-                break;
-            }
             from = first.plus(u64::from(slice.take));
             let batch = match bodies.read(queue.id, &slice).await {
                 Ok(batch) => batch,
@@ -76,6 +80,7 @@ impl Api {
                 Err(error) => return Err(status::from_body(&error)),
             };
             bytes += batch.len();
+            left -= u64::from(slice.take);
             response.batches.push(BrowsedBatch {
                 first_offset: first.get(),
                 count: slice.take,

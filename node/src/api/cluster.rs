@@ -23,12 +23,12 @@ const RESPONSES_MAX: usize = 2;
 impl Api {
     /// The cluster as this node sees it.
     pub(super) fn topology(&self) -> Topology {
-        let reachable = self.reachable.borrow();
         let nodes = self.connections.members().iter().map(|(id, member)| Node {
             node_id: id.get(),
             grpc_address: member.grpc.clone(),
             http_address: member.http.clone(),
-            reachable: reachable.contains(id),
+            reachable: self.sightings.borrow().reachable.contains(id),
+            low_on_disk: self.is_low_on_disk(*id),
         });
         Topology {
             cluster_id: self.cluster_id.clone(),
@@ -38,15 +38,16 @@ impl Api {
         }
     }
 
-    /// The topology now, and again whenever a leader or a node's reachability changes.
+    /// The topology now, and again whenever a leader changes or something about a node does.
     pub(super) fn watch_topology(
         self: Arc<Self>,
     ) -> BoxStream<'static, Result<WatchClusterResponse, Status>> {
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let leaders =
             self.groups.iter().map(|group| WatchStream::from_changes(group.leadership()).map(drop).boxed());
-        let nodes = WatchStream::from_changes(self.reachable.clone()).map(drop).boxed();
-        let mut changes = stream::select_all(leaders.chain([nodes]));
+        let nodes = WatchStream::from_changes(self.sightings.clone()).map(drop).boxed();
+        let disk = WatchStream::from_changes(self.disk.clone()).map(drop).boxed();
+        let mut changes = stream::select_all(leaders.chain([nodes, disk]));
         let mut stopping = self.stopping.clone();
         tasks::spawn(async move {
             loop {

@@ -11,11 +11,12 @@ mod names;
 mod publish;
 mod queues;
 mod receive;
+mod room;
 mod route;
 mod services;
 mod status;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use skein_proto::ids::NodeId;
 use tokio::sync::watch;
@@ -26,7 +27,8 @@ pub use services::{ApiSlot, BrokerService, ClusterService, QueuesService};
 
 use crate::{
     clock::Clock,
-    peer::Connections,
+    free_space::DiskState,
+    peer::{Connections, Sightings},
     raft::{Groups, Transport},
     shard::ShardServers,
 };
@@ -47,8 +49,10 @@ pub struct Api {
     pub connections: Arc<Connections>,
     /// Raft calls to the other nodes.
     pub transport: Arc<dyn Transport>,
-    /// The nodes that answered lately.
-    pub reachable: watch::Receiver<BTreeSet<NodeId>>,
+    /// What the other nodes answered lately.
+    pub sightings: watch::Receiver<Sightings>,
+    /// How this node's disk stands.
+    pub disk: watch::Receiver<DiskState>,
     /// Bytes that may be in flight.
     pub admission: Admission,
     /// The time.

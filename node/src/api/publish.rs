@@ -71,6 +71,9 @@ impl Api {
         inbound: Streaming<PublishRequest>,
     ) -> Result<Responses, Status> {
         self.ensure_open(&queue).await?;
+        let group = Arc::clone(self.group(queue.shard)?);
+        // Before the client sends what it has, which would be in vain, again and again.
+        self.ensure_room(&group)?;
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let opened = PublishOpened {
             shard_id: queue.shard.get(),
@@ -82,7 +85,6 @@ impl Api {
         // Cannot fail: the channel is empty and its receiver is here.
         let _ = responses.try_send(Ok(first));
         let (pending, waiting) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
-        let group = Arc::clone(self.group(queue.shard)?);
         tasks::spawn(answer(queue.name.clone(), waiting, responses));
         let publisher = Publisher { api: self, group, queue, producer: open.producer_id };
         tasks::spawn(publisher.take(inbound, pending));
@@ -101,6 +103,7 @@ impl Api {
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
         let count = batch::check(&batch, message_bytes_max).map_err(status::from_batch)?;
         let permit = self.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
+        self.ensure_room(group)?;
         let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
         let publish = Proposed::publish(queue.id, producer, count, batch);
         Ok(group.propose_later(publish, Some(permit)).await)

@@ -7,7 +7,7 @@ use tonic::{
     metadata::{MetadataMap, MetadataValue},
 };
 
-use super::admission::OverBudget;
+use super::{admission::OverBudget, room::NoRoom};
 use crate::{
     batch::BatchError,
     broker::Outcome,
@@ -108,6 +108,10 @@ pub(super) fn from_batch(error: BatchError) -> Status {
 
 pub(super) fn from_over_budget(error: OverBudget) -> Status {
     status(Code::ResourceExhausted, Reason::OverBudget, error.to_string())
+}
+
+pub(super) fn from_no_room(error: &NoRoom) -> Status {
+    status(Code::ResourceExhausted, Reason::DiskFull, error.to_string())
 }
 
 pub(super) fn from_propose(error: ProposeError) -> Status {

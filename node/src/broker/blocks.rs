@@ -4,13 +4,21 @@ use std::{collections::VecDeque, ops::Range};
 
 use skein_proto::ids::Offset;
 
-use super::{BlockSpan, PageRecord};
+use super::{
+    BlockSpan, PageRecord,
+    live::LiveTally,
+    page::{Page, Sums},
+};
+use crate::offsets::OffsetRange;
 
 /// How many blocks are saved together: 256 of about 20 bytes are a record of some 5 KiB, small enough to write again
 /// whenever its end grows and large enough that a million blocks are only 4,000 records.
 pub const PAGE_BLOCKS: u64 = 256;
 
-/// A published batch: consecutive messages of a queue, stored together. Kept for every batch, hence small.
+/// Places for pages that a queue may have and not use, besides some in proportion to its pages: about 2 KiB.
+const SPARE_PAGES_MAX: usize = 16;
+
+/// A published batch: consecutive messages of a queue, stored together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
     /// The raft index of the entry that holds it.
@@ -24,8 +32,6 @@ pub struct Block {
     /// How many messages it has.
     pub count: u32,
 }
-
-const _: () = assert!(size_of::<Block>() <= 40);
 
 /// Some messages of one stored block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,145 +62,211 @@ impl Block {
     }
 }
 
-/// All blocks of a queue, oldest first. Blocks are numbered 0, 1, 2, ... over the life of the queue; block `n` lies on
-/// page `n / PAGE_BLOCKS`. Pages bound what growing and freeing moves about, and what a checkpoint rewrites.
+/// The kept blocks of a queue, oldest first, with or without others that are gone between them. Blocks are numbered
+/// 0, 1, 2, ... over the life of the queue; block `n` lies, or lay, on page `n / PAGE_BLOCKS`. Pages bound what growing
+/// and freeing moves about, and what a checkpoint rewrites.
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
     /// Never an empty page.
-    pages: VecDeque<VecDeque<Block>>,
+    pages: VecDeque<Page>,
     /// The number of the next block.
     next: u64,
-    kept_bytes: u64,
-    /// The pages in the newest checkpoint.
-    saved_pages: Range<u64>,
-    /// Blocks below this number are in the newest checkpoint, or gone.
-    saved_next: u64,
+    sums: Sums,
+    /// Pages in the newest checkpoint that have no blocks any more.
+    gone_pages: Vec<u64>,
 }
 
 impl Blocks {
     /// No blocks; the first one gets the number `next`.
     pub(super) fn starting_at(next: u64) -> Self {
-        Self { next, saved_next: next, ..Self::default() }
+        Self { next, ..Self::default() }
     }
 
     pub(super) const fn next_number(&self) -> u64 {
         self.next
     }
 
-    pub(super) const fn kept_bytes(&self) -> u64 {
-        self.kept_bytes
+    pub(super) const fn sums(&self) -> Sums {
+        self.sums
     }
 
-    pub(super) fn front(&self) -> Option<&Block> {
-        self.pages.front()?.front()
+    pub(super) fn front(&self) -> Option<Block> {
+        Some(self.pages.front()?.first())
     }
 
-    pub(super) fn back(&self) -> Option<&Block> {
-        self.pages.back()?.back()
+    pub(super) fn back(&self) -> Option<Block> {
+        Some(self.pages.back()?.last())
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Block> {
-        self.pages.iter().flatten()
+    pub(super) fn iter(&self) -> impl Iterator<Item = Block> {
+        self.pages.iter().flat_map(Page::blocks)
     }
 
     /// The block that holds the message at `offset`.
-    pub(super) fn find(&self, offset: Offset) -> Option<&Block> {
-        let begins_before = |block: &Block| block.first <= offset;
-        let page =
-            self.pages.partition_point(|page| page.front().is_some_and(begins_before)).checked_sub(1)?;
-        let page = self.pages.get(page)?;
-        let block = page.get(page.partition_point(begins_before).checked_sub(1)?)?;
-        (offset < block.end()).then_some(block)
+    pub(super) fn find(&self, offset: Offset) -> Option<Block> {
+        self.first_ending_after(offset).filter(|block| block.first <= offset)
+    }
+
+    /// The block that holds the first kept message from `offset` on.
+    pub(super) fn first_ending_after(&self, offset: Offset) -> Option<Block> {
+        let page = self.pages.partition_point(|page| page.last().end() <= offset);
+        self.pages.get(page)?.blocks_after(|block| block.end() <= offset).next()
+    }
+
+    /// The parts of `range` that are in no block.
+    pub(super) fn gaps(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> {
+        let end = OffsetRange::new(range.end(), 0);
+        self.covered()
+            .chain([end])
+            .scan(range.first, move |reached, run| {
+                let gap = OffsetRange::between(*reached, run.first).intersect(range);
+                *reached = run.end().max(*reached);
+                Some(gap)
+            })
+            .filter(|gap| !gap.is_empty())
     }
 
     pub(super) fn push(&mut self, block: Block) {
-        self.kept_bytes += u64::from(block.span.length);
-        let begins_page = self.next.is_multiple_of(PAGE_BLOCKS);
-        match self.pages.back_mut() {
-            Some(page) if !begins_page => page.push_back(block),
-            _ => self.pages.push_back(VecDeque::from([block])),
-        }
+        let number = self.next / PAGE_BLOCKS;
         self.next += 1;
+        self.sums += Sums::of(&block);
+        // The page may have lost all of its blocks, and have gone with them.
+        if self.pages.back().is_none_or(|page| page.number() != number) {
+            self.pages.push_back(Page::new(number));
+        }
+        let page = self.pages.back_mut().expect("one was put there if there was none");
+        page.push(block);
+        if self.next.is_multiple_of(PAGE_BLOCKS) {
+            page.close();
+        }
     }
 
     /// Drops the blocks that have only messages below `first_offset`.
     pub(super) fn drop_below(&mut self, first_offset: Offset) {
-        while let Some(page) = self.pages.front_mut() {
-            while let Some(block) = page.front()
-                && block.end() <= first_offset
-            {
-                self.kept_bytes -= u64::from(block.span.length);
-                page.pop_front();
+        while let Some(page) = self.pages.front()
+            && page.first().end() <= first_offset
+        {
+            self.change_page(0, |page| page.drop_below(first_offset));
+        }
+    }
+
+    /// Drops the blocks that lie entirely in `range`.
+    pub(super) fn drop_inside(&mut self, range: OffsetRange) {
+        let mut place = self.pages.partition_point(|page| page.last().first < range.first);
+        while let Some(page) = self.pages.get(place)
+            && page.first().first < range.end()
+        {
+            // Otherwise the next page has taken its place.
+            if self.change_page(place, |page| page.drop_inside(range)) {
+                place += 1;
             }
-            if !page.is_empty() {
-                return;
+        }
+    }
+
+    /// The blocks whose entries' indexes are in `entries`.
+    pub(super) fn in_entries(&self, entries: Range<u64>) -> impl Iterator<Item = Block> {
+        let Range { start, end } = entries;
+        let page = self.pages.partition_point(|page| page.last().index < start);
+        self.pages
+            .range(page..)
+            .flat_map(move |page| page.blocks_after(move |block| block.index < start))
+            .take_while(move |block| block.index < end)
+    }
+
+    /// Adds all blocks to the tally. Looks into those pages only that a border parts.
+    pub(super) fn tally_live(&self, tally: &mut LiveTally) {
+        for page in &self.pages {
+            let (first, last) = (page.first().index, page.last().index);
+            if tally.is_one_slot(first, last) {
+                tally.add(first, page.sums().live());
+            } else {
+                page.blocks().for_each(|block| tally.add(block.index, Sums::of(&block).live()));
             }
-            self.pages.pop_front();
         }
     }
 
     /// Puts back a saved page. Pages come in order.
     pub(super) fn restore_page(&mut self, number: u64, record: &PageRecord) -> Result<(), &'static str> {
-        let mut previous_end = self.back().map(Block::end);
-        let fits_page = self.next / PAGE_BLOCKS >= number
-            && record.blocks.len() as u64 <= PAGE_BLOCKS
-            && !record.blocks.is_empty();
-        if !fits_page {
+        let last_number = self.pages.back().map(Page::number);
+        // How many blocks ever got a number on this page.
+        let begun = self.next.saturating_sub(number.saturating_mul(PAGE_BLOCKS)).min(PAGE_BLOCKS);
+        let fits_page = !record.blocks.is_empty() && record.blocks.len() as u64 <= begun;
+        if !fits_page || last_number >= Some(number) {
             return Err("a page does not hold the blocks that its number says");
         }
+        let mut previous = self.back().map(|block| (block.index, block.end()));
         for block in &record.blocks {
-            if previous_end.is_some_and(|end| end != block.first) {
-                return Err("there is a gap between blocks");
+            let end = block.first.get().checked_add(block.count.into());
+            let (index, end) = (block.index, end.map(Offset::new).ok_or("a block has no end")?);
+            if previous.is_some_and(|previous| index < previous.0 || block.first < previous.1) {
+                return Err("blocks are not in order");
             }
-            previous_end = Some(block.end());
-            self.kept_bytes += u64::from(block.span.length);
+            if block.count == 0 {
+                return Err("a block has no messages");
+            }
+            previous = Some((index, end));
         }
-        if self.pages.is_empty() {
-            self.saved_pages.start = number;
-        } else if self.saved_pages.end != number {
-            return Err("a page is missing");
+        let mut page = Page::restore(number, record);
+        if begun == PAGE_BLOCKS {
+            page.close();
         }
-        self.saved_pages.end = number + 1;
-        self.pages.push_back(record.blocks.iter().copied().collect());
+        self.sums += page.sums();
+        self.pages.push_back(page);
         Ok(())
     }
 
     /// All pages, by number.
     pub(super) fn pages(&self) -> impl Iterator<Item = (u64, PageRecord)> {
-        self.page_records(self.live_pages())
+        self.pages.iter().map(|page| (page.number(), page.record()))
     }
 
-    /// The pages that a checkpoint has and should not have any more, and those that it should have as they are now.
-    pub(super) fn take_changes(&mut self) -> (Range<u64>, Vec<(u64, PageRecord)>) {
-        let live = self.live_pages();
-        let gone = self.saved_pages.start..self.saved_pages.end.min(live.start);
-        let changed = if self.saved_next == self.next {
-            live.end..live.end
-        } else {
-            live.start.max(self.saved_next / PAGE_BLOCKS)..live.end
-        };
-        let written = self.page_records(changed).collect();
-        self.saved_pages = live;
-        self.saved_next = self.next;
-        (gone, written)
+    /// The pages that a checkpoint has and should not have any more, and then those that it should have as they are
+    /// now. A page that was emptied and then appended to is both.
+    pub(super) fn take_changes(&mut self) -> (Vec<u64>, Vec<(u64, PageRecord)>) {
+        let gone = std::mem::take(&mut self.gone_pages);
+        let changed = self.pages.iter_mut().filter_map(|page| Some((page.number(), page.take_change()?)));
+        (gone, changed.collect())
     }
 
     /// The pages that the newest checkpoint has.
-    pub(super) fn saved_pages(&self) -> Range<u64> {
-        self.saved_pages.clone()
+    pub(super) fn saved_pages(&self) -> impl Iterator<Item = u64> {
+        let kept = self.pages.iter().filter(|page| page.is_saved()).map(Page::number);
+        kept.chain(self.gone_pages.iter().copied())
     }
 
-    fn page_records(&self, numbers: Range<u64>) -> impl Iterator<Item = (u64, PageRecord)> {
-        let skipped = numbers.start - self.live_pages().start.min(numbers.start);
-        let pages = self.pages.iter().skip(usize::try_from(skipped).unwrap_or(usize::MAX));
-        numbers
-            .zip(pages)
-            .map(|(number, page)| (number, PageRecord { blocks: page.iter().copied().collect() }))
+    /// What the blocks take in memory.
+    #[cfg(test)]
+    pub(super) fn memory_bytes(&self) -> usize {
+        let pages: usize = self.pages.iter().map(Page::heap_bytes).sum();
+        pages + self.pages.capacity() * size_of::<Page>() + self.gone_pages.capacity() * size_of::<u64>()
     }
 
-    /// Without blocks, the empty range at the page after the last one that had any.
-    fn live_pages(&self) -> Range<u64> {
-        let end = self.next.div_ceil(PAGE_BLOCKS);
-        end - self.pages.len() as u64..end
+    /// Takes blocks from the page at `place`, and the page away with its last one. Whether it is still there.
+    fn change_page(&mut self, place: usize, change: impl FnOnce(&mut Page)) -> bool {
+        let page = &mut self.pages[place];
+        self.sums -= page.sums();
+        change(page);
+        self.sums += page.sums();
+        if !page.is_empty() {
+            return true;
+        }
+        if page.is_saved() {
+            self.gone_pages.push(page.number());
+        }
+        self.pages.remove(place);
+        if self.pages.capacity() > SPARE_PAGES_MAX + 4 * self.pages.len() {
+            self.pages.shrink_to(SPARE_PAGES_MAX + self.pages.len());
+        }
+        false
+    }
+
+    /// Ranges that together are the kept messages; few where nothing is missing.
+    fn covered(&self) -> impl Iterator<Item = OffsetRange> {
+        self.pages.iter().flat_map(|page| {
+            let unbroken = page.unbroken();
+            let broken = unbroken.is_none().then(|| page.blocks());
+            let blocks = broken.into_iter().flatten();
+            unbroken.into_iter().chain(blocks.map(|block| OffsetRange::between(block.first, block.end())))
+        })
     }
 }

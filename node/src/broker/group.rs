@@ -61,6 +61,8 @@ pub(super) struct TakenBack {
     pub(super) redeliver: Vec<(OffsetRange, Returned)>,
     /// Some wait for the dead-letter queue.
     pub(super) has_dead_letters: bool,
+    /// Given up without a dead-letter queue, and so acked.
+    pub(super) dropped: Vec<OffsetRange>,
 }
 
 /// When to give a message up, and what to do then.
@@ -166,6 +168,27 @@ impl Group {
         deliverable
     }
 
+    /// Nothing is acked from here on.
+    pub(super) fn acked_end(&self) -> Offset {
+        self.acked.end().unwrap_or(self.acked_floor)
+    }
+
+    /// The parts of `range` that are acked, lowest first.
+    pub(super) fn acked_in(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> {
+        let (below, above) = range.split_at(self.acked_floor);
+        (!below.is_empty()).then_some(below).into_iter().chain(self.acked.overlapping(above))
+    }
+
+    /// Whether the floor is where it belongs: at the first message that is not acked.
+    pub(super) fn has_true_floor(&self) -> bool {
+        self.acked.iter().next().is_none_or(|range| range.first > self.acked_floor)
+    }
+
+    /// Whether all of `range` is acked.
+    pub(super) fn has_acked(&self, range: OffsetRange) -> bool {
+        self.acked_in(range).map(|part| part.count).sum::<u64>() == range.count
+    }
+
     pub(super) fn ack(&mut self, range: OffsetRange, next_offset: Offset) {
         let range = range.intersect(OffsetRange::between(self.acked_floor, next_offset));
         if range.is_empty() {
@@ -204,16 +227,19 @@ impl Group {
             } else {
                 self.ack(range, next_offset);
                 self.dropped_total += range.count;
+                taken.dropped.push(range);
             }
         }
     }
 
-    /// Acks the dead letters up to `sequence`.
-    pub(super) fn dead_letters_moved(&mut self, up_to: Sequence, next_offset: Offset) {
-        for run in self.dead_letters.take_up_to(up_to) {
+    /// Acks the dead letters up to a sequence, and says which messages they are.
+    pub(super) fn dead_letters_moved(&mut self, up_to: Sequence, next_offset: Offset) -> Vec<OffsetRange> {
+        let moved = self.dead_letters.take_up_to(up_to);
+        for run in &moved {
             self.dead_lettered_total += run.range.count;
             self.ack(run.range, next_offset);
         }
+        moved.into_iter().map(|run| run.range).collect()
     }
 
     /// Leaves everything behind that is in the queue.

@@ -1,6 +1,9 @@
 //! A queue: its messages, its consumer groups and its producers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use skein_proto::{
     ids::{GroupId, Offset, ProducerId, QueueId, Sequence},
@@ -8,21 +11,23 @@ use skein_proto::{
 };
 
 use super::{
-    Block, BlockSlice, BlockSpan, Group, GroupStart, Outcome, PublishedBatch, QueuePart, QueueRecord, Record,
-    RecordKey, RestoreError, Return, Settings,
+    Block, BlockSlice, BlockSpan, Group, GroupStart, LivePart, Outcome, PublishedBatch, QueuePart,
+    QueueRecord, Record, RecordKey, RestoreError, Return, Settings,
     blocks::Blocks,
     group::{GiveUp, TakenBack},
+    live::LiveTally,
     producers::{Producers, SequenceCheck},
 };
 use crate::offsets::OffsetRange;
 
-/// A named log of messages.
+/// A named log of messages. Keeps a block until every group has acked all of its messages, and without groups for
+/// ever; what went before the others leaves a hole between those that are kept.
 #[derive(Debug)]
 pub struct Queue {
     id: QueueId,
     name: String,
     settings: Settings,
-    /// Everything before it was freed.
+    /// Everything before it is gone. The message here is kept, unless there are none.
     first_offset: Offset,
     next_offset: Offset,
     blocks: Blocks,
@@ -95,18 +100,19 @@ impl Queue {
 
     /// How many messages are kept.
     #[must_use]
-    pub const fn message_count(&self) -> u64 {
-        self.next_offset.since(self.first_offset)
+    pub fn message_count(&self) -> u64 {
+        let gone_in_front = self.blocks.front().map_or(0, |front| self.first_offset.since(front.first));
+        self.blocks.sums().messages - gone_in_front
     }
 
     /// How many bytes the blocks have that hold kept messages.
     #[must_use]
     pub const fn kept_bytes(&self) -> u64 {
-        self.blocks.kept_bytes()
+        self.blocks.sums().bytes
     }
 
     /// The blocks that hold kept messages, oldest first.
-    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+    pub fn blocks(&self) -> impl Iterator<Item = Block> {
         self.blocks.iter()
     }
 
@@ -149,9 +155,29 @@ impl Queue {
         })
     }
 
-    /// The raft index of the oldest block that is kept.
-    pub(super) fn lowest_live_index(&self) -> Option<u64> {
-        self.blocks.front().map(|block| block.index)
+    /// The offset of the first message from `from` on that is kept.
+    #[must_use]
+    pub fn next_kept(&self, from: Offset) -> Option<Offset> {
+        let from = from.max(self.first_offset);
+        Some(self.blocks.first_ending_after(from)?.first.max(from))
+    }
+
+    /// The parts of these entries that hold kept messages.
+    pub(super) fn live_parts(&self, entries: Range<u64>) -> impl Iterator<Item = LivePart> {
+        self.blocks.in_entries(entries).map(
+            |Block { index, span: BlockSpan { position, length }, .. }| LivePart { index, position, length },
+        )
+    }
+
+    /// What the blocks take in memory.
+    #[cfg(test)]
+    pub(super) fn block_memory_bytes(&self) -> usize {
+        self.blocks.memory_bytes()
+    }
+
+    /// Adds all that is kept to the tally.
+    pub(super) fn tally_live(&self, tally: &mut LiveTally) {
+        self.blocks.tally_live(tally);
     }
 
     pub(super) fn reopen(&mut self, name: &str, settings: &Settings) {
@@ -204,7 +230,12 @@ impl Queue {
         let id = self.next_group;
         self.next_group = GroupId::new(id.get() + 1);
         let kept = OffsetRange::between(self.first_offset, self.next_offset);
-        self.groups.insert(id, Group::new(id, name.to_owned(), start, kept));
+        let mut group = Group::new(id, name.to_owned(), start, kept);
+        // What is gone never reaches the group, and must not be waited for.
+        for hole in self.blocks.gaps(kept) {
+            group.ack(hole, self.next_offset);
+        }
+        self.groups.insert(id, group);
         self.group_names.insert(name.to_owned(), id);
         self.changed_groups.insert(id);
         self.free_acked();
@@ -218,6 +249,8 @@ impl Queue {
         self.group_names.remove(group.name());
         self.changed_groups.insert(id);
         self.free_acked();
+        // It may have been the only one to need any of what is left.
+        self.free_holes([OffsetRange::between(self.first_offset, self.next_offset)]);
         Outcome::GroupDeleted
     }
 
@@ -233,7 +266,7 @@ impl Queue {
             has_dead_letter_queue: self.settings.dead_letter_queue.is_some(),
         };
         let next_offset = self.next_offset;
-        self.change_group(id, |group| {
+        let taken = self.change_group(id, |group| {
             for &range in acks {
                 group.ack(range, next_offset);
             }
@@ -242,13 +275,18 @@ impl Queue {
                 group.take_back(back, next_offset, give_up, &mut taken);
             }
             taken
-        })
+        })?;
+        self.free_holes(acks.iter().chain(&taken.dropped).copied());
+        Some(taken)
     }
 
     pub(super) fn dead_letters_moved(&mut self, id: GroupId, up_to: Sequence) -> Outcome {
         let next_offset = self.next_offset;
         match self.change_group(id, |group| group.dead_letters_moved(up_to, next_offset)) {
-            Some(()) => Outcome::DeadLettersMoved,
+            Some(moved) => {
+                self.free_holes(moved);
+                Outcome::DeadLettersMoved
+            }
             None => Outcome::GroupNotFound,
         }
     }
@@ -272,7 +310,8 @@ impl Queue {
             parts.push((QueuePart::Group(id), record));
         }
         let (gone, written) = self.blocks.take_changes();
-        parts.extend(gone.map(|number| (QueuePart::Page(number), None)));
+        // First: a page that is gone may have come again.
+        parts.extend(gone.into_iter().map(|number| (QueuePart::Page(number), None)));
         parts.extend(
             written.into_iter().map(|(number, page)| (QueuePart::Page(number), Some(Record::Page(page)))),
         );
@@ -316,6 +355,9 @@ impl Queue {
                 {
                     return Err(contradiction("the group lies outside the queue"));
                 }
+                if !group.has_true_floor() {
+                    return Err(contradiction("the group has acked the message at its floor"));
+                }
                 self.group_names.insert(group.name().to_owned(), id);
                 self.groups.insert(id, group);
             }
@@ -329,17 +371,29 @@ impl Queue {
     }
 
     /// Checks what can only be checked when all parts are there.
-    pub(super) fn finish_restore(&mut self) -> Result<(), RestoreError> {
-        let begins_right = self.blocks.front().is_none_or(|front| front.first <= self.first_offset);
-        let ends_right = match self.blocks.back() {
-            Some(back) => back.end() == self.next_offset,
-            None => self.message_count() == 0,
-        };
-        if !begins_right || !ends_right {
-            let key = self.key(QueuePart::Head);
-            return Err(RestoreError::Contradiction { key, what: "blocks are missing" });
-        }
+    pub(super) fn finish_restore(&mut self, message_count: u64) -> Result<(), RestoreError> {
         self.blocks.drop_below(self.first_offset);
+        self.check_blocks(message_count)
+            .map_err(|what| RestoreError::Contradiction { key: self.key(QueuePart::Head), what })
+    }
+
+    fn check_blocks(&self, message_count: u64) -> Result<(), &'static str> {
+        if self.blocks.back().is_some_and(|back| back.end() > self.next_offset) {
+            return Err("the queue has blocks after its end");
+        }
+        let first_kept = self.blocks.front().map_or(self.next_offset, |front| front.first);
+        if first_kept > self.first_offset || self.message_count() != message_count {
+            return Err("blocks are missing");
+        }
+        if self.groups.values().map(Group::acked_floor).min().is_some_and(|floor| floor != self.first_offset)
+        {
+            return Err("the queue does not begin at the lowest floor of its groups");
+        }
+        let mut holes = self.blocks.gaps(OffsetRange::between(self.first_offset, self.next_offset));
+        let is_needed = |hole: OffsetRange| self.groups.values().any(|group| !group.has_acked(hole));
+        if holes.any(is_needed) {
+            return Err("a group needs a block that is missing");
+        }
         Ok(())
     }
 
@@ -356,7 +410,7 @@ impl Queue {
         Some(result)
     }
 
-    /// Frees what all groups have acked. Without groups everything is kept for the first one.
+    /// Frees what lies below all groups' floors. Without groups everything is kept for the first one.
     fn free_acked(&mut self) {
         if let Some(floor) = self.groups.values().map(Group::acked_floor).min()
             && floor > self.first_offset
@@ -366,12 +420,50 @@ impl Queue {
         }
     }
 
+    /// Frees the blocks between others that all groups have acked, of those that these ranges touch.
+    fn free_holes(&mut self, acked: impl IntoIterator<Item = OffsetRange>) {
+        if self.groups.is_empty() {
+            return;
+        }
+        let kept = OffsetRange::between(self.first_offset, self.next_offset);
+        for range in acked {
+            let range = range.intersect(kept);
+            if range.is_empty() || self.groups.values().any(|group| group.acked_end() <= range.first) {
+                continue;
+            }
+            for free in self.acked_by_all(self.whole_blocks(range)) {
+                self.blocks.drop_inside(free);
+            }
+        }
+    }
+
+    /// The range, and whatever else is in the blocks that its ends are in.
+    fn whole_blocks(&self, range: OffsetRange) -> OffsetRange {
+        let first = self.blocks.find(range.first).map_or(range.first, |block| block.first);
+        let last = Offset::new(range.end().get() - 1);
+        let end = self.blocks.find(last).map_or(range.end(), |block| block.end());
+        OffsetRange::between(first, end)
+    }
+
+    /// The parts of `range` that every group has acked.
+    fn acked_by_all(&self, range: OffsetRange) -> Vec<OffsetRange> {
+        let mut parts = vec![range];
+        for group in self.groups.values() {
+            parts = parts.into_iter().flat_map(|part| group.acked_in(part)).collect();
+            if parts.is_empty() {
+                break;
+            }
+        }
+        parts
+    }
+
     fn head(&self) -> Record {
         Record::Queue(QueueRecord {
             name: self.name.clone(),
             settings: self.settings.clone(),
             first_offset: self.first_offset,
             next_offset: self.next_offset,
+            message_count: self.message_count(),
             next_block: self.blocks.next_number(),
             next_group: self.next_group,
         })

@@ -82,6 +82,8 @@ pub struct QueueRecord {
     pub first_offset: Offset,
     /// The offset of the next message.
     pub next_offset: Offset,
+    /// How many messages are kept.
+    pub message_count: u64,
     /// The number of the next block.
     pub next_block: u64,
     /// The id of the next group.
@@ -109,11 +111,11 @@ pub struct GroupRecord {
     pub dropped_total: u64,
 }
 
-/// Consecutive blocks of a queue, up to [`PAGE_BLOCKS`](super::PAGE_BLOCKS). May begin with blocks below the queue's
-/// first offset: a page is not written again only because its front is no longer needed.
+/// The kept ones of [`PAGE_BLOCKS`](super::PAGE_BLOCKS) consecutive blocks of a queue. May begin with blocks below the
+/// queue's first offset: a page is not written again only because its front is no longer needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageRecord {
-    /// The blocks, without gaps between their offsets.
+    /// The blocks, at least one. Their offsets and raft indexes rise.
     pub blocks: Vec<Block>,
 }
 

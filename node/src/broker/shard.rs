@@ -1,12 +1,16 @@
 //! The state of a shard that carries messages.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
 use super::{
-    BlockSlice, Command, EntryMeta, Event, GroupStart, Outcome, Queue, QueuePart, Record, RecordKey,
-    RestoreError, Return, Returned, Settings, ShardRecord, closed_queues::ClosedQueues, queue::Batch,
+    BlockSlice, Command, EntryMeta, Event, GroupStart, Live, LivePart, Outcome, Queue, QueuePart, Record,
+    RecordKey, RestoreError, Return, Returned, Settings, ShardRecord, closed_queues::ClosedQueues,
+    live::LiveTally, queue::Batch,
 };
 use crate::offsets::OffsetRange;
 
@@ -75,10 +79,31 @@ impl Shard {
         self.queue(queue)?.locate(first, count_max)
     }
 
-    /// The lowest raft index whose entry holds a message that is still kept. Asks every queue.
+    /// The parts of these entries that some group may still need, by rising index and position.
     #[must_use]
-    pub fn lowest_live_index(&self) -> Option<u64> {
-        self.queues.values().filter_map(Queue::lowest_live_index).min()
+    pub fn live_parts(&self, entries: Range<u64>) -> Vec<LivePart> {
+        let mut parts: Vec<_> =
+            self.queues.values().flat_map(|queue| queue.live_parts(entries.clone())).collect();
+        parts.sort_unstable();
+        parts
+    }
+
+    /// How much of each of these ranges of entries some group may still need, in their order. The ranges may overlap.
+    /// Looks at every page of blocks, but only into those that lie on a range's border.
+    #[must_use]
+    pub fn live_in(&self, ranges: &[Range<u64>]) -> Vec<Live> {
+        let mut tally = LiveTally::new(ranges);
+        for queue in self.queues.values() {
+            queue.tally_live(&mut tally);
+        }
+        tally.answer(ranges)
+    }
+
+    /// The lowest raft index from `from` on whose entry some group may still need. Asks every queue.
+    #[must_use]
+    pub fn next_live_index(&self, from: u64) -> Option<u64> {
+        let next_of = |queue: &Queue| queue.live_parts(from..u64::MAX).next();
+        self.queues.values().filter_map(next_of).map(|part| part.index).min()
     }
 
     /// The highest index that is known to be on the disks of all replicas.
@@ -135,6 +160,7 @@ impl Shard {
     /// When they are not the records of a shard, or not all of them.
     pub fn restore(records: impl Iterator<Item = (RecordKey, Record)>) -> Result<Self, RestoreError> {
         let mut shard = Self::new();
+        let mut message_counts = BTreeMap::new();
         for (key, record) in records {
             match (key, record) {
                 (RecordKey::Shard, Record::Shard(record)) => {
@@ -145,6 +171,7 @@ impl Shard {
                         .map_err(|what| RestoreError::Contradiction { key, what })?;
                 }
                 (RecordKey::Queue { queue, part: QueuePart::Head }, Record::Queue(record)) => {
+                    message_counts.insert(queue, record.message_count);
                     shard.queues.insert(queue, Queue::restore_head(queue, record)?);
                 }
                 (RecordKey::Queue { queue, part }, record) => {
@@ -157,8 +184,8 @@ impl Shard {
                 _ => return Err(RestoreError::Misplaced(key)),
             }
         }
-        for queue in shard.queues.values_mut() {
-            queue.finish_restore()?;
+        for (queue, message_count) in shard.queues.values_mut().zip(message_counts.into_values()) {
+            queue.finish_restore(message_count)?;
         }
         Ok(shard)
     }

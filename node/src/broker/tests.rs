@@ -1,10 +1,12 @@
 //! The core against a naive model, against itself, and against its own checkpoints.
 
+mod blocks;
 mod catalog;
+mod holes;
 mod model;
 mod scenarios;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use proptest::{collection::vec, prelude::*};
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
@@ -140,20 +142,33 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
+/// Indexes of entries, most of which [`steps`] makes.
+fn entries() -> impl Strategy<Value = Range<u64>> {
+    (0..45_u64, 0..20_u64).prop_map(|(first, count)| first..first + count)
+}
+
 fn meta(index: u64, time_ms: u64) -> EntryMeta {
     EntryMeta { index, leader_time_ms: time_ms, replicated_index: index / 2 }
 }
 
 proptest! {
     #[test]
-    fn core_matches_a_naive_model(steps in steps()) {
-        let mut shard = Shard::new();
+    fn core_matches_a_naive_model(steps in steps(), entries in vec(entries(), 0..6)) {
+        let mut core = Checkpointed::default();
         let mut model = Model::default();
         for (index, step) in (1..).zip(&steps) {
-            let outcomes = shard.apply(meta(index, step.time_ms), &step.commands);
-            let expected: Vec<_> = model.apply(index, step.time_ms, &step.commands);
-            prop_assert_eq!(outcomes, expected, "entry {}", index);
-            model.check(&shard);
+            for command in step.commands.chunks(1) {
+                let outcomes = core.shard.apply(meta(index, step.time_ms), command);
+                let expected: Vec<_> = model.apply(index, step.time_ms, command);
+                prop_assert_eq!(outcomes, expected, "entry {}", index);
+                model.check(&core.shard, &entries);
+            }
+            match step.after {
+                After::Nothing => model.check(&Shard::restore(core.shard.records()).unwrap(), &entries),
+                After::Checkpoint => core.checkpoint(),
+                After::Restart => core.restart(),
+            }
+            model.check(&core.shard, &entries);
         }
     }
 

@@ -3,9 +3,19 @@
 //!
 //! Everything here can be rebuilt from the log or from peers; nothing here is confirmed to anybody.
 
-use std::path::{Path, PathBuf};
+mod staged;
+
+use std::{
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use skein_proto::ids::ShardId;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+use staged::Slot;
+pub use staged::Staged;
 
 /// sled's page cache. Records are written once and read at start, so it needs hardly any.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -45,15 +55,23 @@ pub enum CheckpointError {
 /// The checkpoints of all shards of a node.
 pub struct Checkpoints {
     db: sled::Db,
+    /// Which of a shard's two trees is its checkpoint.
+    slots: sled::Tree,
 }
 
 /// One shard's checkpoint. Cheap to clone.
 #[derive(Clone)]
 pub struct Checkpoint {
     db: sled::Db,
-    tree: sled::Tree,
+    slots: sled::Tree,
+    current: Arc<Mutex<(Slot, sled::Tree)>>,
     shard: ShardId,
+    /// Readers need it to stay as it is, savers change it.
+    gate: Arc<RwLock<()>>,
 }
+
+/// Key and value.
+pub type StoredRecord = (Vec<u8>, Vec<u8>);
 
 /// What a shard's checkpoint holds.
 #[derive(Debug, Default)]
@@ -61,7 +79,7 @@ pub struct Loaded {
     /// Where the state stands; absent before the first checkpoint.
     pub position: Option<Vec<u8>>,
     /// The state's records by key.
-    pub records: Vec<(Vec<u8>, Vec<u8>)>,
+    pub records: Vec<StoredRecord>,
 }
 
 impl Checkpoints {
@@ -77,8 +95,9 @@ impl Checkpoints {
             // We flush when it matters; a timer would only add writes.
             .flush_every_ms(None)
             .open()
-            .map_err(|source| CheckpointError::Open { path: path.to_owned(), source })?;
-        Ok(Self { db })
+            .and_then(|db| Ok((db.open_tree(staged::SLOTS_TREE)?, db)));
+        let (slots, db) = db.map_err(|source| CheckpointError::Open { path: path.to_owned(), source })?;
+        Ok(Self { db, slots })
     }
 
     /// One shard's part of the store.
@@ -86,11 +105,18 @@ impl Checkpoints {
     /// # Errors
     /// When sled cannot open it.
     pub fn shard(&self, shard: ShardId) -> Result<Checkpoint, CheckpointError> {
-        let tree = self
-            .db
-            .open_tree(format!("shard-{shard}"))
-            .map_err(|source| CheckpointError::Read { shard, source })?;
-        Ok(Checkpoint { db: self.db.clone(), tree, shard })
+        let open = || {
+            let slot = Slot::read(&self.slots, shard)?;
+            Ok((slot, self.db.open_tree(slot.tree_name(shard))?))
+        };
+        let current = open().map_err(|source| CheckpointError::Read { shard, source })?;
+        Ok(Checkpoint {
+            db: self.db.clone(),
+            slots: self.slots.clone(),
+            current: Arc::new(Mutex::new(current)),
+            shard,
+            gate: Arc::default(),
+        })
     }
 }
 
@@ -101,7 +127,7 @@ impl Checkpoint {
     /// When sled cannot read it.
     pub fn load(&self) -> Result<Loaded, CheckpointError> {
         let mut loaded = Loaded::default();
-        for item in self.tree.iter() {
+        for item in self.tree().iter() {
             let (key, value) = item.map_err(|source| CheckpointError::Read { shard: self.shard, source })?;
             if key == POSITION_KEY {
                 loaded.position = Some(value.to_vec());
@@ -117,19 +143,44 @@ impl Checkpoint {
     /// # Errors
     /// When sled cannot read it.
     pub fn position(&self) -> Result<Option<Vec<u8>>, CheckpointError> {
-        let position = self.tree.get(POSITION_KEY);
+        let position = self.tree().get(POSITION_KEY);
         let position = position.map_err(|source| CheckpointError::Read { shard: self.shard, source })?;
         Ok(position.map(|bytes| bytes.to_vec()))
     }
 
-    /// Puts another checkpoint in place of this one, all or nothing, and waits until it is on disk.
+    /// Reads records in the order of their keys, from the one after `after` on: up to `bytes_max` of them, but at least
+    /// one; none at the end.
     ///
     /// # Errors
-    /// As [`Self::save`], and when sled cannot read what is to be replaced.
-    pub fn replace(&self, with: &Loaded) -> Result<(), CheckpointError> {
-        let old = self.load()?.records.into_iter().map(|(key, _)| (key, None));
-        let new = with.records.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
-        self.save(with.position.as_deref().unwrap_or_default(), old.chain(new).collect())
+    /// When sled cannot read them.
+    pub fn read_after(
+        &self,
+        after: Option<&[u8]>,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredRecord>, CheckpointError> {
+        let after = Bound::Excluded(after.unwrap_or(POSITION_KEY));
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        for item in self.tree().range::<&[u8], _>((after, Bound::Unbounded)) {
+            let (key, value) = item.map_err(|source| CheckpointError::Read { shard: self.shard, source })?;
+            bytes += key.len() + value.len();
+            if bytes > bytes_max && !records.is_empty() {
+                break;
+            }
+            records.push((key.to_vec(), value.to_vec()));
+        }
+        Ok(records)
+    }
+
+    /// Keeps the checkpoint as it is for as long as the guard lives; waits for a save that has begun.
+    pub async fn hold(&self) -> OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.gate).read_owned().await
+    }
+
+    /// The right to save, unless somebody [holds](Self::hold) the checkpoint.
+    #[must_use]
+    pub fn try_change(&self) -> Option<OwnedRwLockWriteGuard<()>> {
+        Arc::clone(&self.gate).try_write_owned().ok()
     }
 
     /// Saves changed records and the position they lead to, all or nothing, and waits until they are on disk.
@@ -155,10 +206,18 @@ impl Checkpoint {
             }
         }
         let save = || {
-            self.tree.apply_batch(batch)?;
+            self.tree().apply_batch(batch)?;
             self.db.flush()
         };
         save().map(drop).map_err(|source| CheckpointError::Save { shard: self.shard, source })
+    }
+
+    fn tree(&self) -> sled::Tree {
+        self.current().1.clone()
+    }
+
+    fn current(&self) -> MutexGuard<'_, (Slot, sled::Tree)> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,5 +240,24 @@ mod tests {
         assert_eq!(loaded.position.as_deref(), Some(&b"two"[..]));
         assert_eq!(loaded.records, vec![(b"b".to_vec(), b"2".to_vec()), (b"c".to_vec(), b"3".to_vec())]);
         assert!(store.shard(ShardId::new(4)).unwrap().load().unwrap().position.is_none());
+    }
+
+    #[test]
+    fn records_are_read_in_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoints::open(dir.path()).unwrap().shard(ShardId::new(1)).unwrap();
+        let put = |key: &[u8]| (key.to_vec(), Some(vec![0; 10]));
+        checkpoint.save(b"here", vec![put(b"a"), put(b"b"), put(b"c")]).unwrap();
+        let mut keys = Vec::new();
+        let mut after = None;
+        loop {
+            let piece = checkpoint.read_after(after.as_deref(), 1).unwrap();
+            let Some((key, _)) = piece.last() else { break };
+            assert_eq!(piece.len(), 1, "one record is more than a byte");
+            keys.extend(piece.iter().map(|(key, _)| key.clone()));
+            after = Some(key.clone());
+        }
+        assert_eq!(keys, [b"a", b"b", b"c"]);
+        assert_eq!(checkpoint.read_after(None, 22).unwrap().len(), 2);
     }
 }

@@ -16,7 +16,7 @@ use toml::Spanned;
 use super::{Config, Limits, LogConfig};
 use crate::{
     peer::{Member, Members},
-    raft::Timers,
+    raft::{Scrubbing, Timers},
 };
 
 /// Each shard keeps a stream open to each peer, and all of them share a connection.
@@ -67,6 +67,7 @@ struct MemberFile {
 struct LimitsFile {
     in_flight_bytes_max: Spanned<u32>,
     message_bytes_max: Spanned<usize>,
+    disk_low_bytes: Spanned<u64>,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +76,9 @@ struct LogFile {
     segment_bytes: Spanned<u64>,
     cache_bytes: Spanned<usize>,
     direct_io: bool,
+    lag_bytes_max: Spanned<u64>,
+    scrub_bytes_per_s: u64,
+    scrub_every_s: u64,
 }
 
 #[derive(Deserialize)]
@@ -107,6 +111,7 @@ impl Default for LimitsFile {
         Self {
             in_flight_bytes_max: unwritten(256 << 20),
             message_bytes_max: unwritten(limits::MESSAGE_BYTES_MAX_DEFAULT),
+            disk_low_bytes: unwritten(0),
         }
     }
 }
@@ -123,7 +128,15 @@ impl Default for RuntimeFile {
 
 impl Default for LogFile {
     fn default() -> Self {
-        Self { segment_bytes: unwritten(64 << 20), cache_bytes: unwritten(32 << 20), direct_io: true }
+        Self {
+            segment_bytes: unwritten(64 << 20),
+            cache_bytes: unwritten(32 << 20),
+            direct_io: true,
+            lag_bytes_max: unwritten(1 << 30),
+            // A hundredth of what a slow disk reads; ten GiB take twenty minutes.
+            scrub_bytes_per_s: 8 << 20,
+            scrub_every_s: 3_600,
+        }
     }
 }
 
@@ -177,6 +190,7 @@ impl File {
         }
         let limits = self.limits.check()?;
         let log = self.log.check(&limits)?;
+        self.limits.check_disk_low(&log)?;
         let (listen_grpc, listen_http) =
             (address("listen.grpc", &self.listen.grpc)?, address("listen.http", &self.listen.http)?);
         if listen_grpc == listen_http && listen_grpc.port() != 0 {
@@ -268,7 +282,21 @@ impl LimitsFile {
             );
             return refuse(&self.in_flight_bytes_max, message);
         }
-        Ok(Limits { in_flight_bytes_max, message_bytes_max })
+        Ok(Limits { in_flight_bytes_max, message_bytes_max, disk_low_bytes: *self.disk_low_bytes.get_ref() })
+    }
+
+    /// Below one segment, the log could come to a stop before publishes are refused.
+    fn check_disk_low(&self, log: &LogConfig) -> Result<(), Contradiction> {
+        let disk_low_bytes = *self.disk_low_bytes.get_ref();
+        if disk_low_bytes != 0 && disk_low_bytes < log.segment_bytes {
+            let message = format!(
+                "limits.disk_low_bytes is {disk_low_bytes}, less than one segment; write at least {}, or 0 for \
+                what suits the disk",
+                log.segment_bytes
+            );
+            return refuse(&self.disk_low_bytes, message);
+        }
+        Ok(())
     }
 }
 
@@ -290,7 +318,17 @@ impl LogFile {
             );
             return refuse(&self.cache_bytes, message);
         }
-        Ok(LogConfig { segment_bytes, cache_bytes, direct_io: self.direct_io })
+        let lag_bytes_max = *self.lag_bytes_max.get_ref();
+        if lag_bytes_max < segment_bytes {
+            let message = format!(
+                "log.lag_bytes_max is {lag_bytes_max}; write at least one segment's worth, {segment_bytes}: a replica \
+                that restarts would be sent a snapshot every time"
+            );
+            return refuse(&self.lag_bytes_max, message);
+        }
+        let scrubbing =
+            Scrubbing { bytes_per_s: self.scrub_bytes_per_s, every: Duration::from_secs(self.scrub_every_s) };
+        Ok(LogConfig { segment_bytes, cache_bytes, direct_io: self.direct_io, lag_bytes_max, scrubbing })
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Access, DirLock, Disk, DiskFile, WRITE_ALIGNMENT_BYTES};
+use super::{Access, DirLock, Disk, DiskFile, FreeSpace, WRITE_ALIGNMENT_BYTES};
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR_BYTES: usize = 512;
@@ -46,6 +46,8 @@ struct Twin {
     /// How many changes were asked for after the first that failed with [`Fault::Io`].
     writes_after_failure: u64,
     has_failed: bool,
+    /// What is told to whoever asks for the room there is; an error where nothing was set.
+    free_space: Option<FreeSpace>,
 }
 
 #[derive(Default)]
@@ -88,6 +90,11 @@ impl FaultyDisk {
     /// Has the next `count` creations fail for want of space.
     pub fn refuse_creations(&self, count: u64) {
         self.lock().creations_to_refuse = count;
+    }
+
+    /// Sets what is told to whoever asks for the room there is; with `None` asking fails.
+    pub fn set_free_space(&self, free_space: Option<FreeSpace>) {
+        self.lock().free_space = free_space;
     }
 
     /// How many faults have happened.
@@ -335,6 +342,12 @@ impl Disk for FaultyDisk {
             apply(&mut twin.durable_names, change);
         }
         Ok(())
+    }
+
+    fn free_space(&self, _dir: &Path) -> io::Result<FreeSpace> {
+        let twin = self.lock();
+        twin.powered()?;
+        twin.free_space.ok_or_else(|| error_of(Fault::Io))
     }
 }
 

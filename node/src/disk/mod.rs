@@ -69,6 +69,21 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// See [`create_dir_all`](Disk::create_dir_all).
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// How much room there is on the file system that the directory lies on.
+    ///
+    /// # Errors
+    /// See [`create_dir_all`](Disk::create_dir_all).
+    fn free_space(&self, dir: &Path) -> io::Result<FreeSpace>;
+}
+
+/// The room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FreeSpace {
+    /// What a process without privileges may still take.
+    pub free_bytes: u64,
+    /// The file system's size.
+    pub total_bytes: u64,
 }
 
 /// What a file is opened for.

@@ -10,11 +10,11 @@ use std::{
 };
 
 use rustix::{
-    fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock},
+    fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, statvfs},
     io::Errno,
 };
 
-use super::{Access, DirLock, Disk, DiskFile};
+use super::{Access, DirLock, Disk, DiskFile, FreeSpace};
 
 /// The file whose lock stands for its directory's.
 const LOCK_FILE_NAME: &str = "lock";
@@ -88,6 +88,14 @@ impl Disk for RealDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
+
+    fn free_space(&self, dir: &Path) -> io::Result<FreeSpace> {
+        let found = statvfs(dir)?;
+        Ok(FreeSpace {
+            free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+        })
+    }
 }
 
 fn open_direct(path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -125,5 +133,22 @@ impl DiskFile for RealFile {
 
     fn writes_are_durable(&self) -> bool {
         self.durable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_takes_room_that_was_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = RealDisk.free_space(dir.path()).unwrap();
+        assert!(before.free_bytes <= before.total_bytes);
+        // More than others are likely to free meanwhile.
+        let bytes = 256 << 20;
+        RealDisk.create(&dir.path().join("file"), bytes).unwrap();
+        let after = RealDisk.free_space(dir.path()).unwrap();
+        assert!(after.free_bytes < before.free_bytes, "{before:?}, then {after:?}");
     }
 }

@@ -57,6 +57,7 @@ async fn metrics(State(state): State<HttpState>) -> String {
     let mut text = String::new();
     let log = state.log.stats();
     let in_flight = state.api.admission.in_flight_bytes() as u64;
+    let disk = *state.api.disk.borrow();
     let plain = [
         ("skein_admission_in_flight_bytes", "gauge", "Bytes of published batches in flight.", in_flight),
         ("skein_log_written_bytes_total", "counter", "Bytes written to the log.", log.bytes_written),
@@ -68,8 +69,29 @@ async fn metrics(State(state): State<HttpState>) -> String {
             "Segment files that wait to be used again.",
             log.spare_segment_count as u64,
         ),
+        (
+            "skein_disk_free_bytes",
+            "gauge",
+            "Bytes the log can still take: free on its disk, or held by files that wait to be used again.",
+            disk.free_bytes,
+        ),
+        ("skein_disk_low_mark_bytes", "gauge", "Publishes are refused below this.", disk.mark_bytes),
+        ("skein_disk_low", "gauge", "1 when publishes are refused for want of room.", u64::from(disk.is_low)),
         ("skein_log_cache_bytes", "gauge", "Bytes of log entries in memory.", log.cache_bytes as u64),
     ];
+    let repairs = state.api.groups.repairs().counts();
+    let installed = state.api.groups.iter().map(|group| group.snapshots_installed()).sum();
+    let plain = plain.into_iter().chain([
+        ("skein_snapshots_installed_total", "counter", "Snapshots taken over from leaders.", installed),
+        ("skein_log_damaged_entries", "gauge", "Damaged entries.", repairs.damaged as u64),
+        ("skein_log_lost_entries", "gauge", "Damaged entries that no replica has.", repairs.lost as u64),
+        (
+            "skein_log_repaired_entries_total",
+            "counter",
+            "Damaged entries that were fetched from another node.",
+            repairs.repaired_total,
+        ),
+    ]);
     for (name, kind, help, value) in plain {
         describe(&mut text, name, kind, help);
         let _ = writeln!(text, "{name} {value}");

@@ -4,6 +4,8 @@ use std::{fmt, io, path::PathBuf};
 
 use skein_proto::ids::ShardId;
 
+use super::SegmentId;
+
 /// Why nothing can be written any more. The first failure is the one that counts; nothing is retried after it, because
 /// after a failed sync nobody knows what is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +164,39 @@ pub enum Damage {
     },
 }
 
+/// Why what is left of a segment was not written anew, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// Whoever asked for it ended it.
+    #[error("it was stopped")]
+    Stopped,
+    /// The segment cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The log cannot be written.
+    #[error(transparent)]
+    Log(#[from] LogFailure),
+    /// The parts that were asked for do not rise, or overlap.
+    #[error("the parts of entry {index} of shard {shard} contradict each other")]
+    Contradiction {
+        /// The shard.
+        shard: ShardId,
+        /// The entry.
+        index: u64,
+    },
+}
+
+impl RewriteError {
+    /// The entry that is damaged, if that is why.
+    #[must_use]
+    pub fn damaged_entry(&self) -> Option<(ShardId, u64)> {
+        match self {
+            Self::Read(ReadError::Damaged { shard, index, .. }) => Some((*shard, *index)),
+            _ => None,
+        }
+    }
+}
+
 /// Why entries cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -183,7 +218,7 @@ pub enum ReadError {
         /// The first index asked for.
         index: u64,
     },
-    /// The entry was written but cannot be read any more: this replica must be rebuilt from its peers.
+    /// The entry was written but cannot be read any more: it must come from another replica.
     #[error("entry {index} of shard {shard} is damaged, in {} at byte {offset}", .path.display())]
     Damaged {
         /// The shard.
@@ -195,6 +230,12 @@ pub enum ReadError {
         /// Where in it, in bytes.
         offset: u64,
     },
+    /// There is no such segment, or it is not sealed.
+    #[error("segment {segment} is not there any more, or not sealed")]
+    NoSegment {
+        /// Which one.
+        segment: SegmentId,
+    },
     /// The file system failed.
     #[error("cannot read {}", .path.display())]
     Io {
@@ -203,4 +244,15 @@ pub enum ReadError {
         /// What the file system said.
         source: io::Error,
     },
+}
+
+impl ReadError {
+    /// The damaged entry, if that is why. It need not be the first one that was asked for.
+    #[must_use]
+    pub fn damaged_index(&self) -> Option<u64> {
+        match self {
+            Self::Damaged { index, .. } => Some(*index),
+            _ => None,
+        }
+    }
 }

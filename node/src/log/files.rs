@@ -48,6 +48,19 @@ pub(super) struct PreparedSegment {
 }
 
 impl SegmentFiles {
+    /// Of a log that is only read.
+    pub(super) fn to_read(disk: Arc<dyn Disk>, dir: &Path) -> Self {
+        Self {
+            disk,
+            dir: dir.to_owned(),
+            segment_bytes: 0,
+            spare_segments_max: 0,
+            direct_io: false,
+            spares: Vec::new(),
+            spare_count: Arc::default(),
+        }
+    }
+
     pub(super) fn segment_path(&self, number: SegmentNumber) -> PathBuf {
         self.dir.join(format!("{number}{SEGMENT_SUFFIX}"))
     }
@@ -101,8 +114,7 @@ impl SegmentFiles {
         })
     }
 
-    /// Puts a dead segment's file aside, or removes it when there are spares enough. Segments are retired in order and
-    /// each durably, so that never one is missing between others.
+    /// Puts the file of a segment that was given up aside, or removes it when there are spares enough.
     pub(super) fn retire(&mut self, number: SegmentNumber) -> Result<(), LogFailure> {
         let path = self.segment_path(number);
         let retired = if self.spares.len() < self.spare_segments_max {
@@ -117,6 +129,20 @@ impl SegmentFiles {
     }
 }
 
+impl SegmentFiles {
+    /// Removes spares until so many are left.
+    fn trim_spares(&mut self, count_max: usize) -> Result<(), LogFailure> {
+        while self.spares.len() > count_max
+            && let Some(spare) = self.spares.pop()
+        {
+            self.spare_count.store(self.spares.len(), Ordering::Relaxed);
+            let path = self.spare_path(spare);
+            self.disk.remove(&path).map_err(|error| LogFailure::new(path, Operation::Retire, error))?;
+        }
+        Ok(())
+    }
+}
+
 fn parse_name(name: &str, suffix: &str) -> Option<SegmentNumber> {
     let digits = name.strip_suffix(suffix)?;
     let is_ours = digits.len() == NAME_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -126,7 +152,7 @@ fn parse_name(name: &str, suffix: &str) -> Option<SegmentNumber> {
 
 /// The handle to the thread that owns the directory while the log is open.
 pub(super) struct FileKeeper {
-    /// Bounded by the number of segments: one preparation, and one retirement for each.
+    /// Bounded by the number of segments: one preparation, and one retirement for each; trimming is asked for seldom.
     jobs: Option<Sender<Job>>,
     prepared: Receiver<Result<PreparedSegment, LogFailure>>,
     thread: Option<JoinHandle<()>>,
@@ -135,6 +161,7 @@ pub(super) struct FileKeeper {
 enum Job {
     Prepare(SegmentNumber),
     Retire(SegmentNumber),
+    TrimSpares(usize),
 }
 
 impl FileKeeper {
@@ -148,8 +175,9 @@ impl FileKeeper {
                 match (job, &first_failure) {
                     (Job::Prepare(_), Some(failure)) => drop(done.send(Err(failure.clone()))),
                     (Job::Prepare(number), None) => drop(done.send(files.prepare(number))),
-                    (Job::Retire(_), Some(_)) => {}
+                    (Job::Retire(_) | Job::TrimSpares(_), Some(_)) => {}
                     (Job::Retire(number), None) => first_failure = files.retire(number).err(),
+                    (Job::TrimSpares(count_max), None) => first_failure = files.trim_spares(count_max).err(),
                 }
             }
         };
@@ -182,6 +210,11 @@ impl FileKeeper {
     /// Puts a dead segment aside. A failure shows at the next [`take_prepared`](Self::take_prepared).
     pub(super) fn retire(&self, number: SegmentNumber) {
         self.send(Job::Retire(number));
+    }
+
+    /// Removes spares until so many are left.
+    pub(super) fn trim_spares(&self, count_max: usize) {
+        self.send(Job::TrimSpares(count_max));
     }
 
     fn receive(&self, number: SegmentNumber) -> Result<PreparedSegment, LogFailure> {

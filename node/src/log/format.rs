@@ -182,17 +182,40 @@ pub(super) enum Kind {
     Truncate = 4,
     /// Entries up to `index`, of `term`, are gone.
     Purge = 5,
-    // 6 is reserved for entries below the purge point that are still needed.
+    /// Parts of an entry that are still needed though the entry itself is not, or is damaged.
+    Kept = 6,
     /// Where a sealed segment's entries lie.
     Index = 7,
     /// What was known of the shard when the segment was begun.
     State = 8,
+    /// These segments are no longer part of the log.
+    Retire = 9,
+    /// These segments, and no others before this one, are part of the log.
+    Segments = 10,
 }
 
 impl Kind {
+    /// As `docs/log-format.md` has it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Entry => "entry",
+            Self::Vote => "vote",
+            Self::Committed => "committed",
+            Self::Truncate => "truncate",
+            Self::Purge => "purge",
+            Self::Kept => "kept",
+            Self::Index => "index",
+            Self::State => "state",
+            Self::Retire => "retire",
+            Self::Segments => "segments",
+        }
+    }
+
     fn from_raw(raw: u8) -> Option<Self> {
-        use Kind::{Committed, Entry, Index, Purge, State, Truncate, Vote};
-        [Entry, Vote, Committed, Truncate, Purge, Index, State].into_iter().find(|kind| *kind as u8 == raw)
+        use Kind::{Committed, Entry, Index, Kept, Purge, Retire, Segments, State, Truncate, Vote};
+        [Entry, Vote, Committed, Truncate, Purge, Kept, Index, State, Retire, Segments]
+            .into_iter()
+            .find(|kind| *kind as u8 == raw)
     }
 }
 
@@ -232,8 +255,25 @@ impl Record {
         Self { kind: Kind::State, shard, index: 0, term: 0, payload: outline }
     }
 
+    pub(super) fn kept(shard: ShardId, index: u64, term: u64, parts: Bytes) -> Self {
+        Self { kind: Kind::Kept, shard, index, term, payload: parts }
+    }
+
+    pub(super) fn retire(numbers: Bytes) -> Self {
+        Self::of_log(Kind::Retire, numbers)
+    }
+
+    pub(super) fn segments(runs: Bytes) -> Self {
+        Self::of_log(Kind::Segments, runs)
+    }
+
     pub(super) fn index_block(payload: Bytes) -> Self {
-        Self { kind: Kind::Index, shard: ShardId::CATALOG, index: 0, term: 0, payload }
+        Self::of_log(Kind::Index, payload)
+    }
+
+    /// One that concerns no shard in particular.
+    fn of_log(kind: Kind, payload: Bytes) -> Self {
+        Self { kind, shard: ShardId::CATALOG, index: 0, term: 0, payload }
     }
 
     /// What the record takes in a batch.
@@ -282,10 +322,12 @@ fn encode_record(out: &mut [u8], seed: Seed, record: &Record) -> [u8; 4] {
     let payload_bytes =
         u32::try_from(record.payload.len()).expect("a payload fits a segment, which is below 4 GiB");
     put(out, 4, payload_bytes.to_le_bytes());
-    put(out, 8, [record.kind as u8, 0, 0, 0]);
+    put(out, 8, [record.kind as u8]);
     put(out, 12, record.shard.get().to_le_bytes());
     put(out, 16, record.index.to_le_bytes());
     put(out, 24, record.term.to_le_bytes());
+    let check = header_check(out, seed);
+    put(out, 9, check);
     let end = RECORD_HEADER_BYTES + record.payload.len();
     out[RECORD_HEADER_BYTES..end].copy_from_slice(&record.payload);
     out[end..].fill(0);
@@ -294,7 +336,15 @@ fn encode_record(out: &mut [u8], seed: Seed, record: &Record) -> [u8; 4] {
     checksum
 }
 
-/// A record whose checksum was right.
+/// Over a record's header alone, so that a record with a damaged payload still says what it was.
+fn header_check(bytes: &[u8], seed: Seed) -> [u8; 3] {
+    let kind_and_length = seed.checksum(&bytes[4..9]);
+    let [low, middle, high, _] =
+        crc32c::crc32c_append(kind_and_length, &bytes[12..RECORD_HEADER_BYTES]).to_le_bytes();
+    [low, middle, high]
+}
+
+/// A record whose checksum was right, or at least that of its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordHeader {
     pub(super) kind: Kind,
@@ -309,6 +359,8 @@ pub(super) struct RecordHeader {
 pub(super) enum Unsound {
     /// They are not what was written.
     Checksum,
+    /// The payload of this record is not what was written.
+    Payload(RecordHeader),
     /// They are, but by a program that knows more.
     UnknownKind(u8),
 }
@@ -316,40 +368,54 @@ pub(super) enum Unsound {
 /// The record at the start of `bytes`.
 pub(super) fn decode_record(bytes: &[u8], seed: Seed) -> Result<RecordHeader, Unsound> {
     let header = bytes.first_chunk::<RECORD_HEADER_BYTES>().ok_or(Unsound::Checksum)?;
-    let payload_bytes = u32_at(header, 4) as usize;
-    let summed = bytes.get(4..RECORD_HEADER_BYTES + payload_bytes).ok_or(Unsound::Checksum)?;
-    if u32_at(header, 0) != seed.checksum(summed) {
+    if header[9..12] != header_check(header, seed) {
         return Err(Unsound::Checksum);
     }
-    Ok(RecordHeader {
+    let record = RecordHeader {
         kind: Kind::from_raw(header[8]).ok_or(Unsound::UnknownKind(header[8]))?,
         shard: ShardId::new(u32_at(header, 12)),
         index: u64_at(header, 16),
         term: u64_at(header, 24),
-        payload_bytes,
-    })
+        payload_bytes: u32_at(header, 4) as usize,
+    };
+    let summed = bytes.get(4..RECORD_HEADER_BYTES + record.payload_bytes).ok_or(Unsound::Checksum)?;
+    match u32_at(header, 0) == seed.checksum(summed) {
+        true => Ok(record),
+        false => Err(Unsound::Payload(record)),
+    }
 }
 
-/// The records of a batch, each with its offset from the batch's start. All of them, or the batch is unsound.
+/// A record's place, in bytes from its batch's start, and what its header says.
+pub(super) type PlacedRecord = (usize, RecordHeader);
+
+/// The records of a batch, and which of them have a damaged payload, if every header is right. A batch that was cut off
+/// while it was being written may look the same.
 pub(super) fn decode_batch(
     bytes: &[u8],
     header: &BatchHeader,
     seed: Seed,
-) -> Result<Vec<(usize, RecordHeader)>, Unsound> {
+) -> Result<(Vec<PlacedRecord>, Vec<PlacedRecord>), Unsound> {
     let bytes = bytes.get(..header.bytes as usize).ok_or(Unsound::Checksum)?;
-    let mut records = Vec::new();
+    let (mut records, mut damaged) = (Vec::new(), Vec::new());
     let mut records_checksum = seed.0;
     let mut at = BATCH_HEADER_BYTES;
     while at < bytes.len() {
-        let record = decode_record(&bytes[at..], seed)?;
+        let record = match decode_record(&bytes[at..], seed) {
+            Ok(record) => record,
+            Err(Unsound::Payload(record)) => {
+                damaged.push((at, record));
+                record
+            }
+            Err(unsound) => return Err(unsound),
+        };
         records_checksum = crc32c::crc32c_append(records_checksum, &bytes[at..at + 4]);
         records.push((at, record));
         at += record_bytes(record.payload_bytes);
     }
-    let sound = at == bytes.len()
-        && records.len() == header.record_count as usize
-        && records_checksum == header.records_checksum;
-    if sound { Ok(records) } else { Err(Unsound::Checksum) }
+    let is_whole = at == bytes.len() && records.len() == header.record_count as usize;
+    // The checksum of a damaged record may be what is damaged.
+    let is_sound = is_whole && (records_checksum == header.records_checksum || !damaged.is_empty());
+    if is_sound { Ok((records, damaged)) } else { Err(Unsound::Checksum) }
 }
 
 /// The last bytes of a sealed segment: where its index lies.

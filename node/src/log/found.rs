@@ -22,16 +22,6 @@ pub(super) struct Found {
     pub(super) header: SegmentHeader,
 }
 
-pub(super) fn check_none_missing(files: &SegmentFiles, numbers: &[SegmentNumber]) -> Result<(), OpenError> {
-    match numbers.iter().zip(numbers.iter().skip(1)).find(|(number, next)| number.next() != **next) {
-        None => Ok(()),
-        Some((number, next)) => {
-            let damage = Damage::MissingSegment { number: number.next().get() };
-            Err(damaged(&files.segment_path(*next), 0, damage))
-        }
-    }
-}
-
 /// Opens a segment that others follow, so that it must be whole.
 pub(super) fn open_started(
     files: &SegmentFiles,
@@ -72,7 +62,9 @@ pub(super) fn open_newest(
         let found = open_started(files, number, first)?;
         let batch = found.segment.read_batch(BLOCK_BYTES as u64).map_err(io_error(&path, "read"))?;
         match batch {
-            FoundBatch::Sound { header: batch, .. } if batch.number == header.first_batch => {
+            FoundBatch::Sound { header: batch, damaged, .. }
+                if batch.number == header.first_batch && damaged.is_empty() =>
+            {
                 return Ok(Newest::Started(found));
             }
             // Reading it again, in order, says what is wrong with it.
@@ -102,7 +94,10 @@ fn check_nothing_followed(files: &SegmentFiles, number: SegmentNumber) -> Result
     }
 }
 
-fn read_known_header(files: &SegmentFiles, path: &Path) -> Result<Option<SegmentHeader>, OpenError> {
+pub(super) fn read_known_header(
+    files: &SegmentFiles,
+    path: &Path,
+) -> Result<Option<SegmentHeader>, OpenError> {
     let file = files.disk.open(path, Access::Read).map_err(io_error(path, "open"))?;
     match read_header(&*file).map_err(io_error(path, "read"))? {
         Ok(header) => Ok(Some(header)),
@@ -129,13 +124,28 @@ pub(super) fn open_segment(
 /// A batch is written when the one before it is durable. So a batch that follows shows that number `expected`, which
 /// cannot be read, was durable once: that is damage, not the end of the log.
 pub(super) fn check_none_later(segment: &Segment, from: u64, expected: u64) -> Result<(), OpenError> {
-    let is_later = |block: &[u8]| {
-        BatchHeader::decode(block, segment.seed).is_some_and(|header| header.number > expected)
-    };
-    match segment.find_block(from, is_later).map_err(io_error(&segment.path, "read"))? {
-        None => Ok(()),
-        Some(_) => Err(damaged(&segment.path, from, Damage::Batch { number: expected })),
+    match has_later(segment, from, expected)? {
+        false => Ok(()),
+        true => Err(damaged(&segment.path, from, Damage::Batch { number: expected })),
     }
+}
+
+/// The first batch at or after `from` with at least this number, and its number.
+pub(super) fn find_batch(segment: &Segment, from: u64, number: u64) -> io::Result<Option<(u64, u64)>> {
+    let header = |block: &[u8]| BatchHeader::decode(block, segment.seed).map(|header| header.number);
+    let is_it = |block: &[u8]| header(block).is_some_and(|found| found >= number);
+    let Some(offset) = segment.find_block(from, is_it)? else { return Ok(None) };
+    let mut block = vec![0; BLOCK_BYTES];
+    segment.file.read_at(&mut block, offset)?;
+    Ok(header(&block).map(|number| (offset, number)))
+}
+
+/// Whether there is a batch at or after `from` with a higher number.
+pub(super) fn has_later(segment: &Segment, from: u64, number: u64) -> Result<bool, OpenError> {
+    let is_later =
+        |block: &[u8]| BatchHeader::decode(block, segment.seed).is_some_and(|header| header.number > number);
+    let found = segment.find_block(from, is_later).map_err(io_error(&segment.path, "read"))?;
+    Ok(found.is_some())
 }
 
 impl Segment {

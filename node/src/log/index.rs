@@ -1,87 +1,49 @@
-//! Where the entries that are on disk lie. It follows the records in the order in which they were written, so the
+//! Where the records that are on disk lie. It follows the records in the order in which they were written, so the
 //! writer and recovery arrive at the same.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::Range,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use skein_proto::ids::ShardId;
 
 use super::{
     EntryId,
-    format::{Kind, Record, SegmentNumber},
-    index_block::{decode_outline, encode_outline},
+    format::{Kind, Record, SegmentNumber, record_bytes},
+    index_block::{IndexBlock, decode_outline, encode_outline},
     outline::{Gap, Outline},
+    positions::{KeptRanges, Position, SegmentPositions, ShardPositions},
+    segment_set::{SegmentSet, decode_numbers},
 };
 
 /// All shards as they are on disk.
 #[derive(Debug)]
 pub(super) struct Index {
     shards: BTreeMap<ShardId, IndexedShard>,
+    segments: SegmentSet,
     active: SegmentNumber,
-    /// Where the entries of the active segment lie. Sealed segments carry theirs themselves.
+    /// Whether all that came before the active segment is known, so that what it begins with must agree.
+    follows: bool,
+    /// Where the records of the active segment lie. Sealed segments carry theirs themselves.
     positions: SegmentPositions,
 }
 
-/// Where a segment's entries lie, by shard.
-pub(super) type SegmentPositions = BTreeMap<ShardId, Positions>;
-
 #[derive(Debug, Default)]
-struct IndexedShard {
+pub(super) struct IndexedShard {
     outline: Outline,
-    /// Which segment has which entries: without gaps, by rising index and rising segment.
+    /// Which segment has which entries: by rising index and rising segment, and without gaps where they are live.
+    /// Entries below the purge point stay here for as long as their segment is part of the log.
     spans: VecDeque<Span>,
+    /// Which segment may have kept parts of which entries.
+    kept: BTreeMap<SegmentNumber, KeptRanges>,
 }
 
+/// The entries of one shard in one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    segment: SegmentNumber,
-    first: u64,
-    end: u64,
-}
-
-/// Where a record starts in its segment, and how long its payload is, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Position {
-    pub(super) offset: u32,
-    pub(super) payload_bytes: u32,
-}
-
-/// Positions of consecutive entries of one shard in one segment.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Positions {
+pub(super) struct Span {
+    pub(super) segment: SegmentNumber,
     pub(super) first: u64,
-    pub(super) list: VecDeque<Position>,
-}
-
-impl Positions {
-    pub(super) fn get(&self, index: u64) -> Option<Position> {
-        self.list.get(usize::try_from(index.checked_sub(self.first)?).ok()?).copied()
-    }
-
-    pub(super) fn end(&self) -> u64 {
-        self.first.saturating_add(self.list.len() as u64)
-    }
-
-    fn push(&mut self, index: u64, position: Position) {
-        if self.list.is_empty() {
-            self.first = index;
-        }
-        assert_eq!(self.end(), index, "the outline was asked first");
-        self.list.push_back(position);
-    }
-
-    fn truncate(&mut self, first_removed: u64) {
-        let kept = first_removed.saturating_sub(self.first);
-        self.list.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
-    }
-
-    fn purge(&mut self, start: u64) {
-        let removed = usize::try_from(start.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        self.list.drain(..removed.min(self.list.len()));
-        self.first = self.first.max(start);
-    }
+    pub(super) end: u64,
+    /// What their records take, about.
+    pub(super) bytes: u64,
 }
 
 /// A sound record that does not follow from those before it.
@@ -93,15 +55,26 @@ pub(super) struct Inconsistent {
 
 impl Index {
     pub(super) fn new(active: SegmentNumber) -> Self {
-        Self { shards: BTreeMap::new(), active, positions: BTreeMap::new() }
+        Self {
+            shards: BTreeMap::new(),
+            segments: SegmentSet::default(),
+            active,
+            follows: true,
+            positions: BTreeMap::new(),
+        }
     }
 
-    /// The segment that entries are being added to.
+    /// The segment that records are being added to.
     pub(super) fn active(&self) -> SegmentNumber {
         self.active
     }
 
-    /// Where the active segment's entries lie.
+    /// The segments that are part of the log.
+    pub(super) fn segments(&self) -> &SegmentSet {
+        &self.segments
+    }
+
+    /// Where the active segment's records lie.
     pub(super) fn positions(&self) -> &SegmentPositions {
         &self.positions
     }
@@ -110,10 +83,20 @@ impl Index {
         self.shards.iter().map(|(shard, indexed)| (*shard, &indexed.outline))
     }
 
-    /// Goes on to the next segment; returns where the entries of the one before lie.
+    pub(super) fn shards(&self) -> impl Iterator<Item = (ShardId, &IndexedShard)> {
+        self.shards.iter().map(|(shard, indexed)| (*shard, indexed))
+    }
+
+    pub(super) fn shard(&self, shard: ShardId) -> Option<&IndexedShard> {
+        self.shards.get(&shard)
+    }
+
+    /// Goes on to a later segment; returns where the records of the one before lie.
     pub(super) fn begin_segment(&mut self, number: SegmentNumber) -> SegmentPositions {
         assert!(number > self.active, "segments follow one another");
+        self.follows = number == self.active.next();
         self.active = number;
+        self.segments.push(number);
         std::mem::take(&mut self.positions)
     }
 
@@ -121,83 +104,135 @@ impl Index {
     pub(super) fn apply(&mut self, record: &Record, offset: u32) -> Result<(), Inconsistent> {
         let Record { kind, shard, index, term, payload } = record;
         let inconsistent = Inconsistent { shard: *shard, index: *index };
-        if *kind == Kind::State {
-            return self.apply_state(*shard, payload).ok_or(inconsistent);
+        match kind {
+            Kind::State => return self.apply_state(*shard, payload).ok_or(inconsistent),
+            Kind::Segments => return self.apply_segments(payload).ok_or(inconsistent),
+            Kind::Retire => return self.apply_retire(payload).ok_or(inconsistent),
+            Kind::Index => return Err(inconsistent),
+            Kind::Entry | Kind::Vote | Kind::Committed | Kind::Truncate | Kind::Purge | Kind::Kept => {}
         }
+        let active = self.active;
         let indexed = self.shards.entry(*shard).or_default();
+        let payload_bytes = u32::try_from(payload.len()).map_err(|_| inconsistent)?;
+        let position = Position { offset, payload_bytes };
         match kind {
             Kind::Vote => indexed.outline.vote = Some(payload.clone()),
             Kind::Committed => indexed.outline.committed = Some(payload.clone()),
             Kind::Entry => {
-                let payload_bytes = u32::try_from(payload.len()).map_err(|_| inconsistent)?;
                 indexed.outline.push(EntryId { term: *term, index: *index }).map_err(|Gap| inconsistent)?;
-                indexed.add_entry(self.active, *index);
-                self.positions.entry(*shard).or_default().push(*index, Position { offset, payload_bytes });
+                indexed.add_entry(active, *index, record.encoded_bytes() as u64);
+                self.positions.entry(*shard).or_default().entries.push(*index, position);
             }
-            Kind::Truncate | Kind::Purge => {
-                match kind {
-                    Kind::Truncate => indexed.outline.truncate(*index),
-                    _ => indexed.outline.purge(EntryId { term: *term, index: *index }),
-                }
-                let live = indexed.outline.live();
-                indexed.trim_spans(&live);
+            Kind::Kept => {
+                indexed.kept.entry(active).or_default().insert(*index);
+                self.positions.entry(*shard).or_default().kept.insert(*index, position);
+            }
+            Kind::Truncate => {
+                indexed.outline.truncate(*index);
+                let end = indexed.outline.live().end;
+                indexed.cut_back(end);
                 if let Some(positions) = self.positions.get_mut(shard) {
-                    positions.truncate(live.end);
-                    positions.purge(live.start);
+                    positions.entries.truncate(end);
                 }
             }
-            Kind::Index | Kind::State => return Err(inconsistent),
+            Kind::Purge => {
+                indexed.outline.purge(EntryId { term: *term, index: *index });
+                indexed.cut_void();
+                if let Some(positions) = self.positions.get_mut(shard)
+                    && positions.entries.end() <= indexed.outline.void_below
+                {
+                    positions.entries.clear();
+                }
+            }
+            Kind::State | Kind::Segments | Kind::Retire | Kind::Index => unreachable!("returned above"),
         }
         Ok(())
     }
 
-    /// Takes over what was known of a shard when the active segment was begun. In the oldest segment that is left, this
-    /// is where the shard comes from; in others it must be what the segments before say.
+    /// Takes over what was known of a shard when the active segment was begun. Where the segments before are all there,
+    /// this must be what they say; where some were given up, this is all that is left of what they said.
     fn apply_state(&mut self, shard: ShardId, payload: &[u8]) -> Option<()> {
         let outline = decode_outline(payload)?;
-        match self.shards.get(&shard) {
-            Some(indexed) => (indexed.outline == outline).then_some(()),
-            None => {
-                self.shards.insert(shard, IndexedShard { outline, spans: VecDeque::new() });
-                Some(())
-            }
+        let follows = self.follows;
+        let indexed = self
+            .shards
+            .entry(shard)
+            .or_insert_with(|| IndexedShard { outline: outline.clone(), ..IndexedShard::default() });
+        if follows && indexed.outline != outline {
+            return None;
         }
+        indexed.cut_back(outline.live().end);
+        indexed.outline = outline;
+        indexed.cut_void();
+        Some(())
     }
 
-    /// Takes over what a sealed segment, the active one, says of a shard and of its entries in that segment.
-    pub(super) fn apply_sealed(
-        &mut self,
-        shard: ShardId,
-        outline: Outline,
-        positions: &Positions,
-    ) -> Result<(), Inconsistent> {
-        let indexed = self.shards.entry(shard).or_default();
-        let live = outline.live();
-        let here = positions.first.max(live.start)..positions.end().max(live.start);
-        if positions.list.is_empty() || here.is_empty() {
-            indexed.trim_spans(&live);
-        } else {
-            if here.end != live.end {
-                return Err(Inconsistent { shard, index: here.end });
-            }
-            indexed.trim_spans(&(live.start..here.start));
-            indexed.spans.push_back(Span { segment: self.active, first: here.start, end: here.end });
+    fn apply_segments(&mut self, payload: &[u8]) -> Option<()> {
+        let segments = SegmentSet::decode(payload)?;
+        self.retain_segments(segments);
+        Some(())
+    }
+
+    fn retain_segments(&mut self, segments: SegmentSet) {
+        if segments == self.segments {
+            return;
         }
-        indexed.outline = outline;
+        for indexed in self.shards.values_mut() {
+            indexed.retain_segments(|number| segments.contains(number));
+        }
+        self.segments = segments;
+    }
+
+    fn apply_retire(&mut self, payload: &[u8]) -> Option<()> {
+        let numbers = decode_numbers(payload)?;
+        for number in &numbers {
+            self.segments.remove(*number);
+        }
+        for indexed in self.shards.values_mut() {
+            indexed.retain_segments(|number| !numbers.contains(&number));
+        }
+        Some(())
+    }
+
+    /// Takes over what a sealed segment, the active one, says of itself.
+    pub(super) fn apply_sealed(&mut self, block: &IndexBlock) -> Result<(), Inconsistent> {
+        let inconsistent = Inconsistent { shard: ShardId::CATALOG, index: 0 };
+        if !block.segments.contains(self.active) {
+            return Err(inconsistent);
+        }
+        self.retain_segments(block.segments.clone());
+        for block in &block.shards {
+            self.apply_sealed_shard(block.shard, &block.outline, &block.positions)?;
+        }
         Ok(())
     }
 
-    /// Which segment has this entry, and up to which index (not included); `None` when the entry is not on disk.
-    pub(super) fn locate(&self, shard: ShardId, index: u64) -> Option<(SegmentNumber, u64)> {
-        let spans = &self.shards.get(&shard)?.spans;
-        let span = spans.get(spans.partition_point(|span| span.end <= index))?;
-        (span.first <= index).then_some((span.segment, span.end))
-    }
-
-    /// The oldest segment that has entries somebody may ask for; those before it are dead.
-    pub(super) fn oldest_needed(&self) -> SegmentNumber {
-        let firsts = self.shards.values().filter_map(|indexed| indexed.spans.front());
-        firsts.map(|span| span.segment).min().unwrap_or(self.active)
+    fn apply_sealed_shard(
+        &mut self,
+        shard: ShardId,
+        outline: &Outline,
+        positions: &ShardPositions,
+    ) -> Result<(), Inconsistent> {
+        let indexed = self.shards.entry(shard).or_default();
+        let ShardPositions { entries, kept } = positions;
+        indexed.outline = outline.clone();
+        indexed.cut_void();
+        let end = outline.live().end;
+        if entries.list.is_empty() {
+            indexed.cut_back(end);
+        } else {
+            if entries.end() != end {
+                return Err(Inconsistent { shard, index: entries.end() });
+            }
+            indexed.cut_back(entries.first);
+            let record_overhead = record_bytes(0) as u64 * entries.list.len() as u64;
+            let bytes = entries.payload_bytes() + record_overhead;
+            indexed.spans.push_back(Span { segment: self.active, first: entries.first, end, bytes });
+        }
+        if kept.len() > 0 {
+            indexed.kept.insert(self.active, KeptRanges::of(kept));
+        }
+        Ok(())
     }
 
     /// The first live entry that is in no segment, if there is one.
@@ -205,40 +240,92 @@ impl Index {
         self.shards.iter().find_map(|(shard, indexed)| Some((*shard, indexed.first_missing()?)))
     }
 
-    /// The records that repeat all that is known but the entries, so that no older segment is needed for it.
-    pub(super) fn state_records(&self) -> Vec<Record> {
-        self.outlines().map(|(shard, outline)| Record::state(shard, encode_outline(outline))).collect()
+    /// The records that segment `next` begins with. They repeat all that is known but the entries, so that no older
+    /// segment is needed for it.
+    pub(super) fn state_records(&self, next: SegmentNumber) -> Vec<Record> {
+        let mut segments = self.segments.clone();
+        segments.push(next);
+        let states = self.outlines().map(|(shard, outline)| Record::state(shard, encode_outline(outline)));
+        [Record::segments(segments.encoded())].into_iter().chain(states).collect()
     }
 }
 
 impl IndexedShard {
-    fn add_entry(&mut self, segment: SegmentNumber, index: u64) {
-        match self.spans.back_mut().filter(|span| span.segment == segment) {
-            Some(span) => span.end = index + 1,
-            None => self.spans.push_back(Span { segment, first: index, end: index + 1 }),
+    pub(super) fn outline(&self) -> &Outline {
+        &self.outline
+    }
+
+    pub(super) fn spans(&self) -> impl DoubleEndedIterator<Item = &Span> {
+        self.spans.iter()
+    }
+
+    pub(super) fn kept(&self) -> impl Iterator<Item = (SegmentNumber, &KeptRanges)> {
+        self.kept.iter().map(|(number, ranges)| (*number, ranges))
+    }
+
+    /// The segments that may have kept parts of this entry, newest first.
+    pub(super) fn kept_in(&self, index: u64) -> impl Iterator<Item = SegmentNumber> {
+        self.kept.iter().rev().filter(move |(_, ranges)| ranges.contains(index)).map(|(number, _)| *number)
+    }
+
+    /// Where the entry lies, if it is on disk.
+    pub(super) fn span(&self, index: u64) -> Option<&Span> {
+        let span = self.spans.get(self.spans.partition_point(|span| span.end <= index))?;
+        (span.first <= index).then_some(span)
+    }
+
+    fn add_entry(&mut self, segment: SegmentNumber, index: u64, bytes: u64) {
+        match self.spans.back_mut().filter(|span| span.segment == segment && span.end == index) {
+            Some(span) => {
+                span.end = index + 1;
+                span.bytes += bytes;
+            }
+            None => self.spans.push_back(Span { segment, first: index, end: index + 1, bytes }),
         }
     }
 
-    fn trim_spans(&mut self, live: &Range<u64>) {
-        while self.spans.pop_back_if(|span| span.first >= live.end).is_some() {}
-        while self.spans.pop_front_if(|span| span.end <= live.start).is_some() {}
-        if let Some(span) = self.spans.back_mut() {
-            span.end = span.end.min(live.end);
+    /// Forgets where entries from `end` on lie.
+    fn cut_back(&mut self, end: u64) {
+        while self.spans.pop_back_if(|span| span.first >= end).is_some() {}
+        if let Some(span) = self.spans.back_mut().filter(|span| span.end > end) {
+            span.bytes = span.bytes_of(end - span.first);
+            span.end = end;
         }
-        if let Some(span) = self.spans.front_mut() {
-            span.first = span.first.max(live.start);
+    }
+
+    /// Forgets where entries lie that are none of the shard's any more.
+    fn cut_void(&mut self) {
+        let start = self.outline.void_below;
+        while self.spans.pop_front_if(|span| span.end <= start).is_some() {}
+        if let Some(span) = self.spans.front_mut().filter(|span| span.first < start) {
+            span.bytes = span.bytes_of(span.end - start);
+            span.first = start;
         }
+    }
+
+    fn retain_segments(&mut self, is_part: impl Fn(SegmentNumber) -> bool) {
+        self.spans.retain(|span| is_part(span.segment));
+        self.kept.retain(|number, _| is_part(*number));
     }
 
     fn first_missing(&self) -> Option<u64> {
         let live = self.outline.live();
         let mut next = live.start;
-        for span in &self.spans {
-            if span.first != next {
+        for span in self.spans.iter().filter(|span| span.end > live.start) {
+            if span.first.max(live.start) != next {
                 return Some(next);
             }
             next = span.end;
         }
         (next != live.end).then_some(next)
+    }
+}
+
+impl Span {
+    /// What so many of its entries take, about.
+    pub(super) fn bytes_of(&self, entry_count: u64) -> u64 {
+        let all = u128::from((self.end - self.first).max(1));
+        let part = u128::from(self.bytes) * u128::from(entry_count) / all;
+        u64::try_from(part).unwrap_or(self.bytes)
     }
 }

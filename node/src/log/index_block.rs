@@ -9,29 +9,49 @@ use skein_proto::ids::ShardId;
 use super::{
     EntryId,
     format::{BATCH_HEADER_BYTES, Record, TRAILER_BYTES, Trailer, encode_batch, pad_to_block, record_bytes},
-    index::{Index, Position, Positions},
+    index::Index,
     outline::{Outline, TermRun},
+    positions::{KeptPositions, Position, Positions, SegmentPositions, ShardPositions},
     segment::Segment,
+    segment_set::{RUN_BYTES, RUN_COUNT_BYTES, SegmentSet},
 };
 
-/// What every shard takes: number, outline (flags, two lengths, purge point, end, count), first position, count.
-pub(super) const SHARD_BYTES: usize = 4 + (4 + 4 + 4 + 16 + 8 + 4) + 8 + 4;
+/// What every shard takes: number, outline (flags, two lengths, purge point, two bounds, count), first position,
+/// counts.
+pub(super) const SHARD_BYTES: usize = 4 + (4 + 4 + 4 + 16 + 8 + 8 + 4) + 8 + 4 + 4;
 /// What every run of one term takes.
 pub(super) const TERM_RUN_BYTES: usize = 16;
 /// What every entry of the segment takes.
 pub(super) const POSITION_BYTES: usize = 8;
+/// What everything kept of an older entry takes.
+pub(super) const KEPT_POSITION_BYTES: usize = 8 + POSITION_BYTES;
 const SHARD_COUNT_BYTES: usize = 4;
 
 const HAS_VOTE: u32 = 1;
 const HAS_COMMITTED: u32 = 2;
 const HAS_PURGED: u32 = 4;
 
+/// What the index of a sealed segment says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct IndexBlock {
+    /// The segments of the log, this one being the newest.
+    pub(super) segments: SegmentSet,
+    pub(super) shards: Vec<ShardBlock>,
+}
+
+impl IndexBlock {
+    /// Where the segment's records lie.
+    pub(super) fn into_positions(self) -> SegmentPositions {
+        self.shards.into_iter().map(|block| (block.shard, block.positions)).collect()
+    }
+}
+
 /// One shard's part of an index block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ShardBlock {
     pub(super) shard: ShardId,
     pub(super) outline: Outline,
-    pub(super) positions: Positions,
+    pub(super) positions: ShardPositions,
 }
 
 /// What sealing a segment takes on disk when it has no entries, before padding. An alignment of the record is in it.
@@ -59,16 +79,25 @@ fn outline_bytes(index: &Index) -> usize {
             [&outline.vote, &outline.committed].into_iter().flatten().map(Bytes::len).sum::<usize>();
         SHARD_BYTES + state_bytes + TERM_RUN_BYTES * outline.terms().len()
     });
-    SHARD_COUNT_BYTES + shards.sum::<usize>()
+    let set_bytes = RUN_COUNT_BYTES + RUN_BYTES * index.segments().run_count();
+    set_bytes + SHARD_COUNT_BYTES + shards.sum::<usize>()
+}
+
+/// What the positions that the index has take.
+pub(super) fn position_bytes(index: &Index) -> usize {
+    let bytes = |ShardPositions { entries, kept }: &ShardPositions| {
+        POSITION_BYTES * entries.list.len() + KEPT_POSITION_BYTES * kept.len()
+    };
+    index.positions().values().map(bytes).sum()
 }
 
 fn payload_bytes(index: &Index) -> usize {
-    let position_count: usize = index.positions().values().map(|positions| positions.list.len()).sum();
-    outline_bytes(index) + POSITION_BYTES * position_count
+    outline_bytes(index) + position_bytes(index)
 }
 
 fn encode(index: &Index) -> Bytes {
     let mut out = Vec::with_capacity(payload_bytes(index));
+    index.segments().encode(&mut out);
     out.put_u32_le(count(index.outlines().count()));
     for (shard, outline) in index.outlines() {
         encode_shard(&mut out, shard, outline, index.positions().get(&shard));
@@ -76,16 +105,26 @@ fn encode(index: &Index) -> Bytes {
     out.into()
 }
 
-fn encode_shard(out: &mut Vec<u8>, shard: ShardId, outline: &Outline, positions: Option<&Positions>) {
+fn encode_shard(out: &mut Vec<u8>, shard: ShardId, outline: &Outline, positions: Option<&ShardPositions>) {
+    let none = ShardPositions::default();
+    let ShardPositions { entries, kept } = positions.unwrap_or(&none);
     out.put_u32_le(shard.get());
     put_outline(out, outline);
-    let (first, list) = positions.map_or((0, None), |positions| (positions.first, Some(&positions.list)));
-    out.put_u64_le(first);
-    out.put_u32_le(count(list.map_or(0, VecDeque::len)));
-    for position in list.into_iter().flatten() {
-        out.put_u32_le(position.offset);
-        out.put_u32_le(position.payload_bytes);
+    out.put_u64_le(entries.first);
+    out.put_u32_le(count(entries.list.len()));
+    for position in &entries.list {
+        put_position(out, *position);
     }
+    out.put_u32_le(count(kept.len()));
+    for (index, position) in kept.iter() {
+        out.put_u64_le(index);
+        put_position(out, position);
+    }
+}
+
+fn put_position(out: &mut Vec<u8>, position: Position) {
+    out.put_u32_le(position.offset);
+    out.put_u32_le(position.payload_bytes);
 }
 
 /// A shard's outline, to be repeated at the start of a segment.
@@ -110,6 +149,7 @@ fn put_outline(out: &mut Vec<u8>, outline: &Outline) {
     let purged = outline.purged.unwrap_or(EntryId { term: 0, index: 0 });
     out.put_u64_le(purged.term);
     out.put_u64_le(purged.index);
+    out.put_u64_le(outline.void_below);
     out.put_u64_le(outline.live().end);
     out.put_u32_le(count(outline.terms().len()));
     for run in outline.terms() {
@@ -118,25 +158,35 @@ fn put_outline(out: &mut Vec<u8>, outline: &Outline) {
     }
 }
 
-/// The shards of an index block; `None` when the bytes are none.
-pub(super) fn decode(mut bytes: &[u8]) -> Option<Vec<ShardBlock>> {
+/// What an index block says; `None` when the bytes are none.
+pub(super) fn decode(mut bytes: &[u8]) -> Option<IndexBlock> {
+    let segments = SegmentSet::take(&mut bytes)?;
     let shard_count = bytes.try_get_u32_le().ok()?;
     let mut shards = Vec::new();
     for _ in 0..shard_count {
         shards.push(decode_shard(&mut bytes)?);
     }
-    bytes.is_empty().then_some(shards)
+    bytes.is_empty().then_some(IndexBlock { segments, shards })
 }
 
 fn decode_shard(bytes: &mut &[u8]) -> Option<ShardBlock> {
     let shard = ShardId::new(bytes.try_get_u32_le().ok()?);
     let outline = take_outline(bytes)?;
-    let mut positions = Positions { first: bytes.try_get_u64_le().ok()?, list: VecDeque::new() };
+    let mut entries = Positions { first: bytes.try_get_u64_le().ok()?, list: VecDeque::new() };
     for _ in 0..bytes.try_get_u32_le().ok()? {
-        let offset = bytes.try_get_u32_le().ok()?;
-        positions.list.push_back(Position { offset, payload_bytes: bytes.try_get_u32_le().ok()? });
+        entries.list.push_back(take_position(bytes)?);
     }
-    Some(ShardBlock { shard, outline, positions })
+    let mut kept = KeptPositions::default();
+    for _ in 0..bytes.try_get_u32_le().ok()? {
+        let index = bytes.try_get_u64_le().ok()?;
+        kept.insert(index, take_position(bytes)?);
+    }
+    Some(ShardBlock { shard, outline, positions: ShardPositions { entries, kept } })
+}
+
+fn take_position(bytes: &mut &[u8]) -> Option<Position> {
+    let offset = bytes.try_get_u32_le().ok()?;
+    Some(Position { offset, payload_bytes: bytes.try_get_u32_le().ok()? })
 }
 
 /// What [`encode_outline`] made; `None` when the bytes are no outline.
@@ -149,6 +199,7 @@ fn take_outline(bytes: &mut &[u8]) -> Option<Outline> {
     let vote = decode_state(bytes)?;
     let committed = decode_state(bytes)?;
     let purged = EntryId { term: bytes.try_get_u64_le().ok()?, index: bytes.try_get_u64_le().ok()? };
+    let void_below = bytes.try_get_u64_le().ok()?;
     let end = bytes.try_get_u64_le().ok()?;
     let mut terms = VecDeque::new();
     for _ in 0..bytes.try_get_u32_le().ok()? {
@@ -159,8 +210,8 @@ fn take_outline(bytes: &mut &[u8]) -> Option<Outline> {
         (flags & HAS_VOTE != 0).then_some(vote),
         (flags & HAS_COMMITTED != 0).then_some(committed),
         (flags & HAS_PURGED != 0).then_some(purged),
-        terms,
-        end,
+        void_below,
+        (terms, end),
     )
 }
 
@@ -191,6 +242,8 @@ mod tests {
                 let first_removed = slot.saturating_sub(number);
                 Record::truncate(id, first_removed)
             }
+            3 => Record::kept(id, number * 3, 1, Bytes::from(vec![4; payload_bytes])),
+            4 => Record::purge(id, (*slot + number).saturating_sub(2), 1),
             _ => {
                 *slot += 1;
                 let payload = Bytes::from(vec![3; payload_bytes]);
@@ -201,26 +254,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn comes_back_as_it_went(choices in prop::collection::vec((0u8..6, 0u32..3, 0u64..4, 0usize..40), 0..60)) {
-            let mut index = Index::new(SegmentNumber::FIRST);
-            let mut next = [1; 3];
+        fn comes_back_as_it_went(choices in prop::collection::vec((0u8..9, 0u32..3, 0u64..4, 0usize..40), 0..60)) {
+            let mut index = Index::new(SegmentNumber::new(0));
+            index.begin_segment(SegmentNumber::FIRST);
+            let mut next = [2; 3];
             for (offset, choice) in (0..).zip(choices) {
                 let record = record(choice, &mut next);
                 index.apply(&record, offset).unwrap();
                 let outline = index.outlines().find(|(shard, _)| *shard == record.shard).unwrap().1;
-                next[record.shard.get() as usize] = outline.next_index().unwrap_or(1);
+                next[record.shard.get() as usize] = outline.next_index().unwrap_or(2);
             }
             let encoded = encode(&index);
             prop_assert_eq!(encoded.len(), payload_bytes(&index));
-            let shards = decode(&encoded).unwrap();
-            prop_assert_eq!(shards.len(), index.outlines().count());
-            let mut again = Index::new(SegmentNumber::FIRST);
-            for (block, (shard, outline)) in shards.iter().zip(index.outlines()) {
+            let block = decode(&encoded).unwrap();
+            prop_assert_eq!(&block.segments, index.segments());
+            prop_assert_eq!(block.shards.len(), index.outlines().count());
+            for (block, (shard, outline)) in block.shards.iter().zip(index.outlines()) {
                 prop_assert_eq!((block.shard, &block.outline), (shard, outline));
-                let list = index.positions().get(&shard).map(|positions| positions.list.clone()).unwrap_or_default();
-                prop_assert_eq!(&block.positions.list, &list);
-                again.apply_sealed(block.shard, block.outline.clone(), &block.positions).unwrap();
+                let positions = index.positions().get(&shard).cloned().unwrap_or_default();
+                prop_assert_eq!(&block.positions.entries.list, &positions.entries.list);
+                prop_assert_eq!(&block.positions.kept, &positions.kept);
             }
+            let mut again = Index::new(SegmentNumber::new(0));
+            again.begin_segment(SegmentNumber::FIRST);
+            again.apply_sealed(&block).unwrap();
             prop_assert_eq!(again.first_missing(), None);
         }
 

@@ -14,11 +14,17 @@ mod format;
 mod found;
 mod index;
 mod index_block;
+mod inspect;
+mod kept;
 mod outline;
+mod positions;
 mod reader;
 mod recovery;
 mod segment;
+mod segment_set;
+mod space;
 mod state;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -36,7 +42,11 @@ use std::{
 use bytes::Bytes;
 use skein_proto::ids::ShardId;
 
-pub use error::{Damage, LogFailure, OpenError, Operation, ReadError};
+pub use error::{Damage, LogFailure, OpenError, Operation, ReadError, RewriteError};
+pub use inspect::{Inspection, RecordReport, SegmentFault, SegmentReport, ShardReport, Stage, inspect};
+pub use kept::{KeptEntry, Part, Parts};
+pub use space::{Rewritten, SegmentId, SegmentSurvey, ShardShare};
+pub use verify::DamagedRecord;
 
 use crate::{disk::Disk, random, tasks};
 use batch::AlignedBuffer;
@@ -191,11 +201,10 @@ impl Log {
         let mut recovered = recover(&mut files)?.unwrap_or_else(new_log);
         let mut buffer = AlignedBuffer::default();
         let active = activate(&mut files, &mut recovered, &mut buffer)?;
-        let Recovered { log_id, index, slots, next_batch, .. } = recovered;
+        let Recovered { log_id, index, slots, next_batch, damaged, .. } = recovered;
 
         let state = State::new(index, slots, cache_bytes);
-        let payload_bytes_max = usize::try_from(segment_bytes / 2).unwrap_or(usize::MAX);
-        let shared = Arc::new(Shared::new(dir.to_owned(), payload_bytes_max, spare_count, state));
+        let shared = Arc::new(Shared::new(dir.to_owned(), segment_bytes, damaged, spare_count, state));
         let keeper = FileKeeper::start(files, active.segment.number.next()).map_err(io_error("keep"))?;
         let writer = Writer {
             shared: shared.clone(),
@@ -302,7 +311,8 @@ impl Log {
     }
 
     /// Drops a shard's entries up to `upto`, which may lie past the end: the log then goes on after it. A purge point
-    /// never moves down. Segments with nothing live before the oldest live entry are used again.
+    /// never moves down. What was purged can still be read with [`read_kept`](Self::read_kept), until its segment is
+    /// [given up](Self::retire).
     pub fn purge(&self, shard: ShardId, upto: EntryId) {
         let mut state = self.shared.lock();
         if !state.is_writable() {
@@ -333,6 +343,51 @@ impl Log {
     pub fn read_cached(&self, shard: ShardId, range: Range<u64>, bytes_max: usize) -> Option<Vec<Entry>> {
         let entries = self.shared.lock().cache.read(shard, range, bytes_max);
         (!entries.is_empty()).then_some(entries)
+    }
+
+    /// Writes down parts of entries, which need not be in the shard's log: what another replica has of them. Durable,
+    /// and readable, when `done` is called. Of an entry that is above the purge point only all of it counts.
+    ///
+    /// # Panics
+    /// When the parts of an entry are larger than half a segment.
+    pub fn keep(&self, shard: ShardId, entries: &[KeptEntry], done: Done) {
+        let records = entries.iter().map(|KeptEntry { index, term, parts }| {
+            assert!(
+                parts.bytes() <= self.shared.payload_bytes_max,
+                "entry {index} of shard {shard} is too large"
+            );
+            Record::kept(shard, *index, *term, parts.encode())
+        });
+        let records: Vec<_> = records.collect();
+        self.enqueue(self.shared.lock(), records, Some(done));
+    }
+
+    /// Reads what there is of a committed entry, purged or not, and of some that lie behind it, up to `bytes_max` of
+    /// payload. Blocks.
+    ///
+    /// # Errors
+    /// See [`read`](Self::read).
+    pub fn read_kept(
+        &self,
+        shard: ShardId,
+        index: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<KeptEntry>, ReadError> {
+        self.shared.read_kept(shard, index, bytes_max)
+    }
+
+    /// Like [`read_kept`](Self::read_kept), but only if the entry is in memory.
+    #[must_use]
+    pub fn read_kept_cached(&self, shard: ShardId, index: u64) -> Option<KeptEntry> {
+        self.shared.lock().cached_kept(shard, index)
+    }
+
+    /// Reads a part of a committed entry, wherever it lies. Blocks.
+    ///
+    /// # Errors
+    /// See [`read`](Self::read).
+    pub fn read_part(&self, shard: ShardId, part: Part) -> Result<Bytes, ReadError> {
+        self.shared.read_part(shard, part)
     }
 
     /// The term of a live entry or of the last purged one; `None` for any other index. Never reads from disk.
@@ -379,6 +434,7 @@ fn new_log() -> Recovered {
         slots: BTreeMap::new(),
         next_batch: 1,
         tail: None,
+        damaged: Vec::new(),
     }
 }
 
@@ -399,7 +455,7 @@ fn activate(
         return Ok(ActiveSegment { segment, file, tail, reserve });
     }
     let prepared = files.prepare(recovered.index.active().next())?;
-    let start = SegmentStart::new(recovered.log_id, recovered.next_batch, &recovered.index);
+    let start = SegmentStart::new(recovered.log_id, recovered.next_batch, prepared.number, &recovered.index);
     let active = start.write(prepared, buffer)?;
     recovered.next_batch += 1;
     recovered.index.begin_segment(active.segment.number);

@@ -12,6 +12,9 @@ pub(super) struct Outline {
     pub(super) vote: Option<Bytes>,
     pub(super) committed: Option<Bytes>,
     pub(super) purged: Option<EntryId>,
+    /// Entries below this that were written before are not those of the shard: it went on past its end, from another
+    /// replica's snapshot, and they may never have been committed.
+    pub(super) void_below: u64,
     /// Runs of one term, by rising index; the first starts at the first live entry. Terms change with leaders, so
     /// there are few however many entries there are.
     terms: VecDeque<TermRun>,
@@ -36,8 +39,8 @@ impl Outline {
         vote: Option<Bytes>,
         committed: Option<Bytes>,
         purged: Option<EntryId>,
-        terms: VecDeque<TermRun>,
-        end: u64,
+        void_below: u64,
+        (terms, end): (VecDeque<TermRun>, u64),
     ) -> Option<Self> {
         let rising = terms.iter().zip(terms.iter().skip(1)).all(|(run, next)| run.first < next.first);
         let ends_after = terms.back().is_none_or(|run| run.first < end);
@@ -46,7 +49,14 @@ impl Outline {
             _ => true,
         };
         let end = if terms.is_empty() { 0 } else { end };
-        (rising && ends_after && starts_after).then_some(Self { vote, committed, purged, terms, end })
+        (rising && ends_after && starts_after).then_some(Self {
+            vote,
+            committed,
+            purged,
+            void_below,
+            terms,
+            end,
+        })
     }
 
     pub(super) fn terms(&self) -> impl ExactSizeIterator<Item = TermRun> {
@@ -115,8 +125,11 @@ impl Outline {
         if self.purged.is_some_and(|purged| purged.index >= upto.index) {
             return;
         }
-        self.purged = Some(upto);
         let start = upto.index.saturating_add(1);
+        if self.next_index().is_none_or(|next| next < start) {
+            self.void_below = start;
+        }
+        self.purged = Some(upto);
         if start >= self.end {
             self.terms.clear();
             self.end = 0;

@@ -4,14 +4,18 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use bytes::Bytes;
+use skein_proto::ids::ShardId;
 
 use super::{
     batch::AlignedBuffer,
     error::{Damage, OpenError},
     files::SegmentFiles,
-    format::{BLOCK_BYTES, Kind, RECORD_HEADER_BYTES, Record, RecordHeader, SegmentNumber},
+    format::{
+        BLOCK_BYTES, Kind, PlacedRecord, RECORD_HEADER_BYTES, Record, RecordHeader, SegmentHeader,
+        SegmentNumber,
+    },
     found::{
-        Found, Newest, check_none_later, check_none_missing, damaged, io_error, open_newest, open_segment,
+        Found, Newest, check_none_later, damaged, has_later, io_error, open_newest, open_segment,
         open_started,
     },
     index::{Inconsistent, Index},
@@ -27,6 +31,8 @@ pub(super) struct Recovered {
     pub(super) next_batch: u64,
     /// Where the next batch goes in the newest segment; `None` when that is sealed, or there is none.
     pub(super) tail: Option<u64>,
+    /// Entries whose payload is not what was written.
+    pub(super) damaged: Vec<(ShardId, u64)>,
 }
 
 /// How far the batches of a segment go.
@@ -40,10 +46,47 @@ struct Scanned {
     index_offset: Option<u64>,
 }
 
-/// Reads the log; changes nothing unless it is sound. `None` when there is none yet.
+/// A sound log, as it was found.
+pub(super) struct Examined {
+    recovered: Recovered,
+    /// Where the newest batch starts in the newest segment.
+    newest_batch: u64,
+    /// It was got ready and not begun.
+    prepared: Option<Segment>,
+}
+
+impl Examined {
+    /// Where everything is, and which entries are damaged.
+    pub(super) fn into_index(self) -> (Option<Index>, Vec<(ShardId, u64)>) {
+        (Some(self.recovered.index), self.recovered.damaged)
+    }
+}
+
+/// Reads the log, and makes it ready to go on; changes nothing unless it is sound. `None` when there is none yet.
 pub(super) fn recover(files: &mut SegmentFiles) -> Result<Option<Recovered>, OpenError> {
+    let Some(Examined { mut recovered, newest_batch, prepared }) = examine(files)? else {
+        if let Some(number) = files.scan_dir().map_err(io_error(&files.dir, "list"))?.first() {
+            files.disk.remove(&files.segment_path(*number)).map_err(io_error(&files.dir, "clear"))?;
+        }
+        return Ok(None);
+    };
+    if let Some(segment) = prepared {
+        // It is made anew rather than taken over, because half of a first batch may be in it.
+        files.disk.remove(&segment.path).map_err(io_error(&segment.path, "remove"))?;
+    }
+    let (_, newest) = recovered.slots.last_key_value().expect("one segment was found");
+    make_durable(files, &newest.segment, newest_batch, recovered.tail.unwrap_or(newest.segment.bytes))?;
+    // It was written down that they are given up, but not done.
+    let segments = recovered.index.segments();
+    for (number, _) in recovered.slots.extract_if(.., |number, _| !segments.contains(*number)) {
+        files.retire(number)?;
+    }
+    Ok(Some(recovered))
+}
+
+/// Reads the log and changes nothing. `None` when there is none, or one that was never begun.
+pub(super) fn examine(files: &mut SegmentFiles) -> Result<Option<Examined>, OpenError> {
     let numbers = files.scan_dir().map_err(io_error(&files.dir, "list"))?;
-    check_none_missing(files, &numbers)?;
     let Some((&newest, older)) = numbers.split_last() else {
         return Ok(None);
     };
@@ -63,11 +106,11 @@ pub(super) fn recover(files: &mut SegmentFiles) -> Result<Option<Recovered>, Ope
             let damage = Damage::MissingSegment { number: newest.get() - 1 };
             return Err(damaged(&files.segment_path(newest), 0, damage));
         }
-        files.disk.remove(&files.segment_path(newest)).map_err(io_error(&files.dir, "clear"))?;
         return Ok(None);
     };
     let Recovery { recovered, newest_batch } =
         Recovery::new(log_id, found[0].header.first_batch).run(found)?;
+    check_none_missing(files, &recovered, prepared)?;
     if let Some((shard, index)) = recovered.index.first_missing() {
         let path = files.segment_path(recovered.index.active());
         return Err(OpenError::Damaged {
@@ -77,15 +120,28 @@ pub(super) fn recover(files: &mut SegmentFiles) -> Result<Option<Recovered>, Ope
             damage: Damage::MissingEntry { shard, index },
         });
     }
-    if let Some(prepared) = prepared {
-        let segment = open_segment(files, prepared, log_id)?;
-        check_none_later(&segment, 0, recovered.next_batch)?;
-        // It is made anew rather than taken over, because half of a first batch may be in it.
-        files.disk.remove(&segment.path).map_err(io_error(&segment.path, "remove"))?;
+    let prepared = prepared.map(|number| open_segment(files, number, log_id)).transpose()?;
+    if let Some(segment) = &prepared {
+        check_none_later(segment, 0, recovered.next_batch)?;
     }
-    let (_, newest) = recovered.slots.last_key_value().expect("one segment was found");
-    make_durable(files, &newest.segment, newest_batch, recovered.tail.unwrap_or(newest.segment.bytes))?;
-    Ok(Some(recovered))
+    Ok(Some(Examined { recovered, newest_batch, prepared }))
+}
+
+/// Every segment that was not given up must be there, and one that was got ready follows the newest of them.
+fn check_none_missing(
+    files: &SegmentFiles,
+    recovered: &Recovered,
+    prepared: Option<SegmentNumber>,
+) -> Result<(), OpenError> {
+    let newest = recovered.index.active();
+    let missing = recovered.index.segments().iter().find(|number| !recovered.slots.contains_key(number));
+    let missing = missing.or(prepared.filter(|prepared| *prepared != newest.next()).map(|_| newest.next()));
+    match missing {
+        None => Ok(()),
+        Some(number) => {
+            Err(damaged(&files.segment_path(number), 0, Damage::MissingSegment { number: number.get() }))
+        }
+    }
 }
 
 /// Goes through the segments in order.
@@ -98,38 +154,50 @@ struct Recovery {
 impl Recovery {
     fn new(log_id: u64, first_batch: u64) -> Self {
         let index = Index::new(SegmentNumber::new(0));
-        let recovered =
-            Recovered { log_id, index, slots: BTreeMap::new(), next_batch: first_batch, tail: None };
+        let recovered = Recovered {
+            log_id,
+            index,
+            slots: BTreeMap::new(),
+            next_batch: first_batch,
+            tail: None,
+            damaged: Vec::new(),
+        };
         Self { recovered, newest_batch: 0 }
     }
 
     fn run(mut self, found: Vec<Found>) -> Result<Self, OpenError> {
         let newest = found.last().map(|found| found.segment.number);
-        let mut next_firsts =
-            found.iter().skip(1).map(|found| found.header.first_batch).collect::<Vec<_>>().into_iter();
+        let mut headers = found.iter().skip(1).map(|found| found.header).collect::<Vec<_>>().into_iter();
         for found in found {
             let is_newest = Some(found.segment.number) == newest;
-            self.take_segment(found, next_firsts.next(), is_newest)?;
+            self.take_segment(found, headers.next(), is_newest)?;
         }
         Ok(self)
     }
 
-    /// `next_first` is the first batch of the segment that follows, if one does.
+    /// `next` is the header of the next segment that is there.
     fn take_segment(
         &mut self,
         found: Found,
-        next_first: Option<u64>,
+        next: Option<SegmentHeader>,
         is_newest: bool,
     ) -> Result<(), OpenError> {
         let Found { segment, header } = found;
-        if header.first_batch != self.recovered.next_batch {
+        let follows = segment.number == self.recovered.index.active().next();
+        let is_expected = match follows {
+            true => header.first_batch == self.recovered.next_batch,
+            // What was written between is given up, or will be found missing.
+            false => header.first_batch >= self.recovered.next_batch,
+        };
+        if !is_expected {
             let damage = Damage::Batch { number: self.recovered.next_batch };
             return Err(damaged(&segment.path, 0, damage));
         }
+        self.recovered.next_batch = header.first_batch;
         self.recovered.index.begin_segment(segment.number);
         let place = match self.take_index(&segment)? {
             Some(place) => place,
-            None => self.take_batches(&segment, next_first, is_newest)?,
+            None => self.take_batches(&segment, next, is_newest)?,
         };
         self.recovered.tail = match place {
             Place::Sealed(_) => None,
@@ -146,19 +214,17 @@ impl Recovery {
     /// Takes the sealed segment's word for what is in it; `None` when it is not sealed or its index not sound.
     fn take_index(&mut self, segment: &Segment) -> Result<Option<Place>, OpenError> {
         let read = || match segment.read_index_offset()? {
-            Some(offset) => Ok(segment.read_index(offset)?.map(|(number, shards)| (offset, number, shards))),
+            Some(offset) => Ok(segment.read_index(offset)?.map(|(number, block)| (offset, number, block))),
             None => Ok(None),
         };
-        let Some((offset, number, shards)) = read().map_err(io_error(&segment.path, "read"))? else {
+        let Some((offset, number, block)) = read().map_err(io_error(&segment.path, "read"))? else {
             return Ok(None);
         };
         if number <= self.recovered.next_batch {
             return Ok(None);
         }
-        for block in shards {
-            let applied = self.recovered.index.apply_sealed(block.shard, block.outline, &block.positions);
-            applied.map_err(|problem| inconsistent(&segment.path, offset, problem))?;
-        }
+        let applied = self.recovered.index.apply_sealed(&block);
+        applied.map_err(|problem| inconsistent(&segment.path, offset, problem))?;
         self.recovered.next_batch = number + 1;
         self.newest_batch = offset;
         Ok(Some(Place::Sealed(IndexPlace::OnDisk { offset })))
@@ -168,10 +234,10 @@ impl Recovery {
     fn take_batches(
         &mut self,
         segment: &Segment,
-        next_first: Option<u64>,
+        next: Option<SegmentHeader>,
         is_newest: bool,
     ) -> Result<Place, OpenError> {
-        let scanned = self.scan(segment)?;
+        let scanned = self.scan(segment, is_newest)?;
         self.recovered.next_batch = scanned.next_batch;
         self.newest_batch = scanned.last_offset;
         if let Some(offset) = scanned.index_offset {
@@ -182,7 +248,12 @@ impl Recovery {
             tracing::info!(segment = %segment.path.display(), tail = scanned.end, "the log goes on here");
             return Ok(Place::Open { tail: scanned.end });
         }
-        if next_first != Some(scanned.next_batch + 1) {
+        let is_whole = match next.filter(|next| next.segment == segment.number.next()) {
+            Some(next) => next.first_batch == scanned.next_batch + 1,
+            // The segments between are given up, or will be found missing.
+            None => !has_later(segment, scanned.end, scanned.next_batch)?,
+        };
+        if !is_whole {
             let damage = Damage::Batch { number: scanned.next_batch };
             return Err(damaged(&segment.path, scanned.end, damage));
         }
@@ -193,7 +264,7 @@ impl Recovery {
         Ok(Place::Sealed(IndexPlace::Rebuilt(positions)))
     }
 
-    fn scan(&mut self, segment: &Segment) -> Result<Scanned, OpenError> {
+    fn scan(&mut self, segment: &Segment, is_newest: bool) -> Result<Scanned, OpenError> {
         let start = BLOCK_BYTES as u64;
         let mut scanned = Scanned {
             next_batch: self.recovered.next_batch,
@@ -203,25 +274,50 @@ impl Recovery {
         };
         while scanned.index_offset.is_none() {
             let batch = segment.read_batch(scanned.end).map_err(io_error(&segment.path, "read"))?;
-            let (header, bytes, records) = match batch {
-                FoundBatch::Sound { header, bytes, records } if header.number == scanned.next_batch => {
-                    (header, bytes, records)
+            let (header, bytes, records, damaged_records) = match batch {
+                FoundBatch::Sound { header, bytes, records, damaged }
+                    if header.number == scanned.next_batch =>
+                {
+                    (header, bytes, records, damaged)
                 }
                 FoundBatch::UnknownKind { kind } => {
                     return Err(damaged(&segment.path, scanned.end, Damage::UnknownKind { kind }));
                 }
                 FoundBatch::Sound { .. } | FoundBatch::Unsound => break,
             };
+            let end = scanned.end + header.padded_bytes() as u64;
+            if !damaged_records.is_empty() {
+                // Without anything behind it, it was being written when the process or the machine stopped.
+                let was_durable = !is_newest || has_later(segment, end, header.number)?;
+                if !was_durable || !self.take_damage(segment, scanned.end, &damaged_records) {
+                    break;
+                }
+            }
             if records.iter().any(|(_, record)| record.kind == Kind::Index) {
                 scanned.index_offset = Some(scanned.end);
             } else {
                 self.apply(segment, scanned.end, &bytes, &records)?;
             }
             scanned.last_offset = scanned.end;
-            scanned.end += header.padded_bytes() as u64;
+            scanned.end = end;
             scanned.next_batch += 1;
         }
         Ok(scanned)
+    }
+
+    /// Notes which entries are damaged. False when something is that no other replica can give.
+    fn take_damage(&mut self, segment: &Segment, batch_offset: u64, records: &[PlacedRecord]) -> bool {
+        let is_repairable = |(_, record): &PlacedRecord| matches!(record.kind, Kind::Entry | Kind::Kept);
+        if !records.iter().all(is_repairable) {
+            return false;
+        }
+        for (at, record) in records {
+            let RecordHeader { shard, index, .. } = *record;
+            let offset = batch_offset + *at as u64;
+            tracing::error!(segment = %segment.path.display(), offset, %shard, index, "an entry is damaged");
+            self.recovered.damaged.push((shard, index));
+        }
+        true
     }
 
     fn apply(
@@ -229,7 +325,7 @@ impl Recovery {
         segment: &Segment,
         batch_offset: u64,
         bytes: &Bytes,
-        records: &[(usize, RecordHeader)],
+        records: &[PlacedRecord],
     ) -> Result<(), OpenError> {
         for (at, header) in records {
             let offset = batch_offset + *at as u64;
@@ -254,7 +350,8 @@ fn read_record(header: &RecordHeader, bytes: &Bytes, at: usize) -> Record {
     let payload = match header.kind {
         // What is kept must not keep the whole batch.
         Kind::Vote | Kind::Committed => Bytes::copy_from_slice(&payload),
-        Kind::Entry | Kind::Truncate | Kind::Purge | Kind::Index | Kind::State => payload,
+        Kind::Entry | Kind::Truncate | Kind::Purge | Kind::Kept => payload,
+        Kind::Index | Kind::State | Kind::Retire | Kind::Segments => payload,
     };
     let RecordHeader { kind, shard, index, term, .. } = *header;
     Record { kind, shard, index, term, payload }

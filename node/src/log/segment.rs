@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use super::{
     format::{
-        BLOCK_BYTES, BatchHeader, HeaderProblem, Kind, RECORD_HEADER_BYTES, RecordHeader, Seed,
+        BLOCK_BYTES, BatchHeader, HeaderProblem, Kind, PlacedRecord, RECORD_HEADER_BYTES, Seed,
         SegmentHeader, SegmentNumber, TRAILER_BYTES, Trailer, Unsound, decode_batch,
     },
-    index::SegmentPositions,
-    index_block::{self, ShardBlock},
+    index_block::{self, IndexBlock},
+    positions::{Position, SegmentPositions},
 };
 use crate::disk::DiskFile;
 
@@ -45,8 +45,9 @@ pub(super) enum IndexPlace {
 
 /// What is at a batch's place.
 pub(super) enum FoundBatch {
-    /// A batch whose every checksum is right, with the places of its records in `bytes`.
-    Sound { header: BatchHeader, bytes: Bytes, records: Vec<(usize, RecordHeader)> },
+    /// A batch, with the places of its records in `bytes`, and of those whose payload is not as it was written. When
+    /// there are such, the batch may also be one that was cut off.
+    Sound { header: BatchHeader, bytes: Bytes, records: Vec<PlacedRecord>, damaged: Vec<PlacedRecord> },
     /// No batch, or one that is not as it was written.
     Unsound,
     /// A batch as it was written, by a program that knows more.
@@ -75,8 +76,8 @@ impl Segment {
         let mut bytes = vec![0; header.padded_bytes()];
         self.file.read_at(&mut bytes, offset)?;
         Ok(match decode_batch(&bytes, &header, self.seed) {
-            Ok(records) => FoundBatch::Sound { header, bytes: bytes.into(), records },
-            Err(Unsound::Checksum) => FoundBatch::Unsound,
+            Ok((records, damaged)) => FoundBatch::Sound { header, bytes: bytes.into(), records, damaged },
+            Err(Unsound::Checksum | Unsound::Payload(_)) => FoundBatch::Unsound,
             Err(Unsound::UnknownKind(kind)) => FoundBatch::UnknownKind { kind },
         })
     }
@@ -102,18 +103,51 @@ impl Segment {
     }
 
     /// Reads the index at `offset`, with the number of its batch; `None` when it is not sound.
-    pub(super) fn read_index(&self, offset: u64) -> io::Result<Option<(u64, Vec<ShardBlock>)>> {
-        let FoundBatch::Sound { header, bytes, records } = self.read_batch(offset)? else {
+    pub(super) fn read_index(&self, offset: u64) -> io::Result<Option<(u64, IndexBlock)>> {
+        let FoundBatch::Sound { header, bytes, records, damaged } = self.read_batch(offset)? else {
             return Ok(None);
         };
         let [(at, record)] = records[..] else {
             return Ok(None);
         };
-        if record.kind != Kind::Index {
+        if record.kind != Kind::Index || !damaged.is_empty() {
             return Ok(None);
         }
         let start = at + RECORD_HEADER_BYTES;
-        let shards = index_block::decode(&bytes[start..start + record.payload_bytes]);
-        Ok(shards.map(|shards| (header.number, shards)))
+        let block = index_block::decode(&bytes[start..start + record.payload_bytes]);
+        Ok(block.map(|block| (header.number, block)))
+    }
+
+    /// Where the records of a sealed segment lie, from its index at `offset`; when that is damaged, from the records.
+    pub(super) fn read_positions(&self, offset: u64) -> io::Result<SegmentPositions> {
+        match self.read_index(offset)? {
+            Some((_, block)) => Ok(block.into_positions()),
+            None => {
+                tracing::warn!(segment = %self.path.display(), "an index is damaged; it is made again");
+                self.rebuild_positions(offset)
+            }
+        }
+    }
+
+    /// Where the records before `end` lie, as far as batches follow one another.
+    fn rebuild_positions(&self, end: u64) -> io::Result<SegmentPositions> {
+        let mut positions = SegmentPositions::new();
+        let mut batch_offset = BLOCK_BYTES as u64;
+        while batch_offset < end
+            && let FoundBatch::Sound { header, records, .. } = self.read_batch(batch_offset)?
+        {
+            for (at, record) in records {
+                let place = (u32::try_from(batch_offset + at as u64), u32::try_from(record.payload_bytes));
+                let (Ok(offset), Ok(payload_bytes)) = place else { break };
+                let shard = positions.entry(record.shard).or_default();
+                match record.kind {
+                    Kind::Entry => shard.entries.replace(record.index, Position { offset, payload_bytes }),
+                    Kind::Kept => shard.kept.insert(record.index, Position { offset, payload_bytes }),
+                    _ => {}
+                }
+            }
+            batch_offset += header.padded_bytes() as u64;
+        }
+        Ok(positions)
     }
 }

@@ -17,20 +17,25 @@ use super::{
     cache::TailCache,
     error::LogFailure,
     format::{Record, SegmentNumber},
-    index::{Index, SegmentPositions},
+    index::Index,
     outline::Outline,
+    positions::SegmentPositions,
     segment::Slot,
 };
 
 /// How many indexes of sealed segments are kept after use. Readers of old entries go forward one at a time; this is
-/// room for one per shard of a default cluster.
-const RECENT_INDEXES_MAX: usize = 8;
+/// room for two per shard of a default cluster, of which one may be in vain.
+const RECENT_INDEXES_MAX: usize = 16;
 
 /// Shared by the log's handles and its writer.
 pub(super) struct Shared {
     pub(super) dir: PathBuf,
     /// The largest payload of an entry, in bytes.
     pub(super) payload_bytes_max: usize,
+    /// The size of new segments.
+    pub(super) segment_bytes: u64,
+    /// Found damaged when the log was opened.
+    pub(super) damaged: Vec<(ShardId, u64)>,
     pub(super) spare_count: Arc<AtomicUsize>,
     state: Mutex<State>,
     /// Signalled when the writer has something to do.
@@ -62,6 +67,8 @@ pub(super) enum Item {
     Record(Record),
     /// Called when everything before it is durable.
     Done(Done),
+    /// Remove files that are kept for new segments until so many are left.
+    TrimSpares(usize),
 }
 
 impl State {
@@ -87,12 +94,16 @@ impl State {
         !self.closing && self.failure.is_none()
     }
 
-    /// Takes the segments that nobody needs any more out of the log.
-    pub(super) fn remove_dead_segments(&mut self) -> Vec<SegmentNumber> {
-        let needed = self.slots.split_off(&self.index.oldest_needed());
-        let dead: Vec<_> = std::mem::replace(&mut self.slots, needed).into_keys().collect();
-        self.recent_indexes.remove(&dead);
-        dead
+    /// Forgets the segments that were given up, and says which.
+    pub(super) fn remove_retired_segments(&mut self) -> Vec<SegmentNumber> {
+        let segments = self.index.segments();
+        let retired: Vec<_> = self
+            .slots
+            .extract_if(.., |number, _| !segments.contains(*number))
+            .map(|(number, _)| number)
+            .collect();
+        self.recent_indexes.remove(&retired);
+        retired
     }
 
     fn next_committed(&mut self) -> Vec<Record> {
@@ -108,11 +119,14 @@ impl State {
 impl Shared {
     pub(super) fn new(
         dir: PathBuf,
-        payload_bytes_max: usize,
+        segment_bytes: u64,
+        damaged: Vec<(ShardId, u64)>,
         spare_count: Arc<AtomicUsize>,
         state: State,
     ) -> Self {
-        Self { dir, payload_bytes_max, spare_count, state: Mutex::new(state), work: Condvar::new() }
+        let payload_bytes_max = usize::try_from(segment_bytes / 2).unwrap_or(usize::MAX);
+        let (state, work) = (Mutex::new(state), Condvar::new());
+        Self { dir, payload_bytes_max, segment_bytes, damaged, spare_count, state, work }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -133,12 +147,25 @@ impl Shared {
             state.queue.extend(items.map(Item::Record));
         }
         state.queue.extend(done.map(Item::Done));
+        self.wake_writer(state);
+        None
+    }
+
+    /// Has the files that are kept for new segments removed, until so many are left.
+    pub(super) fn trim_spares(&self, count_max: usize) {
+        let mut state = self.lock();
+        if state.is_writable() {
+            state.queue.push_back(Item::TrimSpares(count_max));
+            self.wake_writer(state);
+        }
+    }
+
+    fn wake_writer(&self, mut state: MutexGuard<'_, State>) {
         if state.writer_waits {
             state.writer_waits = false;
             drop(state);
             self.work.notify_one();
         }
-        None
     }
 
     /// Has the shard's commit position written along with whatever is written next.

@@ -15,11 +15,13 @@ use super::{
     error::{LogFailure, Operation},
     files::{FileKeeper, PreparedSegment},
     format::{
-        BATCH_HEADER_BYTES, BLOCK_BYTES, Kind, Record, Seed, SegmentHeader, encode_batch, pad_to_block,
+        BATCH_HEADER_BYTES, BLOCK_BYTES, Kind, Record, Seed, SegmentHeader, SegmentNumber, encode_batch,
+        pad_to_block,
     },
     index::Index,
-    index_block::{self, POSITION_BYTES, SHARD_BYTES, TERM_RUN_BYTES},
+    index_block::{self, KEPT_POSITION_BYTES, POSITION_BYTES, SHARD_BYTES, TERM_RUN_BYTES},
     segment::{IndexPlace, Segment, Slot},
+    segment_set::RUN_BYTES,
     state::{Item, Shared},
 };
 use crate::disk::{DirLock, DiskFile};
@@ -60,8 +62,6 @@ struct Plan {
 impl Writer {
     /// Writes until the log is closed.
     pub(super) fn run(mut self) {
-        let dead = self.shared.lock().remove_dead_segments();
-        dead.into_iter().for_each(|number| self.keeper.retire(number));
         while self.shared.take(&mut self.taken) {
             while !self.taken.is_empty() {
                 self.on_taken();
@@ -135,28 +135,30 @@ impl Writer {
         let mut at = self.active.tail + BATCH_HEADER_BYTES as u64;
         self.active.tail += written_bytes;
         let mut dones = Vec::new();
-        let dead = {
+        let retired = {
             let mut state = self.shared.lock();
-            let mut entry_count = 0;
+            let (mut entry_count, mut has_retired) = (0, false);
             for item in self.taken.drain(..plan.item_count) {
                 match item {
                     Item::Done(done) => dones.push(done),
+                    Item::TrimSpares(count_max) => self.keeper.trim_spares(count_max),
                     Item::Record(record) => {
                         let offset = u32::try_from(at).expect("segments are below 4 GiB");
                         let applied = state.index.apply(&record, offset);
                         applied.expect("what is queued was checked against the outline that it continues");
                         at += record.encoded_bytes() as u64;
                         entry_count += u64::from(record.kind == Kind::Entry);
+                        has_retired |= record.kind == Kind::Retire;
                     }
                 }
             }
             state.cache.mark_written(entry_count);
             state.bytes_written += written_bytes;
             state.sync_count += u64::from(written_bytes > 0);
-            state.remove_dead_segments()
+            if has_retired { state.remove_retired_segments() } else { Vec::new() }
         };
-        // Only now: a segment may go when what makes it dead is durable.
-        dead.into_iter().for_each(|number| self.keeper.retire(number));
+        // Only now: a segment may go when it is on disk that it does.
+        retired.into_iter().for_each(|number| self.keeper.retire(number));
         for done in dones {
             done(Ok(()));
         }
@@ -174,7 +176,8 @@ impl Writer {
         self.next_batch += 1;
 
         let prepared = self.keeper.take_prepared(segment.number.next())?;
-        let start = SegmentStart::new(self.log_id, self.next_batch, &self.shared.lock().index);
+        let start =
+            SegmentStart::new(self.log_id, self.next_batch, prepared.number, &self.shared.lock().index);
         let started = start.write(prepared, &mut self.buffer)?;
         self.keeper.prepare(started.segment.number.next());
         self.next_batch += 1;
@@ -215,10 +218,12 @@ pub(super) struct SegmentStart {
 }
 
 impl SegmentStart {
-    /// For a segment that follows what the index knows.
-    pub(super) fn new(log_id: u64, first_batch: u64, index: &Index) -> Self {
-        let reserve = SealReserve::without_entries(index);
-        Self { log_id, first_batch, records: index.state_records(), reserve }
+    /// For segment `number`, which follows what the index knows.
+    pub(super) fn new(log_id: u64, first_batch: u64, number: SegmentNumber, index: &Index) -> Self {
+        let mut reserve = SealReserve::without_entries(index);
+        // The segment itself may begin a run.
+        reserve.bytes += RUN_BYTES;
+        Self { log_id, first_batch, records: index.state_records(number), reserve }
     }
 
     /// Writes header and first batch, with one write: the segment counts as begun when both are there.
@@ -278,9 +283,8 @@ pub(super) struct SealReserve {
 impl SealReserve {
     /// For a segment that has the entries of which the index knows where they lie.
     pub(super) fn with_entries(index: &Index) -> Self {
-        let entry_count: usize = index.positions().values().map(|positions| positions.list.len()).sum();
         let mut reserve = Self::without_entries(index);
-        reserve.bytes += POSITION_BYTES * entry_count;
+        reserve.bytes += index_block::position_bytes(index);
         reserve
     }
 
@@ -297,8 +301,11 @@ impl SealReserve {
         let record_bytes = match record.kind {
             Kind::Entry if known == Some(&Some(record.term)) => POSITION_BYTES,
             Kind::Entry => POSITION_BYTES + TERM_RUN_BYTES,
+            Kind::Kept => KEPT_POSITION_BYTES,
             Kind::Vote | Kind::Committed => record.payload.len(),
-            Kind::Truncate | Kind::Purge | Kind::Index | Kind::State => 0,
+            // Each may leave a gap. Its payload has 8 bytes for each.
+            Kind::Retire => record.payload.len() / 8 * RUN_BYTES,
+            Kind::Truncate | Kind::Purge | Kind::Index | Kind::State | Kind::Segments => 0,
         };
         shard_bytes + record_bytes
     }
@@ -310,7 +317,8 @@ impl SealReserve {
             Kind::Entry => *term = Some(record.term),
             // What the newest entry's term is afterwards is not worth knowing: the next counts as a change.
             Kind::Truncate | Kind::Purge => *term = None,
-            Kind::Vote | Kind::Committed | Kind::Index | Kind::State => {}
+            Kind::Vote | Kind::Committed | Kind::Kept | Kind::Retire => {}
+            Kind::Index | Kind::State | Kind::Segments => {}
         }
     }
 }
@@ -319,7 +327,7 @@ impl Item {
     fn record(&self) -> Option<&Record> {
         match self {
             Self::Record(record) => Some(record),
-            Self::Done(_) => None,
+            Self::Done(_) | Self::TrimSpares(_) => None,
         }
     }
 }

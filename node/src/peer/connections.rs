@@ -47,6 +47,8 @@ pub type Peer = PeerClient<InterceptedService<Channel, Outgoing>>;
 
 struct PeerChannels {
     raft: Channel,
+    /// For what is large and can wait, so that raft never waits behind it.
+    bulk: Channel,
     clients: Channel,
 }
 
@@ -62,8 +64,8 @@ impl Connections {
         let peers = members
             .iter()
             .map(|(id, member)| {
-                let channels = PeerChannels { raft: channel(&member.grpc)?, clients: channel(&member.grpc)? };
-                Ok((*id, channels))
+                let channel = || channel(&member.grpc);
+                Ok((*id, PeerChannels { raft: channel()?, bulk: channel()?, clients: channel()? }))
             })
             .collect::<Result<_, tonic::transport::Error>>()?;
         Ok(Self { members, identity, peers })
@@ -78,11 +80,18 @@ impl Connections {
     /// Calls a peer.
     #[must_use]
     pub fn peer(&self, target: NodeId) -> Option<Peer> {
-        let channel = self.peers.get(&target)?.raft.clone();
+        Some(self.client(target, self.peers.get(&target)?.raft.clone()))
+    }
+
+    /// Calls a peer about something large.
+    #[must_use]
+    pub fn bulk(&self, target: NodeId) -> Option<Peer> {
+        Some(self.client(target, self.peers.get(&target)?.bulk.clone()))
+    }
+
+    fn client(&self, target: NodeId, channel: Channel) -> Peer {
         let outgoing = Outgoing { identity: self.identity.clone(), target };
-        Some(
-            PeerClient::with_interceptor(channel, outgoing).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX),
-        )
+        PeerClient::with_interceptor(channel, outgoing).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
     }
 
     /// The connection for client calls that are passed on.

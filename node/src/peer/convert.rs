@@ -18,15 +18,19 @@ pub(super) struct Incomplete {
     field: &'static str,
 }
 
-fn required<T>(value: Option<T>, message: &'static str, field: &'static str) -> Result<T, Incomplete> {
+pub(super) fn required<T>(
+    value: Option<T>,
+    message: &'static str,
+    field: &'static str,
+) -> Result<T, Incomplete> {
     value.ok_or(Incomplete { message, field })
 }
 
-fn vote_to_proto(vote: Vote) -> peer::Vote {
+pub(super) fn vote_to_proto(vote: Vote) -> peer::Vote {
     peer::Vote { term: vote.term, node_id: vote.node.get(), committed: vote.committed }
 }
 
-fn vote_from_proto(vote: peer::Vote) -> Vote {
+pub(super) fn vote_from_proto(vote: peer::Vote) -> Vote {
     Vote { term: vote.term, node: NodeId::new(vote.node_id), committed: vote.committed }
 }
 

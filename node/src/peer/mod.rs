@@ -1,7 +1,7 @@
 //! Node to node over gRPC: the service that answers peers, and the connections that call them.
 //!
-//! One connection a peer carries all of raft, another the client calls that are passed on, so that a flood of the
-//! one does not delay the other.
+//! One connection a peer carries all of raft but snapshots, another those, a third the client calls that are passed on,
+//! so that a flood of the one does not delay the other.
 
 mod connections;
 mod convert;
@@ -9,10 +9,11 @@ mod credentials;
 mod heartbeats;
 mod probe;
 mod service;
+mod snapshots;
 mod transport;
 
 pub use connections::{Connections, Member, Members, Peer};
 pub use credentials::Incoming;
-pub use probe::{Reachability, probe};
+pub use probe::{Sightings, probe};
 pub use service::{Identity, PeerService};
 pub use transport::PeerTransport;

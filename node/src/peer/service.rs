@@ -6,15 +6,19 @@ use futures::{StreamExt as _, stream, stream::BoxStream};
 use skein_proto::{
     ids::{NodeId, ShardId},
     peer::{
-        AppendRequest, AppendResponse, HelloRequest, HelloResponse, ReadIndexRequest, ReadIndexResponse,
-        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, peer_server::Peer,
+        self, AppendRequest, AppendResponse, HelloRequest, HelloResponse, ReadIndexRequest,
+        ReadIndexResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+        peer_server::Peer,
     },
 };
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Members, convert};
-use crate::raft::{Group, Groups};
+use super::{Members, convert, snapshots};
+use crate::{
+    free_space::DiskState,
+    raft::{Group, Groups, wire::SnapshotPiece},
+};
 
 /// Single appends of one peer that are answered at the same time: one for each of as many shards.
 const SINGLE_APPENDS_IN_FLIGHT_MAX: usize = 256;
@@ -39,13 +43,18 @@ pub struct Identity {
 pub struct PeerService {
     identity: watch::Receiver<Identity>,
     groups: Arc<OnceLock<Arc<Groups>>>,
+    disk: watch::Receiver<DiskState>,
 }
 
 impl PeerService {
-    /// Answers as `identity` says, and for `groups` once they are set.
+    /// Answers as `identity` and `disk` say, and for `groups` once they are set.
     #[must_use]
-    pub fn new(identity: watch::Receiver<Identity>, groups: Arc<OnceLock<Arc<Groups>>>) -> Self {
-        Self { identity, groups }
+    pub fn new(
+        identity: watch::Receiver<Identity>,
+        groups: Arc<OnceLock<Arc<Groups>>>,
+        disk: watch::Receiver<DiskState>,
+    ) -> Self {
+        Self { identity, groups, disk }
     }
 
     async fn append_one(self, request: Result<AppendRequest, Status>) -> Result<AppendResponse, Status> {
@@ -68,6 +77,7 @@ impl PeerService {
 impl Peer for PeerService {
     type AppendStream = BoxStream<'static, Result<AppendResponse, Status>>;
     type AppendEachStream = BoxStream<'static, Result<AppendResponse, Status>>;
+    type InstallSnapshotStream = BoxStream<'static, Result<peer::SnapshotAnswer, Status>>;
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {
         let identity = self.identity.borrow().clone();
@@ -84,10 +94,7 @@ impl Peer for PeerService {
         let members = identity
             .members
             .iter()
-            .map(|(id, member)| skein_proto::peer::Member {
-                node_id: id.get(),
-                grpc_address: member.grpc.clone(),
-            })
+            .map(|(id, member)| peer::Member { node_id: id.get(), grpc_address: member.grpc.clone() })
             .collect();
         Ok(Response::new(HelloResponse {
             node_id: identity.node.get(),
@@ -95,6 +102,7 @@ impl Peer for PeerService {
             formed: identity.formed,
             shard_count: identity.shard_count,
             members,
+            low_on_disk: self.disk.borrow().is_low,
         }))
     }
 
@@ -127,6 +135,32 @@ impl Peer for PeerService {
             .map(move |request| service.clone().append_one(request))
             .buffered(SINGLE_APPENDS_IN_FLIGHT_MAX);
         Ok(Response::new(answers.boxed()))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<peer::SnapshotPiece>>,
+    ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
+        let mut pieces = request.into_inner().map(|piece| snapshots::piece_from_proto(piece?));
+        let Some(SnapshotPiece::Begin(begin)) = pieces.next().await.transpose()? else {
+            return Err(Status::invalid_argument("a snapshot begins with a begin"));
+        };
+        let group = self.group(begin.shard.get())?;
+        let pieces = pieces.map(|piece| piece.map_err(|status| status.message().to_owned()));
+        let answers = group.receive_snapshot(begin, pieces.boxed()).map(|answer| match answer {
+            Ok(answer) => Ok(snapshots::answer_to_proto(answer)),
+            Err(error) => Err(Status::failed_precondition(error.to_string())),
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn fetch_entry(
+        &self,
+        request: Request<peer::FetchEntryRequest>,
+    ) -> Result<Response<peer::FetchEntryResponse>, Status> {
+        let peer::FetchEntryRequest { shard_id, index } = request.into_inner();
+        let entry = self.group(shard_id)?.give_entry(index).await.as_ref().map(snapshots::entry_to_proto);
+        Ok(Response::new(peer::FetchEntryResponse { entry }))
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {

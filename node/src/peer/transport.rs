@@ -9,10 +9,13 @@ use skein_proto::{
 };
 use tonic::{Code, Request, Status};
 
-use super::{Connections, connections::Peer, convert, heartbeats::Heartbeats};
-use crate::raft::{
-    AppendRequests, AppendResults, Transport, TransportError,
-    wire::{AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse},
+use super::{Connections, connections::Peer, convert, heartbeats::Heartbeats, snapshots};
+use crate::{
+    log::KeptEntry,
+    raft::{
+        AppendRequests, AppendResults, SnapshotAnswers, SnapshotPieces, Transport, TransportError,
+        wire::{AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse},
+    },
 };
 
 /// A call that takes longer is given up. As long as the longest election timeout by default: by then somebody else
@@ -37,12 +40,7 @@ impl PeerTransport {
         Self { connections, heartbeats }
     }
 
-    fn client(&self, node: NodeId) -> Result<Peer, TransportError> {
-        let unknown = || TransportError::Unreachable { node, reason: "it is not a member".to_owned() };
-        self.connections.peer(node).ok_or_else(unknown)
-    }
-
-    /// Makes a call with a deadline, and converts what comes back.
+    /// Makes a call to a peer with a deadline, and converts what comes back.
     fn call<T, F>(
         &self,
         node: NodeId,
@@ -52,9 +50,22 @@ impl PeerTransport {
         F: Future<Output = Result<T, Status>> + Send + 'static,
         T: Send + 'static,
     {
-        let client = match self.client(node) {
-            Ok(client) => client,
-            Err(error) => return std::future::ready(Err(error)).boxed(),
+        self.call_on(self.connections.peer(node), node, call)
+    }
+
+    fn call_on<T, F>(
+        &self,
+        client: Option<Peer>,
+        node: NodeId,
+        call: impl FnOnce(Peer) -> F,
+    ) -> BoxFuture<'static, Result<T, TransportError>>
+    where
+        F: Future<Output = Result<T, Status>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let Some(client) = client else {
+            let reason = "it is not a member".to_owned();
+            return std::future::ready(Err(TransportError::Unreachable { node, reason })).boxed();
         };
         let call = call(client);
         async move {
@@ -111,6 +122,35 @@ impl Transport for PeerTransport {
         self.call(to, move |mut client| async move {
             let answer = client.vote(convert::vote_request_to_proto(request)).await?.into_inner();
             convert::vote_response_from_proto(answer).map_err(incomplete)
+        })
+    }
+
+    fn snapshot(
+        &self,
+        to: NodeId,
+        pieces: SnapshotPieces,
+    ) -> BoxFuture<'static, Result<SnapshotAnswers, TransportError>> {
+        self.call_on(self.connections.bulk(to), to, move |mut client| async move {
+            let answers = client.install_snapshot(pieces.map(snapshots::piece_to_proto)).await?.into_inner();
+            let answers = answers.map(move |answer| {
+                answer
+                    .and_then(|answer| snapshots::answer_from_proto(answer).map_err(incomplete))
+                    .map_err(|status| transport_error(to, &status))
+            });
+            Ok(answers.boxed())
+        })
+    }
+
+    fn fetch_entry(
+        &self,
+        to: NodeId,
+        shard: ShardId,
+        index: u64,
+    ) -> BoxFuture<'static, Result<Option<KeptEntry>, TransportError>> {
+        self.call_on(self.connections.bulk(to), to, move |mut client| async move {
+            let request = Request::new(peer::FetchEntryRequest { shard_id: shard.get(), index });
+            let entry = client.fetch_entry(request).await?.into_inner().entry;
+            entry.map(snapshots::entry_from_proto).transpose().map_err(incomplete)
         })
     }
 

@@ -1,10 +1,13 @@
-//! What `skein-node` can be told to do: run a node, run a cluster of them for trying things out, or demonstrate one.
+//! What `skein-node` can be told to do: run a node, run a cluster of them for trying things out, demonstrate one, or
+//! show what one left on disk.
 
 mod cluster;
 mod demo;
 mod dev;
+mod dump;
 mod run;
 
 pub use demo::{DemoOptions, demo};
 pub use dev::{DevOptions, dev};
+pub use dump::{DumpOptions, dump};
 pub use run::run;

@@ -23,12 +23,22 @@ use super::{
     log_store::LogStore,
     network::{Network, Transport},
     proposer::{CommandOutcome, MAILBOX_MAX, Proposal, ProposeError, Proposer},
+    repair::{self, Repairs},
     replica::Replica,
+    snapshot::{ReceiveError, Receiver, Saved},
     state_machine::StateMachine,
     types::{Body, Raft, TypeConfig},
-    wire::{AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse},
+    wire::{
+        AppendRequest, AppendResult, SnapshotAnswer, SnapshotBegin, SnapshotPiece, TransferRequest,
+        VoteRequest, VoteResponse,
+    },
 };
-use crate::{checkpoint::Checkpoint, clock::Clock, log::Log, tasks};
+use crate::{
+    checkpoint::Checkpoint,
+    clock::Clock,
+    log::{KeptEntry, Log},
+    tasks,
+};
 
 /// Timers of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +90,7 @@ pub(super) struct GroupParts {
     pub checkpoint: Checkpoint,
     pub transport: Arc<dyn Transport>,
     pub clock: Clock,
+    pub repairs: Repairs,
     pub failures: mpsc::UnboundedSender<GroupFailure>,
 }
 
@@ -88,32 +99,37 @@ pub struct Group {
     node: NodeId,
     shard: ShardId,
     raft: Raft,
-    replica: Arc<Replica>,
+    saved: Saved,
     proposals: mpsc::Sender<Proposal>,
     leadership: watch::Receiver<Leadership>,
     replicated_index: Arc<AtomicU64>,
+    receiver: Arc<Receiver>,
+    repairs: Repairs,
 }
 
 impl Group {
     pub(super) async fn start(parts: GroupParts) -> Result<Self, GroupError> {
-        let GroupParts { node, timers, log, replica, checkpoint, transport, clock, failures } = parts;
+        let GroupParts { node, timers, log, replica, checkpoint, transport, clock, repairs, failures } =
+            parts;
         let shard = replica.shard();
+        let saved = Saved { checkpoint, replica: Arc::clone(&replica), log: log.clone() };
         let raft = Raft::new(
             node.get(),
             Arc::new(raft_config(shard, timers)?),
             Network::new(transport, shard),
-            LogStore::new(log.clone(), shard),
-            StateMachine::new(Arc::clone(&replica), checkpoint, log),
+            LogStore::new(log, shard, repairs.clone()),
+            StateMachine::new(saved.clone()),
         )
         .await
         .map_err(|fatal| GroupFailure { shard, reason: fatal.to_string() })?;
 
         let replicated_index = Arc::new(AtomicU64::new(0));
         let (proposals, mailbox) = mpsc::channel(MAILBOX_MAX);
-        tasks::spawn(Proposer::new(raft.clone(), clock, Arc::clone(&replicated_index)).run(mailbox));
+        tasks::spawn(Proposer::new(raft.clone(), clock.clone(), Arc::clone(&replicated_index)).run(mailbox));
         let (leadership_sender, leadership) = watch::channel(Leadership { term: 0, leader: None });
         tasks::spawn(watch_leadership(raft.clone(), shard, leadership_sender, failures));
-        Ok(Self { node, shard, raft, replica, proposals, leadership, replicated_index })
+        let receiver = Receiver::new(saved.clone(), raft.clone(), clock);
+        Ok(Self { node, shard, raft, saved, proposals, leadership, replicated_index, receiver, repairs })
     }
 
     /// The shard.
@@ -125,7 +141,7 @@ impl Group {
     /// The shard's state on this node.
     #[must_use]
     pub fn replica(&self) -> &Arc<Replica> {
-        &self.replica
+        &self.saved.replica
     }
 
     /// Who leads, now and whenever it changes.
@@ -210,8 +226,65 @@ impl Group {
             .boxed()
     }
 
-    /// Answers a candidate. None when the group has failed.
+    /// Takes a snapshot from the shard's leader, and answers its pieces.
+    pub fn receive_snapshot(
+        &self,
+        begin: SnapshotBegin,
+        pieces: BoxStream<'static, Result<SnapshotPiece, String>>,
+    ) -> impl Stream<Item = Result<SnapshotAnswer, ReceiveError>> + Send + use<> {
+        self.receiver.receive(begin, pieces)
+    }
+
+    /// Snapshots that this replica took over since the node started.
+    #[must_use]
+    pub fn snapshots_installed(&self) -> u64 {
+        self.receiver.installed_count()
+    }
+
+    /// Whether the log holds entries of a snapshot that may yet be installed: they must not be given up.
+    pub(super) fn has_staged_snapshot(&self) -> bool {
+        self.receiver.has_staged()
+    }
+
+    /// What this replica has of an entry that it knows to be committed, for a peer whose copy is damaged.
+    pub async fn give_entry(&self, index: u64) -> Option<KeptEntry> {
+        if self.committed_index().is_none_or(|committed| committed < index) {
+            return None;
+        }
+        repair::give(&self.saved.log, &self.repairs, self.shard, index).await
+    }
+
+    /// The damaged entries of this node.
+    #[must_use]
+    pub fn repairs(&self) -> &Repairs {
+        &self.repairs
+    }
+
+    /// Stops this replica from leading and from wanting to, because its log is damaged.
+    pub(super) async fn step_back(&self) {
+        self.raft.runtime_config().elect(false);
+        if self.is_leader()
+            && let Some(to) = self.hand_over().await
+        {
+            tracing::warn!(shard = %self.shard, %to, "handed leadership over: this node's log is damaged");
+        }
+    }
+
+    /// Lets this replica take part again.
+    pub(super) fn step_forward(&self) {
+        self.raft.runtime_config().elect(true);
+    }
+
+    /// The newest entry that this replica knows to be committed.
+    pub(super) fn committed_index(&self) -> Option<u64> {
+        self.metrics().local_committed.map(|id| id.index())
+    }
+
+    /// Answers a candidate. None when the group has failed, or this replica's log is damaged.
     pub async fn handle_vote(&self, request: VoteRequest) -> Option<VoteResponse> {
+        if self.repairs.is_unfit(self.shard) {
+            return None;
+        }
         let pre_vote = request.pre_vote;
         let request = request.into_raft();
         let response =
@@ -238,28 +311,47 @@ impl Group {
         Some(NodeId::new(to))
     }
 
-    /// Saves a checkpoint if anything was applied since the last one, then lets go of the part of the log that
-    /// neither this node's state nor any other replica needs.
+    /// Saves a checkpoint if anything was applied since the last one. False when the checkpoint is being sent to
+    /// another node, and so must stay as it is.
     ///
     /// # Errors
     /// When the group has failed.
-    pub async fn checkpoint(&self) -> Result<(), GroupFailure> {
+    pub async fn checkpoint(&self) -> Result<bool, GroupFailure> {
         let applied = self.metrics().last_applied;
-        let failed = |fatal: openraft::errors::Fatal<TypeConfig>| self.failure(&fatal);
-        if applied.is_some() && applied != self.metrics().snapshot {
-            self.raft.trigger().snapshot().await.map_err(failed)?;
-            let mut progress = self.raft.metrics();
-            while progress.borrow_watched().snapshot < applied {
-                progress.changed().await.map_err(|_| GroupFailure {
-                    shard: self.shard,
-                    reason: "it ended while a checkpoint was being saved".to_owned(),
-                })?;
-            }
+        if applied.is_none() || applied == self.metrics().snapshot {
+            return Ok(true);
         }
-        if let Some(upto) = self.purgeable_index() {
-            self.raft.trigger().purge_log(upto).await.map_err(failed)?;
+        let Some(_changing) = self.saved.checkpoint.try_change() else { return Ok(false) };
+        self.raft.trigger().snapshot().await.map_err(|fatal| self.failure(&fatal))?;
+        let mut progress = self.raft.metrics();
+        while progress.borrow_watched().snapshot < applied {
+            progress.changed().await.map_err(|_| GroupFailure {
+                shard: self.shard,
+                reason: "it ended while a checkpoint was being saved".to_owned(),
+            })?;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// How much of the shard's log some replica lacks, in bytes, about.
+    pub(super) fn lag_bytes(&self) -> u64 {
+        self.saved.log.bytes_after(self.shard, self.saved.replica.replicated_index())
+    }
+
+    /// Lets raft forget the part of the log that the checkpoint covers: as far as every replica has it, or, when those
+    /// that have not are not to be waited for, all of it. They are then sent a snapshot.
+    ///
+    /// # Errors
+    /// When the group has failed.
+    pub(super) async fn purge(&self, waits_for_replicas: bool) -> Result<(), GroupFailure> {
+        let metrics = self.metrics();
+        let Some(saved) = metrics.snapshot.as_ref().map(|id| id.index()) else { return Ok(()) };
+        let replicated = self.saved.replica.replicated_index();
+        let upto = if waits_for_replicas { saved.min(replicated) } else { saved };
+        if metrics.purged.is_some_and(|purged| purged.index() >= upto) {
+            return Ok(());
+        }
+        self.raft.trigger().purge_log(upto).await.map_err(|fatal| self.failure(&fatal))
     }
 
     /// As leader, notes how much of the log every replica has on disk; the next entry tells the others.
@@ -313,14 +405,6 @@ impl Group {
             let _ = refused.0.reply.send(Err(ProposeError::Stopped));
         }
         outcome
-    }
-
-    fn purgeable_index(&self) -> Option<u64> {
-        let metrics = self.metrics();
-        let saved = metrics.snapshot.as_ref()?.index();
-        let upto = self.replica.lowest_needed_index().checked_sub(1)?.min(saved);
-        let purged = metrics.purged.as_ref().map(|id| id.index());
-        purged.is_none_or(|purged| purged < upto).then_some(upto)
     }
 
     fn metrics(&self) -> RaftMetrics<TypeConfig> {

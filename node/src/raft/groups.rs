@@ -9,12 +9,16 @@ use super::{
     group::{Group, GroupError, GroupFailure, GroupParts, Timers},
     load::{self, LoadError},
     network::Transport,
+    repair::{Repairer, Repairs},
     replica::Replica,
+    scrub::{Scrubbing, scrub},
+    space::{SpaceKeeper, checkpoint_all},
 };
 use crate::{
     checkpoint::{CheckpointError, Checkpoints},
     clock::Clock,
-    log::Log,
+    log::{Log, LogFailure},
+    tasks,
 };
 
 /// A checkpoint is saved after this many bytes of applied entries: a restart replays at most about as much.
@@ -23,8 +27,11 @@ const CHECKPOINT_EVERY_BYTES: u64 = 64 << 20;
 /// ... or after this long, if anything was applied.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
-/// ... or after the node's log grew by this much, whichever shard it was for: segments are freed together.
-const TRIM_EVERY_LOG_BYTES: u64 = 256 << 20;
+/// The log's space is looked after when it has grown by this many segments, whichever shards it was for ...
+const SPACE_EVERY_SEGMENTS: u64 = 4;
+
+/// ... and this often, if anything was applied. Every shard is then checkpointed.
+const SPACE_EVERY: Duration = CHECKPOINT_EVERY;
 
 /// How often the groups are looked after.
 const UPKEEP_EVERY: Duration = Duration::from_millis(500);
@@ -33,12 +40,19 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(500);
 pub struct GroupsParts {
     /// This node.
     pub node: NodeId,
+    /// The other nodes.
+    pub peers: Vec<NodeId>,
     /// Message shards; the catalog comes on top.
     pub shard_count: u32,
     /// Timers of every group.
     pub timers: Timers,
     /// The node's log.
     pub log: Log,
+    /// How much of the log is kept for replicas that lag, in bytes, all shards together. One that is further behind is
+    /// sent a snapshot.
+    pub lag_bytes_max: u64,
+    /// How the log is scrubbed.
+    pub scrubbing: Scrubbing,
     /// Calls to peers.
     pub transport: Arc<dyn Transport>,
     /// The time.
@@ -61,16 +75,29 @@ pub enum OpenGroupsError {
     Group(#[from] GroupError),
 }
 
+/// Why the groups cannot be looked after any more: the node must stop.
+#[derive(Debug, thiserror::Error)]
+pub enum UpkeepFailure {
+    /// A group stopped.
+    #[error(transparent)]
+    Group(#[from] GroupFailure),
+    /// The log could not be written.
+    #[error(transparent)]
+    Log(#[from] LogFailure),
+}
+
 /// All raft groups of this node.
 pub struct Groups {
     groups: BTreeMap<ShardId, Arc<Group>>,
     log: Log,
+    lag_bytes_max: u64,
     clock: Clock,
+    repairs: Repairs,
 }
 
-/// When a group was checkpointed last.
+/// When something was done last.
 #[derive(Clone, Copy)]
-struct Saved {
+struct LastTime {
     at: Duration,
     /// Written to the node's log by then.
     log_bytes: u64,
@@ -83,11 +110,20 @@ impl Groups {
     /// See [`OpenGroupsError`].
     pub async fn open(parts: GroupsParts, checkpoint_dir: &Path) -> Result<Self, OpenGroupsError> {
         let checkpoints = Checkpoints::open(checkpoint_dir)?;
+        let repairs = Repairs::default();
+        for (shard, index) in parts.log.damaged() {
+            repairs.report(shard, index);
+        }
+        let GroupsParts { log, transport, peers, .. } = &parts;
+        let repairer = Repairer::new(repairs.clone(), log.clone(), Arc::clone(transport), peers.clone());
+        let repairer = Arc::new(repairer);
+        tasks::spawn(Arc::clone(&repairer).run());
         let mut groups = BTreeMap::new();
         for shard in (0..=parts.shard_count).map(ShardId::new) {
             let checkpoint = checkpoints.shard(shard)?;
             let (machine, position) = load::machine(shard, &checkpoint.load()?)?;
             let replica = Arc::new(Replica::new(shard, machine, position));
+            repairer.add_replica(&replica);
             let group = Group::start(GroupParts {
                 node: parts.node,
                 timers: parts.timers,
@@ -96,12 +132,17 @@ impl Groups {
                 checkpoint,
                 transport: Arc::clone(&parts.transport),
                 clock: parts.clock.clone(),
+                repairs: repairs.clone(),
                 failures: parts.failures.clone(),
             })
             .await?;
-            groups.insert(shard, Arc::new(group));
+            let group = Arc::new(group);
+            repairer.add_group(&group);
+            groups.insert(shard, group);
         }
-        Ok(Self { groups, log: parts.log, clock: parts.clock })
+        tasks::spawn(scrub(parts.log.clone(), repairs.clone(), parts.scrubbing, parts.clock.clone()));
+        let GroupsParts { log, lag_bytes_max, clock, .. } = parts;
+        Ok(Self { groups, log, lag_bytes_max, clock, repairs })
     }
 
     /// One shard's group, if this node hosts it.
@@ -124,35 +165,83 @@ impl Groups {
         self.groups.values()
     }
 
-    /// Checkpoints and trims every group for as long as it is polled; returns only with a failure.
-    pub async fn upkeep(&self) -> GroupFailure {
-        let mut saved: BTreeMap<ShardId, Saved> = BTreeMap::new();
+    /// The damaged entries of this node.
+    #[must_use]
+    pub fn repairs(&self) -> &Repairs {
+        &self.repairs
+    }
+
+    /// Checkpoints every group and looks after the log's space for as long as it is polled; returns only with a
+    /// failure.
+    pub async fn upkeep(&self) -> UpkeepFailure {
+        let mut space = SpaceKeeper::new(self.log.clone(), self.repairs.clone());
+        let mut last = self.now();
         let mut ticks = tokio::time::interval(UPKEEP_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            for group in self.groups.values() {
-                let now = Saved { at: self.clock.monotonic(), log_bytes: self.log.stats().bytes_written };
-                let last = saved.entry(group.shard()).or_insert(now);
-                if let Err(failure) = self.look_after(group, last, now).await {
-                    return failure;
-                }
+            if let Err(failure) = self.look_after(&mut space, &mut last).await {
+                return failure;
             }
         }
     }
 
-    async fn look_after(&self, group: &Group, last: &mut Saved, now: Saved) -> Result<(), GroupFailure> {
-        group.update_replicated_index();
-        let log_has_moved = now.log_bytes - last.log_bytes >= TRIM_EVERY_LOG_BYTES;
-        let has_grown = group.replica().bytes_since_checkpoint() >= CHECKPOINT_EVERY_BYTES;
-        if log_has_moved && group.is_leader() {
-            group.tell_replicated_index(self.clock.wall_ms()).await?;
+    async fn look_after(&self, space: &mut SpaceKeeper, last: &mut LastTime) -> Result<(), UpkeepFailure> {
+        for group in self.groups.values() {
+            group.update_replicated_index();
+            if group.replica().bytes_since_checkpoint() >= CHECKPOINT_EVERY_BYTES {
+                group.checkpoint().await?;
+            }
         }
-        if log_has_moved || has_grown || now.at - last.at >= CHECKPOINT_EVERY {
-            group.checkpoint().await?;
+        let now = self.now();
+        let grown_bytes = now.log_bytes - last.log_bytes;
+        let has_grown = grown_bytes >= SPACE_EVERY_SEGMENTS * self.log.segment_bytes();
+        if has_grown {
+            self.tell_replicated_indexes().await?;
+        }
+        if has_grown || now.at - last.at >= SPACE_EVERY {
             *last = now;
+            self.free_space(space).await?;
+            if grown_bytes == 0 {
+                space.rest();
+            }
         }
         Ok(())
+    }
+
+    /// A shard that nobody writes to would otherwise never learn that all replicas have its entries.
+    async fn tell_replicated_indexes(&self) -> Result<(), GroupFailure> {
+        for group in self.groups.values().filter(|group| group.is_leader()) {
+            group.tell_replicated_index(self.clock.wall_ms()).await?;
+        }
+        Ok(())
+    }
+
+    async fn free_space(&self, space: &mut SpaceKeeper) -> Result<(), UpkeepFailure> {
+        let groups: Vec<_> = self.groups.values().cloned().collect();
+        space.begin(&groups).await;
+        let all_saved = checkpoint_all(&groups).await?;
+        self.purge(&groups).await?;
+        if all_saved {
+            space.finish().await?;
+        }
+        Ok(())
+    }
+
+    /// Replicas that lag are waited for, until all together keep back too much; then those that keep back more than their
+    /// share are not.
+    async fn purge(&self, groups: &[Arc<Group>]) -> Result<(), GroupFailure> {
+        let lags: Vec<_> = groups.iter().map(|group| group.lag_bytes()).collect();
+        let is_too_much = lags.iter().sum::<u64>() > self.lag_bytes_max;
+        let share = self.lag_bytes_max / groups.len() as u64;
+        for (group, lag) in groups.iter().zip(lags) {
+            group.purge(!is_too_much || lag <= share).await?;
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> LastTime {
+        LastTime { at: self.clock.monotonic(), log_bytes: self.log.stats().bytes_written }
     }
 
     /// Stops every group.

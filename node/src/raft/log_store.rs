@@ -1,6 +1,6 @@
 //! A raft group's log, as openraft wants it, on the node's shared [`Log`].
 
-use std::{fmt, io, ops::Bound, ops::Range, ops::RangeBounds};
+use std::{fmt, io, ops::Bound, ops::Range, ops::RangeBounds, time::Duration};
 
 use openraft::{
     OptionalSend, RaftLogReader,
@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{
     records,
+    repair::Repairs,
     types::{RaftEntry, RaftLogId, RaftVote, TypeConfig},
     wire::{entry_id, log_id},
 };
@@ -23,18 +24,22 @@ use crate::{
 /// puts into one entry, so that a follower that keeps up gets them one by one and one that lags gets few at a time.
 const APPEND_BYTES_MAX: usize = 1 << 20;
 
+/// An entry that no replica has is asked for again this often: somebody may yet restore a peer's disk.
+const REREAD_EVERY: Duration = Duration::from_secs(1);
+
 /// Cheap to clone; openraft gives each replication task its own.
 #[derive(Clone)]
 pub(super) struct LogStore {
     log: Log,
     shard: ShardId,
+    repairs: Repairs,
 }
 
 impl LogStore {
     /// The log of one shard.
     #[must_use]
-    pub(super) fn new(log: Log, shard: ShardId) -> Self {
-        Self { log, shard }
+    pub(super) fn new(log: Log, shard: ShardId, repairs: Repairs) -> Self {
+        Self { log, shard, repairs }
     }
 
     async fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<RaftEntry>, io::Error> {
@@ -45,16 +50,23 @@ impl LogStore {
         entries.into_iter().map(records::entry_from_log).collect::<Result<_, _>>().map_err(io::Error::other)
     }
 
+    /// A damaged entry is waited for until it is repaired: an error would end the node, and nothing else can be done.
     async fn read_from_disk(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, io::Error> {
-        let (log, shard) = (self.log.clone(), self.shard);
-        tasks::spawn_blocking(move || log.read(shard, range, bytes_max))
-            .await
-            .map_err(io::Error::other)?
-            .or_else(|error| match error {
+        loop {
+            let (log, shard, range) = (self.log.clone(), self.shard, range.clone());
+            let read = tasks::spawn_blocking(move || log.read(shard, range, bytes_max)).await;
+            let error = match read.map_err(io::Error::other)? {
+                Ok(entries) => return Ok(entries),
                 // openraft asks for ranges that a truncation or purge has just taken, and expects them to be empty.
-                ReadError::Purged { .. } | ReadError::NotFound { .. } => Ok(Vec::new()),
-                error => Err(io::Error::other(error)),
-            })
+                Err(ReadError::Purged { .. } | ReadError::NotFound { .. }) => return Ok(Vec::new()),
+                Err(error) => error,
+            };
+            let Some(index) = error.damaged_index() else { return Err(io::Error::other(error)) };
+            self.repairs.report(self.shard, index);
+            if !self.repairs.wait(self.shard, index).await {
+                tokio::time::sleep(REREAD_EVERY).await;
+            }
+        }
     }
 
     /// The half-open range of indexes that exist within what was asked for.

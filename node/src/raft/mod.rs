@@ -13,9 +13,14 @@ mod groups;
 mod load;
 mod log_store;
 mod network;
+mod offline;
 mod proposer;
 mod records;
+mod repair;
 mod replica;
+mod scrub;
+mod snapshot;
+mod space;
 mod state_machine;
 #[cfg(test)]
 mod suite;
@@ -24,8 +29,14 @@ pub mod wire;
 
 pub use codec::Proposed;
 pub use group::{Group, GroupError, GroupFailure, Leadership, Timers};
-pub use groups::{Groups, GroupsParts, OpenGroupsError};
+pub use groups::{Groups, GroupsParts, OpenGroupsError, UpkeepFailure};
 pub use load::LoadError;
-pub use network::{AppendRequests, AppendResults, Transport, TransportError};
+pub use network::{
+    AppendRequests, AppendResults, SnapshotAnswers, SnapshotPieces, Transport, TransportError,
+};
+pub use offline::{SavedStates, SavedStatesError};
 pub use proposer::{CommandOutcome, ProposeError};
+pub use repair::Repairs;
 pub use replica::Replica;
+pub use scrub::Scrubbing;
+pub use snapshot::ReceiveError;

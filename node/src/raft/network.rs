@@ -22,13 +22,19 @@ use openraft::{
     },
 };
 use skein_proto::ids::{NodeId, ShardId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::log::KeptEntry;
 
 use super::{
+    snapshot::SnapshotData,
     types::TypeConfig,
-    wire::{AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse},
+    wire::{
+        AppendRequest, AppendResult, SnapshotAnswer, SnapshotPiece, TransferRequest, VoteRequest,
+        VoteResponse,
+    },
 };
-
-use crate::checkpoint::Checkpoint;
 
 /// How long replication to a peer pauses after a failed call: first, and at most. Short at first because a peer that
 /// restarts is back within milliseconds.
@@ -71,6 +77,26 @@ impl Stream for AppendRequests {
     }
 }
 
+/// A snapshot on its way to a replica.
+pub struct SnapshotPieces(ReceiverStream<SnapshotPiece>);
+
+impl SnapshotPieces {
+    pub(super) fn new(pieces: mpsc::Receiver<SnapshotPiece>) -> Self {
+        Self(ReceiverStream::new(pieces))
+    }
+}
+
+impl Stream for SnapshotPieces {
+    type Item = SnapshotPiece;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<SnapshotPiece>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+/// The answers to a snapshot's pieces.
+pub type SnapshotAnswers = BoxStream<'static, Result<SnapshotAnswer, TransportError>>;
+
 /// Calls to peers.
 ///
 /// 1. `append` sends requests in order on one stream and yields answers in the same order. Any number may be in flight.
@@ -97,6 +123,21 @@ pub trait Transport: Send + Sync + 'static {
         to: NodeId,
         request: VoteRequest,
     ) -> BoxFuture<'static, Result<VoteResponse, TransportError>>;
+
+    /// Sends a snapshot to a peer, on a connection that nothing else waits for.
+    fn snapshot(
+        &self,
+        to: NodeId,
+        pieces: SnapshotPieces,
+    ) -> BoxFuture<'static, Result<SnapshotAnswers, TransportError>>;
+
+    /// Asks a peer for what it still has of a committed entry; nothing when it has none of it, or not intact.
+    fn fetch_entry(
+        &self,
+        to: NodeId,
+        shard: ShardId,
+        index: u64,
+    ) -> BoxFuture<'static, Result<Option<KeptEntry>, TransportError>>;
 
     /// Asks a peer to take over as leader.
     fn transfer_leader(
@@ -233,19 +274,29 @@ impl NetTransferLeader<TypeConfig> for PeerClient {
 }
 
 impl NetSnapshot<TypeConfig> for PeerClient {
-    type SnapshotData = Checkpoint;
+    type SnapshotData = SnapshotData;
 
-    /// Never needed: the log is not purged past what any replica lacks (see [`super::state_machine`]).
+    /// Has no time limit of its own: how long it takes depends on how much there is. A receiver that stops answering
+    /// ends it.
     async fn full_snapshot(
         &mut self,
-        _: alias::VoteOf<TypeConfig>,
-        _: alias::SnapshotOf<TypeConfig, Checkpoint>,
-        _: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: alias::VoteOf<TypeConfig>,
+        snapshot: alias::SnapshotOf<TypeConfig, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let reason =
-            std::io::Error::new(std::io::ErrorKind::Unsupported, "checkpoints are not sent to other nodes");
-        Err(StreamingError::Unreachable(Unreachable::new(&reason)))
+        let sent = snapshot.snapshot.send(self.transport.as_ref(), self.target, vote.into());
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = sent => match sent {
+                Ok(vote) => Ok(SnapshotResponse::new(vote.into())),
+                Err(error) => {
+                    tracing::warn!(shard = %self.shard, to = %self.target, %error, "a snapshot was not installed");
+                    // Unreachable, whatever it was: only then does openraft pause before it tries again.
+                    Err(StreamingError::Unreachable(Unreachable::new(&error)))
+                }
+            },
+        }
     }
 }
 

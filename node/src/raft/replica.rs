@@ -1,6 +1,9 @@
 //! One shard's replicated state on this node: written by the apply worker, read by everybody else.
 
-use std::sync::{Mutex, MutexGuard};
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard},
+};
 
 use skein_proto::ids::ShardId;
 use tokio::sync::watch;
@@ -13,7 +16,7 @@ use super::{
     wire::{entry_id, log_id},
 };
 use crate::{
-    broker::{Catalog, Record, RecordKey, Shard},
+    broker::{Catalog, Live, LivePart, Record, RecordKey, Shard},
     log::{Entry, EntryId},
 };
 
@@ -31,7 +34,7 @@ impl Machine {
     pub(super) fn holds_messages(&self) -> bool {
         match self {
             Self::Catalog(_) => false,
-            Self::Messages(shard) => shard.lowest_live_index().is_some(),
+            Self::Messages(shard) => shard.next_live_index(0).is_some(),
         }
     }
 }
@@ -150,17 +153,36 @@ impl Replica {
         self.lock().bytes_since_checkpoint
     }
 
-    /// The lowest index that the log must keep for this shard's messages and for replicas that lack entries.
+    /// The highest entry that is known to be on the disks of all replicas.
     #[must_use]
-    pub fn lowest_needed_index(&self) -> u64 {
-        let state = self.lock();
-        let next = state.applied.map_or(0, |applied| applied.index + 1);
-        match &state.machine {
-            Machine::Catalog(catalog) => catalog.replicated_index().saturating_add(1).min(next),
-            Machine::Messages(shard) => {
-                let replicated_next = shard.replicated_index().saturating_add(1);
-                shard.lowest_live_index().unwrap_or(next).min(replicated_next).min(next)
-            }
+    pub fn replicated_index(&self) -> u64 {
+        match &self.lock().machine {
+            Machine::Catalog(catalog) => catalog.replicated_index(),
+            Machine::Messages(shard) => shard.replicated_index(),
+        }
+    }
+
+    /// What of these entries some group may still need. The catalog keeps all it needs in its state.
+    pub(super) fn live_parts(&self, entries: Range<u64>) -> Vec<LivePart> {
+        match &self.lock().machine {
+            Machine::Catalog(_) => Vec::new(),
+            Machine::Messages(shard) => shard.live_parts(entries),
+        }
+    }
+
+    /// How much of each of these ranges of entries, which rise, some group may still need.
+    pub(super) fn live_in(&self, ranges: &[Range<u64>]) -> Vec<Live> {
+        match &self.lock().machine {
+            Machine::Catalog(_) => vec![Live::default(); ranges.len()],
+            Machine::Messages(shard) => shard.live_in(ranges),
+        }
+    }
+
+    /// The lowest entry from `from` on that some group may still need.
+    pub(super) fn next_live_index(&self, from: u64) -> Option<u64> {
+        match &self.lock().machine {
+            Machine::Catalog(_) => None,
+            Machine::Messages(shard) => shard.next_live_index(from),
         }
     }
 

@@ -1,9 +1,9 @@
 //! A raft group's state machine, as openraft wants it: applies entries to a [`Replica`] and checkpoints it.
 //!
-//! What openraft calls a snapshot is a checkpoint: state only, for this node's restart. The messages it refers to
-//! stay in the log, and the log is never purged past what any replica lacks, so none is ever sent to another node.
+//! What openraft calls a snapshot is the checkpoint: state only, for this node's restart. When it goes to another node,
+//! the messages it refers to go with it (see [`super::snapshot`]).
 
-use std::{io, sync::Arc};
+use std::io;
 
 use futures::{Stream, TryStreamExt as _};
 use openraft::{
@@ -15,14 +15,14 @@ use tokio::sync::oneshot;
 use super::{
     codec, load,
     records::{self, Position},
-    replica::Replica,
+    snapshot::{Saved, SnapshotData},
     types::{RaftLogId, SnapshotMeta, StoredMembership, TypeConfig},
     wire::{entry_id, log_id},
 };
 use crate::{
     broker::{CatalogOutcome, Outcome},
-    checkpoint::Checkpoint,
-    log::{Entry, Log},
+    checkpoint::Staged,
+    log::Entry,
     tasks,
 };
 
@@ -39,30 +39,26 @@ pub enum Outcomes {
 
 /// Applies committed entries of one shard.
 pub(super) struct StateMachine {
-    replica: Arc<Replica>,
-    checkpoint: Checkpoint,
-    log: Log,
+    saved: Saved,
 }
 
 /// Saves a checkpoint on openraft's behalf.
 pub(super) struct Checkpointer {
-    replica: Arc<Replica>,
-    checkpoint: Checkpoint,
-    log: Log,
+    saved: Saved,
 }
 
 impl StateMachine {
-    pub(super) fn new(replica: Arc<Replica>, checkpoint: Checkpoint, log: Log) -> Self {
-        Self { replica, checkpoint, log }
+    pub(super) fn new(saved: Saved) -> Self {
+        Self { saved }
     }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
-    type SnapshotData = Checkpoint;
+    type SnapshotData = SnapshotData;
     type SnapshotBuilder = Checkpointer;
 
     async fn applied_state(&mut self) -> Result<(Option<RaftLogId>, StoredMembership), io::Error> {
-        let (applied, membership) = self.replica.applied();
+        let (applied, membership) = self.saved.replica.applied();
         Ok((applied.map(log_id), membership))
     }
 
@@ -75,14 +71,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let outcomes = match entry.payload {
                 EntryPayload::Normal(body) => {
                     let entry = Entry { index: id.index, term: id.term, payload: body.0 };
-                    self.replica.apply_commands(&entry).map_err(io::Error::other)?
+                    self.saved.replica.apply_commands(&entry).map_err(io::Error::other)?
                 }
                 EntryPayload::Blank => {
-                    self.replica.apply_consensus(id, None);
+                    self.saved.replica.apply_consensus(id, None);
                     Outcomes::None
                 }
                 EntryPayload::Membership(membership) => {
-                    self.replica.apply_consensus(id, Some(membership));
+                    self.saved.replica.apply_consensus(id, Some(membership));
                     Outcomes::None
                 }
             };
@@ -94,25 +90,25 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Checkpointer {
-        Checkpointer {
-            replica: Arc::clone(&self.replica),
-            checkpoint: self.checkpoint.clone(),
-            log: self.log.clone(),
-        }
+        Checkpointer { saved: self.saved.clone() }
     }
 
-    /// Takes over another checkpoint's state. Bodies do not come with it, so one that holds messages is refused.
-    async fn install_snapshot(&mut self, _: &SnapshotMeta, snapshot: Checkpoint) -> Result<(), io::Error> {
-        let (replica, checkpoint) = (Arc::clone(&self.replica), self.checkpoint.clone());
+    /// Takes over a state that was received and whose messages are in the log. Short, because the group waits for it:
+    /// the state is on disk already.
+    async fn install_snapshot(&mut self, _: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        // What the log was told before, such as to drop entries that contradict the snapshot, comes first on disk too.
+        self.saved.wait_durable().await?;
+        let saved = self.saved.clone();
         tasks::spawn_blocking(move || {
-            let loaded = snapshot.load().map_err(io::Error::other)?;
-            let (machine, position) = load::machine(replica.shard(), &loaded).map_err(io::Error::other)?;
-            if machine.holds_messages() {
-                let message = "a checkpoint that holds messages was to be installed without them";
-                return Err(io::Error::new(io::ErrorKind::Unsupported, message));
-            }
-            checkpoint.replace(&loaded).map_err(io::Error::other)?;
-            replica.replace(machine, position);
+            let staged = match snapshot {
+                SnapshotData::Received(staged) => staged,
+                SnapshotData::Saved(other) => saved.copy_without_messages(&other)?,
+            };
+            saved.checkpoint.adopt(staged).map_err(io::Error::other)?;
+            let loaded = saved.checkpoint.load().map_err(io::Error::other)?;
+            let (machine, position) =
+                load::machine(saved.replica.shard(), &loaded).map_err(io::Error::other)?;
+            saved.replica.replace(machine, position);
             Ok(())
         })
         .await
@@ -121,37 +117,38 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(
         &mut self,
-    ) -> Result<Option<alias::SnapshotOf<TypeConfig, Checkpoint>>, io::Error> {
-        let position = self.checkpoint.position().map_err(io::Error::other)?;
+    ) -> Result<Option<alias::SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
+        let position = self.saved.checkpoint.position().map_err(io::Error::other)?;
         let position = position.map(|bytes| records::decode_position(&bytes)).transpose();
-        Ok(position.map_err(io::Error::other)?.map(|position| snapshot(&position, self.checkpoint.clone())))
+        Ok(position.map_err(io::Error::other)?.map(|position| snapshot(&position, self.saved.clone())))
     }
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Checkpointer {
-    type SnapshotData = Checkpoint;
+    type SnapshotData = SnapshotData;
 
     /// Changes are taken and the position noted under one lock; only then does the disk have its say. A failure
-    /// after that is final: the changes are gone from the dirty set, and openraft stops the node.
-    async fn build_snapshot(&mut self) -> Result<alias::SnapshotOf<TypeConfig, Checkpoint>, io::Error> {
-        let changes = self.replica.take_changes();
-        self.wait_durable().await?;
+    /// after that is final: the changes are gone from the dirty set, and openraft stops the node. Whoever asks for it
+    /// has the right to [change](crate::checkpoint::Checkpoint::try_change) the checkpoint.
+    async fn build_snapshot(&mut self) -> Result<alias::SnapshotOf<TypeConfig, SnapshotData>, io::Error> {
+        let changes = self.saved.replica.take_changes();
+        self.saved.wait_durable().await?;
         let records: Vec<_> = changes
             .records
             .iter()
             .map(|(key, record)| (codec::encode_key(*key), record.as_ref().map(codec::encode_record)))
             .collect();
         let position = records::encode_position(&changes.position);
-        let checkpoint = self.checkpoint.clone();
+        let checkpoint = self.saved.checkpoint.clone();
         tasks::spawn_blocking(move || checkpoint.save(&position, records))
             .await
             .map_err(io::Error::other)?
             .map_err(io::Error::other)?;
-        Ok(snapshot(&changes.position, self.checkpoint.clone()))
+        Ok(snapshot(&changes.position, self.saved.clone()))
     }
 }
 
-impl Checkpointer {
+impl Saved {
     /// Waits until every entry applied so far is on this node's disk. An entry is applied once a majority has it, which
     /// need not include this node; a checkpoint that is ahead of its own log would refer to bodies that a restart does
     /// not find.
@@ -161,19 +158,36 @@ impl Checkpointer {
         self.log.append(self.replica.shard(), Vec::new(), Box::new(move |result| drop(done.send(result))));
         durable.await.map_err(io::Error::other)?.map_err(io::Error::other)
     }
+
+    /// Stages a copy of another checkpoint on this node. Messages' bodies do not come along, so one that has any is
+    /// refused.
+    fn copy_without_messages(&self, other: &Self) -> Result<Staged, io::Error> {
+        let loaded = other.checkpoint.load().map_err(io::Error::other)?;
+        let (machine, _) = load::machine(self.replica.shard(), &loaded).map_err(io::Error::other)?;
+        if machine.holds_messages() {
+            let message = "a checkpoint that holds messages was to be installed without them";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        }
+        let staged = self.checkpoint.stage().map_err(io::Error::other)?;
+        staged.add(loaded.records).map_err(io::Error::other)?;
+        staged.finish(&loaded.position.unwrap_or_default()).map_err(io::Error::other)?;
+        Ok(staged)
+    }
 }
 
-fn snapshot(position: &Position, checkpoint: Checkpoint) -> alias::SnapshotOf<TypeConfig, Checkpoint> {
+/// What openraft wants to know of a state at this position.
+pub(super) fn snapshot_meta(position: &Position) -> SnapshotMeta {
     let membership = StoredMembership::new(position.membership_id.map(log_id), position.membership.clone());
-    Snapshot {
-        meta: SnapshotMeta { last_log_id: position.applied.map(log_id), last_membership: membership },
-        snapshot: checkpoint,
-    }
+    SnapshotMeta { last_log_id: position.applied.map(log_id), last_membership: membership }
+}
+
+fn snapshot(position: &Position, saved: Saved) -> alias::SnapshotOf<TypeConfig, SnapshotData> {
+    Snapshot { meta: snapshot_meta(position), snapshot: SnapshotData::Saved(saved) }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, sync::Arc};
 
     use bytes::Bytes;
     use skein_proto::ids::ShardId;
@@ -183,8 +197,8 @@ mod tests {
         broker::Shard,
         checkpoint::Checkpoints,
         disk::faulty::{Fault, FaultyDisk},
-        log::{EntryId, LogOptions},
-        raft::replica::Machine,
+        log::{EntryId, Log, LogOptions},
+        raft::replica::{Machine, Replica},
     };
 
     /// An entry that a majority has is applied though this node's disk does not have it yet.
@@ -196,7 +210,8 @@ mod tests {
         let log = Log::open(Arc::new(disk.clone()), Path::new("log"), LogOptions::default(), drop).unwrap();
         let checkpoint = Checkpoints::open(dir.path()).unwrap().shard(shard).unwrap();
         let replica = Arc::new(Replica::new(shard, Machine::Messages(Shard::new()), None));
-        let mut checkpointer = Checkpointer { replica: Arc::clone(&replica), checkpoint, log: log.clone() };
+        let saved = Saved { checkpoint, replica: Arc::clone(&replica), log: log.clone() };
+        let mut checkpointer = Checkpointer { saved };
 
         // Whatever the log does next on its disk fails, be it this entry or a segment that it prepares.
         for later in 0..100 {
@@ -207,6 +222,6 @@ mod tests {
         replica.apply_consensus(EntryId { term: 1, index: 0 }, None);
 
         assert!(checkpointer.build_snapshot().await.is_err());
-        assert_eq!(checkpointer.checkpoint.position().unwrap(), None);
+        assert_eq!(checkpointer.saved.checkpoint.position().unwrap(), None);
     }
 }

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 
 use super::{
     log_store::LogStore,
+    repair::Repairs,
     replica::{Machine, Replica},
+    snapshot::Saved,
     state_machine::StateMachine,
     types::TypeConfig,
 };
@@ -33,7 +35,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
         let log = Log::open(Arc::new(RealDisk), &dir.path().join("log"), options, fail).unwrap();
         let checkpoint = Checkpoints::open(&dir.path().join("checkpoint")).unwrap().shard(shard).unwrap();
         let replica = Arc::new(Replica::new(shard, Machine::Messages(Shard::new()), None));
-        Ok((dir, LogStore::new(log.clone(), shard), StateMachine::new(replica, checkpoint, log)))
+        let store = LogStore::new(log.clone(), shard, Repairs::default());
+        Ok((dir, store, StateMachine::new(Saved { checkpoint, replica, log })))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What raft groups say to each other, in plain types: openraft's stay inside this module, protobuf's inside `peer`.
 
+use bytes::Bytes;
 use openraft::{
     alias,
     raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest},
@@ -10,7 +11,10 @@ use super::{
     records,
     types::{RaftLogId, RaftVote, TypeConfig},
 };
-use crate::log::{Entry, EntryId};
+use crate::log::{Entry, EntryId, KeptEntry};
+
+/// A record of a checkpoint.
+pub use crate::checkpoint::StoredRecord;
 
 /// A vote: whose leadership in which term, and whether a majority granted it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +90,47 @@ pub struct TransferRequest {
     pub to: NodeId,
     /// What the new leader must have on disk.
     pub last: Option<EntryId>,
+}
+
+/// A piece of a snapshot on its way to a replica: a begin, entries by rising index, records by rising key, an end.
+#[derive(Debug, Clone)]
+pub enum SnapshotPiece {
+    /// Whose snapshot it is.
+    Begin(SnapshotBegin),
+    /// What is still needed of entries that the state covers.
+    Entries(Vec<KeptEntry>),
+    /// The state.
+    Records(Vec<StoredRecord>),
+    /// How much was sent on this stream.
+    End {
+        /// Entries.
+        entry_count: u64,
+        /// Records.
+        record_count: u64,
+    },
+}
+
+/// How a snapshot begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotBegin {
+    /// The shard.
+    pub shard: ShardId,
+    /// The leader's vote.
+    pub vote: Vote,
+    /// Where the state stands, encoded.
+    pub position: Bytes,
+}
+
+/// What a replica says to a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotAnswer {
+    /// What is needed of the entries up to this one is on its disk.
+    Staged {
+        /// The entry.
+        index: u64,
+    },
+    /// The snapshot is its state, unless its vote is higher than the leader's.
+    Installed(Vote),
 }
 
 impl From<RaftVote> for Vote {

@@ -8,13 +8,17 @@ use skein_proto::ids::{QueueId, ShardId};
 use crate::{
     batch,
     broker::BlockSlice,
-    log::{Log, ReadError},
+    log::{KeptEntry, Log, Part, ReadError},
     raft::Group,
     tasks,
 };
 
-/// A batch of less than one part in this many of its entry is copied out of it.
-const SMALL_PART: usize = 4;
+/// How much a stream reads from disk at once, in bytes: messages published one after the other lie near each other.
+const READ_AHEAD_BYTES: usize = 256 << 10;
+
+/// A batch smaller than this that came from disk is copied: it would keep all that was read with it in memory for as
+/// long as it waits to be sent.
+const COPIED_BYTES_MAX: usize = READ_AHEAD_BYTES / 4;
 
 /// Reads one shard's messages. Cheap to clone.
 #[derive(Clone)]
@@ -26,8 +30,8 @@ pub struct Bodies {
 /// Reads one stream's messages.
 pub struct BodyReader {
     bodies: Bodies,
-    /// The entry that was read from disk last: batches that were published together lie in one.
-    last: Option<(u64, Bytes)>,
+    /// The entries that were read from disk last, by index.
+    ahead: Vec<KeptEntry>,
 }
 
 /// Why messages could not be read.
@@ -70,24 +74,46 @@ impl Bodies {
     /// A reader for one stream, which remembers the entry it read last.
     #[must_use]
     pub fn reader(&self) -> BodyReader {
-        BodyReader { bodies: self.clone(), last: None }
+        BodyReader { bodies: self.clone(), ahead: Vec::new() }
     }
 
-    /// The entry that holds the slice, and whether it had to be read from disk.
-    async fn entry(&self, slice: &BlockSlice) -> Result<(Bytes, bool), BodyError> {
-        let (shard, index) = (self.group.shard(), slice.index);
-        let range = index..index + 1;
-        if let Some(entries) = self.log.read_cached(shard, range.clone(), usize::MAX) {
-            return Ok((entries.into_iter().next().ok_or(BodyError::Gone { shard, index })?.payload, false));
+    /// The entry at `index` and some of those after it, from disk.
+    async fn read_from_disk(&self, index: u64) -> Result<Vec<KeptEntry>, BodyError> {
+        self.read(index, move |log, shard| log.read_kept(shard, index, READ_AHEAD_BYTES)).await
+    }
+
+    /// One block, wherever it lies.
+    async fn read_part(&self, part: Part) -> Result<Bytes, BodyError> {
+        self.read(part.index, move |log, shard| log.read_part(shard, part)).await
+    }
+
+    /// Reads on a thread that may block. What is damaged is repaired from another replica, and read again.
+    async fn read<T: Send + 'static>(
+        &self,
+        index: u64,
+        read: impl Fn(&Log, ShardId) -> Result<T, ReadError> + Clone + Send + 'static,
+    ) -> Result<T, BodyError> {
+        let shard = self.group.shard();
+        let mut is_repaired = false;
+        loop {
+            let (log, read) = (self.log.clone(), read.clone());
+            let result = tasks::spawn_blocking(move || read(&log, shard)).await;
+            let error = match result.expect("reading the log does not panic") {
+                Ok(found) => return Ok(found),
+                Err(ReadError::Purged { .. } | ReadError::NotFound { .. }) => {
+                    return Err(BodyError::Gone { shard, index });
+                }
+                Err(error) => error,
+            };
+            let Some(damaged) = error.damaged_index().filter(|_| !is_repaired) else {
+                return Err(error.into());
+            };
+            self.group.repairs().report(shard, damaged);
+            is_repaired = self.group.repairs().wait(shard, damaged).await;
+            if !is_repaired {
+                return Err(error.into());
+            }
         }
-        let log = self.log.clone();
-        let read = tasks::spawn_blocking(move || log.read(shard, range, usize::MAX)).await;
-        let entries = match read.expect("reading the log does not panic") {
-            Err(ReadError::Purged { .. } | ReadError::NotFound { .. }) => Vec::new(),
-            entries => entries?,
-        };
-        let entry = entries.into_iter().next();
-        Ok((entry.ok_or(BodyError::Gone { shard, index })?.payload, true))
     }
 
     /// Whether the core still keeps the messages of a slice.
@@ -105,34 +131,40 @@ impl BodyReader {
     /// See [`BodyError`].
     pub async fn read(&mut self, queue: QueueId, slice: &BlockSlice) -> Result<Bytes, BodyError> {
         let (shard, index) = (self.bodies.group.shard(), slice.index);
-        let entry = match &self.last {
-            Some((last, entry)) if *last == index => entry.clone(),
-            _ => self.read_entry(queue, slice).await?,
-        };
-        let start = slice.position as usize;
-        let end = start + slice.length as usize;
-        if end > entry.len() {
-            return Err(BodyError::Mismatch { shard, index });
-        }
-        let block = entry.slice(start..end);
-        let batch = if slice.take == slice.block_count {
-            block
-        } else {
-            batch::cut(&block, slice.skip, slice.take).ok_or(BodyError::Mismatch { shard, index })?
-        };
-        // A small part is copied, since it would keep the whole entry in memory for as long as it waits to be sent.
-        let is_small = batch.len() * SMALL_PART < entry.len();
-        Ok(if is_small && self.last.is_some() { Bytes::copy_from_slice(&batch) } else { batch })
-    }
-
-    async fn read_entry(&mut self, queue: QueueId, slice: &BlockSlice) -> Result<Bytes, BodyError> {
-        let (entry, is_cold) = match self.bodies.entry(slice).await {
+        let block = match self.block(slice).await {
             Err(BodyError::Gone { shard, index }) if self.bodies.is_kept(queue, slice) => {
                 return Err(BodyError::Lost { shard, index });
             }
-            entry => entry?,
+            block => block?,
         };
-        self.last = is_cold.then(|| (slice.index, entry.clone()));
-        Ok(entry)
+        if slice.take == slice.block_count {
+            return Ok(block);
+        }
+        batch::cut(&block, slice.skip, slice.take).ok_or(BodyError::Mismatch { shard, index })
+    }
+
+    /// The whole block of a slice.
+    async fn block(&mut self, slice: &BlockSlice) -> Result<Bytes, BodyError> {
+        let BlockSlice { index, position, length, .. } = *slice;
+        let shard = self.bodies.group.shard();
+        if let Some(entry) = self.bodies.log.read_kept_cached(shard, index)
+            && let Some(block) = entry.parts.get(position, length)
+        {
+            return Ok(block);
+        }
+        if self.ahead_place(index).is_none() {
+            self.ahead = self.bodies.read_from_disk(index).await?;
+        }
+        let entry = self.ahead_place(index).map(|place| &self.ahead[place]);
+        let block = match entry.and_then(|entry| entry.parts.get(position, length)) {
+            Some(block) => block,
+            // Another copy of the entry has it.
+            None => self.bodies.read_part(Part { index, position, length }).await?,
+        };
+        Ok(if block.len() < COPIED_BYTES_MAX { Bytes::copy_from_slice(&block) } else { block })
+    }
+
+    fn ahead_place(&self, index: u64) -> Option<usize> {
+        self.ahead.binary_search_by_key(&index, |entry| entry.index).ok()
     }
 }

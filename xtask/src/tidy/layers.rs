@@ -17,10 +17,10 @@ struct Layer {
 const AMBIENT: [&str; 4] = ["clock", "random", "tasks", "telemetry"];
 
 /// From the top down. Dependencies point down only.
-const LAYERS: [Layer; 24] = [
+const LAYERS: [Layer; 25] = [
     layer("main", &["program"]),
     // One file for each subcommand.
-    layer("program", &["node", "config"]),
+    layer("program", &["node", "config", "raft", "log", "disk"]),
     layer("lib", &[]),
     // The only place that wires parts.
     layer(
@@ -38,21 +38,23 @@ const LAYERS: [Layer; 24] = [
             "log",
             "checkpoint",
             "disk",
+            "free_space",
         ],
     ),
     layer("http", &["api", "shard", "raft", "log"]),
-    layer("api", &["peer", "shard", "raft", "broker", "dispatch", "offsets", "batch"]),
+    layer("api", &["peer", "shard", "raft", "broker", "dispatch", "offsets", "batch", "free_space"]),
     layer("controller", &["shard", "raft", "broker"]),
     layer("formation", &["datadir", "config", "peer"]),
     layer("datadir", &["disk"]),
     layer("config", &["peer", "raft", "disk"]),
-    layer("peer", &["raft", "log"]),
+    layer("peer", &["raft", "log", "free_space"]),
     // Joins raft groups, cores, dispatchers and log reads on one node.
     layer("shard", &["raft", "broker", "dispatch", "log", "offsets", "batch"]),
     // `disk` only to open a real log in its tests.
     layer("raft", &["broker", "log", "checkpoint", "offsets", "disk"]),
     layer("log", &["disk"]),
     layer("checkpoint", &[]),
+    layer("free_space", &["disk"]),
     layer("disk", &[]),
     layer("telemetry", &[]),
     // Deterministic: no time, randomness or tasks.

@@ -27,7 +27,11 @@ fn topology_text(topology: &Topology) -> String {
     let mut nodes = vec![["NODE", "ADDRESS", "STATE", "LEADS"].map(str::to_owned).to_vec()];
     for node in &topology.nodes {
         let leads = topology.shards.iter().filter(|shard| shard.leader == Some(node.id)).count();
-        let state = if node.reachable { "up" } else { "unreachable" };
+        let state = match (node.reachable, node.low_on_disk) {
+            (false, _) => "unreachable",
+            (true, true) => "up, low on disk",
+            (true, false) => "up",
+        };
         nodes.push(vec![
             node.id.to_string(),
             node.grpc_address.clone(),
@@ -59,6 +63,7 @@ fn topology_value(topology: &Topology) -> Value {
                 "grpc_address": node.grpc_address,
                 "http_address": node.http_address,
                 "reachable": node.reachable,
+                "low_on_disk": node.low_on_disk,
             })
         })
         .collect();

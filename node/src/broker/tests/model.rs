@@ -1,11 +1,17 @@
 //! The core once more, as simply as can be: everything is kept, message by message.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
 use crate::{
-    broker::{Block, BlockSlice, Command, DeadLetter, GroupStart, Outcome, Return, Settings, Shard},
+    broker::{
+        Block, BlockSlice, BlockSpan, Command, DeadLetter, GroupStart, Live, LivePart, Outcome, Return,
+        Settings, Shard,
+    },
     offsets::OffsetRange,
 };
 
@@ -21,6 +27,8 @@ struct ModelQueue {
     settings: Settings,
     /// For each message ever published, the block it is in.
     messages: Vec<Block>,
+    /// For each message ever published, whether its block is still there.
+    kept: Vec<bool>,
     first: usize,
     groups: BTreeMap<GroupId, ModelGroup>,
     next_group: u32,
@@ -79,17 +87,45 @@ impl Model {
         let outcome = queue.apply(index, time_ms, command);
         let floors = queue.groups.values().map(|group| group.floor(queue.messages.len()));
         queue.first = floors.min().map_or(queue.first, |floor| floor.max(queue.first));
+        queue.free();
         outcome
     }
 
-    /// Compares everything that can be read.
-    pub(super) fn check(&self, shard: &Shard) {
+    /// All kept blocks.
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        self.queues.values().flat_map(ModelQueue::blocks)
+    }
+
+    fn live_parts(&self, entries: &Range<u64>) -> Vec<LivePart> {
+        let inside = self.blocks().filter(|block| entries.contains(&block.index));
+        let mut parts: Vec<_> = inside
+            .map(|Block { index, span: BlockSpan { position, length }, .. }| LivePart {
+                index,
+                position,
+                length,
+            })
+            .collect();
+        parts.sort();
+        parts
+    }
+
+    fn live_in(&self, entries: &Range<u64>) -> Live {
+        let parts = self.live_parts(entries);
+        Live { bytes: parts.iter().map(|part| u64::from(part.length)).sum(), parts: parts.len() as u64 }
+    }
+
+    /// Compares everything that can be read, and of what is needed of the log, these entries.
+    pub(super) fn check(&self, shard: &Shard, entries: &[Range<u64>]) {
         assert_eq!(shard.time_ms(), self.time_ms);
         let ids: Vec<_> = shard.queues().map(|queue| queue.id()).collect();
         assert_eq!(ids, self.queues.keys().copied().collect::<Vec<_>>());
-        let live =
-            self.queues.values().filter_map(|queue| queue.messages.get(queue.first)).map(|block| block.index);
-        assert_eq!(shard.lowest_live_index(), live.min());
+        let expected: Vec<_> = entries.iter().map(|range| self.live_in(range)).collect();
+        assert_eq!(shard.live_in(entries), expected);
+        for range in entries.iter().chain([&(0..u64::MAX)]) {
+            assert_eq!(shard.live_parts(range.clone()), self.live_parts(range), "{range:?}");
+            let next = self.blocks().map(|block| block.index).filter(|&index| index >= range.start).min();
+            assert_eq!(shard.next_live_index(range.start), next);
+        }
         for (&id, queue) in &self.queues {
             queue.check(id, shard);
         }
@@ -102,6 +138,7 @@ impl ModelQueue {
             name: String::new(),
             settings: settings.clone(),
             messages: Vec::new(),
+            kept: Vec::new(),
             first: 0,
             groups: BTreeMap::new(),
             next_group: 1,
@@ -113,8 +150,9 @@ impl ModelQueue {
         match command {
             Command::OpenQueue { .. } | Command::CloseQueue { .. } => unreachable!("done by the model"),
             Command::PurgeQueue { .. } => {
-                let messages = (self.messages.len() - self.first) as u64;
+                let messages = self.message_count();
                 self.first = self.messages.len();
+                self.kept.fill(false);
                 for group in self.groups.values_mut() {
                     group.states.fill(State::Acked);
                 }
@@ -171,6 +209,7 @@ impl ModelQueue {
             batches.push((block.first, block.count));
         }
         self.messages.extend(vec![block; block.count as usize]);
+        self.kept.resize(self.messages.len(), true);
         for group in self.groups.values_mut() {
             group.states.resize(self.messages.len(), UNTOUCHED);
         }
@@ -187,6 +226,9 @@ impl ModelQueue {
             GroupStart::Next => self.messages.len(),
         };
         states[..acked].fill(State::Acked);
+        for (state, _) in states.iter_mut().zip(&self.kept).filter(|(_, kept)| !**kept) {
+            *state = State::Acked;
+        }
         let group = GroupId::new(self.next_group);
         self.next_group += 1;
         let name = name.to_owned();
@@ -196,13 +238,46 @@ impl ModelQueue {
         Outcome::GroupCreated { group, created: true }
     }
 
+    /// Lets go of the blocks of which no group needs any message.
+    fn free(&mut self) {
+        if self.groups.is_empty() {
+            return;
+        }
+        for (kept, block) in self.kept.iter_mut().zip(&self.messages) {
+            let mut messages = block.first.get() as usize..block.end().get() as usize;
+            let is_needed =
+                |message: usize| self.groups.values().any(|group| group.states[message] != State::Acked);
+            *kept &= messages.any(is_needed);
+        }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        let mut blocks: Vec<_> = self
+            .messages
+            .iter()
+            .zip(&self.kept)
+            .filter(|(_, kept)| **kept)
+            .map(|(block, _)| *block)
+            .collect();
+        blocks.dedup();
+        blocks.into_iter()
+    }
+
+    fn is_kept(&self, offset: usize) -> bool {
+        offset >= self.first && self.kept.get(offset).is_some_and(|kept| *kept)
+    }
+
+    fn message_count(&self) -> u64 {
+        (0..self.messages.len()).filter(|&offset| self.is_kept(offset)).count() as u64
+    }
+
     fn check(&self, id: QueueId, shard: &Shard) {
         let queue = shard.queue(id).unwrap();
         assert_eq!((queue.name(), queue.settings()), (self.name.as_str(), &self.settings));
         assert_eq!(queue.first_offset().get(), self.first as u64);
         assert_eq!(queue.next_offset().get(), self.messages.len() as u64);
         for offset in 0..=self.messages.len() {
-            let kept = self.messages.get(offset).filter(|_| offset >= self.first);
+            let kept = self.messages.get(offset).filter(|_| self.is_kept(offset));
             let expected = kept.map(|block| {
                 let skip = offset as u32 - block.first.get() as u32;
                 BlockSlice {
@@ -217,11 +292,16 @@ impl ModelQueue {
                 }
             });
             assert_eq!(shard.locate(id, Offset::new(offset as u64), 2), expected);
+            let next = (offset..self.messages.len()).find(|&offset| self.is_kept(offset));
+            assert_eq!(
+                queue.next_kept(Offset::new(offset as u64)),
+                next.map(|offset| Offset::new(offset as u64))
+            );
         }
-        let mut kept: Vec<_> = self.messages[self.first..].to_vec();
-        kept.dedup();
+        assert_eq!(queue.message_count(), self.message_count());
+        let kept: Vec<_> = self.blocks().collect();
         assert_eq!(queue.kept_bytes(), kept.iter().map(|block| u64::from(block.span.length)).sum::<u64>());
-        assert_eq!(queue.blocks().copied().collect::<Vec<_>>(), kept);
+        assert_eq!(queue.blocks().collect::<Vec<_>>(), kept);
         let groups: Vec<_> = queue.groups().map(|group| group.id()).collect();
         assert_eq!(groups, self.groups.keys().copied().collect::<Vec<_>>());
         for (&id, group) in &self.groups {

@@ -157,7 +157,7 @@ fn without_groups_everything_is_kept() {
     apply_one(&mut shard, 5, 0, Command::DeleteGroup { queue: QUEUE, group: GROUP });
     let queue = shard.queue(QUEUE).unwrap();
     assert_eq!((queue.first_offset(), queue.message_count()), (Offset::new(1), 3));
-    assert_eq!(shard.lowest_live_index(), Some(3));
+    assert_eq!(shard.next_live_index(0), Some(3));
 }
 
 #[test]

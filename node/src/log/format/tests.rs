@@ -73,16 +73,18 @@ fn another_segments_batch_is_none_here() {
 fn an_unknown_kind_is_not_damage() {
     let mut bytes = batch(&[record(Kind::Entry, 0)]);
     let at = BATCH_HEADER_BYTES;
-    bytes[at + 8] = 6;
+    bytes[at + 8] = 11;
+    let check = header_check(&bytes[at..], SEED);
+    put(&mut bytes, at + 9, check);
     let checksum = SEED.checksum(&bytes[at + 4..at + RECORD_HEADER_BYTES]);
     put(&mut bytes, at, checksum.to_le_bytes());
-    assert_eq!(decode_record(&bytes[at..], SEED), Err(Unsound::UnknownKind(6)));
+    assert_eq!(decode_record(&bytes[at..], SEED), Err(Unsound::UnknownKind(11)));
 }
 
 proptest! {
     #[test]
     fn batches_come_back_as_they_went(
-        records in prop::collection::vec((1u8..6, any::<u32>(), any::<u64>(), any::<u64>(), 0usize..3000), 0..12),
+        records in prop::collection::vec((1u8..7, any::<u32>(), any::<u64>(), any::<u64>(), 0usize..3000), 0..12),
     ) {
         let records: Vec<_> = records.into_iter().map(|(kind, shard, index, term, payload_bytes)| Record {
             kind: Kind::from_raw(kind).unwrap(),
@@ -94,8 +96,8 @@ proptest! {
         let bytes = batch(&records);
         let header = BatchHeader::decode(&bytes, SEED).unwrap();
         prop_assert_eq!((header.number, header.padded_bytes()), (42, bytes.len()));
-        let decoded = decode_batch(&bytes, &header, SEED).unwrap();
-        prop_assert_eq!(decoded.len(), records.len());
+        let (decoded, damaged) = decode_batch(&bytes, &header, SEED).unwrap();
+        prop_assert_eq!((decoded.len(), damaged.len()), (records.len(), 0));
         for ((at, header), record) in decoded.into_iter().zip(records) {
             let payload = at + RECORD_HEADER_BYTES..at + RECORD_HEADER_BYTES + header.payload_bytes;
             let RecordHeader { kind, shard, index, term, .. } = header;
@@ -105,15 +107,28 @@ proptest! {
     }
 
     #[test]
-    fn any_flipped_bit_makes_a_batch_unsound(bit in 0usize..8 * 1100) {
+    fn any_flipped_bit_makes_a_batch_unsound_or_tells_which_record_it_hit(bit in 0usize..8 * 1100) {
         let mut bytes = batch(&[record(Kind::Vote, 20), record(Kind::Entry, 1000)]);
         bytes[bit / 8] ^= 1 << (bit % 8);
         let used = BATCH_HEADER_BYTES + record_bytes(20) + RECORD_HEADER_BYTES + 1000;
         let header = BatchHeader::decode(&bytes, SEED);
         let decoded = header.map(|header| decode_batch(&bytes, &header, SEED));
-        // Padding means nothing.
+        let (vote, entry) = (BATCH_HEADER_BYTES, BATCH_HEADER_BYTES + record_bytes(20));
+        // In a record all but the header that has a checksum of its own; padding means nothing.
+        let in_record = |at: usize, payload_bytes| {
+            let byte = (bit / 8).wrapping_sub(at);
+            byte < 4 || (RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + payload_bytes).contains(&byte)
+        };
         let is_padding = bit / 8 >= used || (84..88).contains(&(bit / 8));
-        prop_assert_eq!(matches!(decoded, Some(Ok(_))), is_padding, "byte {}", bit / 8);
+        let hit = [(vote, 20), (entry, 1000)].into_iter().find(|(at, bytes)| in_record(*at, *bytes));
+        match decoded {
+            Some(Ok((records, damaged))) => {
+                prop_assert_eq!(records.len(), 2);
+                prop_assert_eq!(damaged.first().map(|(at, _)| *at), hit.map(|(at, _)| at));
+                prop_assert!(is_padding || hit.is_some(), "byte {}", bit / 8);
+            }
+            _ => prop_assert!(!is_padding && hit.is_none(), "byte {}", bit / 8),
+        }
     }
 
     #[test]

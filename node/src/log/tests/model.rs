@@ -40,6 +40,13 @@ enum Step {
         skip: u64,
         bytes_max: usize,
     },
+    /// Some of what was purged is needed no more.
+    Forget {
+        shard: u32,
+        every: u64,
+    },
+    /// Rewrite and give up what is purged.
+    Collect,
     Reopen,
     Inject {
         later: u64,
@@ -60,8 +67,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (shard.clone(), 0u64..12).prop_map(|(shard, back)| Step::Truncate { shard, back }),
         3 => (shard.clone(), 0u64..30).prop_map(|(shard, forward)| Step::Purge { shard, forward }),
         4 => Just(Step::Flush),
-        5 => (shard, 0u64..20, 0usize..20_000)
+        5 => (shard.clone(), 0u64..20, 0usize..20_000)
             .prop_map(|(shard, skip, bytes_max)| Step::Read { shard, skip, bytes_max }),
+        2 => (shard.clone(), 1u64..6).prop_map(|(shard, every)| Step::Forget { shard, every }),
+        3 => Just(Step::Collect),
         1 => Just(Step::Reopen),
         1 => (0u64..12, fault).prop_map(|(later, fault)| Step::Inject { later, fault }),
         1 => Just(Step::LosePower),
@@ -123,6 +132,14 @@ struct Run {
     term: u64,
     counter: u64,
     is_armed: bool,
+    /// What is needed of what was purged.
+    needed: BTreeMap<ShardId, BTreeMap<u64, Entry>>,
+}
+
+/// All of a payload but its first byte, when there is more.
+fn part(entry: &Entry) -> Option<Part> {
+    let length = u32::try_from(entry.payload.len()).unwrap().checked_sub(1)?;
+    (length > 0).then_some(Part { index: entry.index, position: 1, length })
 }
 
 impl Run {
@@ -139,6 +156,7 @@ impl Run {
             term: 1,
             counter: 0,
             is_armed: false,
+            needed: BTreeMap::new(),
         };
         run.log = run.open().ok();
         run
@@ -196,6 +214,11 @@ impl Run {
             Step::Purge { shard, forward } => self.on_purge(ShardId::new(shard), forward),
             Step::Flush => self.on_flush(),
             Step::Read { shard, skip, bytes_max } => self.on_read(ShardId::new(shard), skip, bytes_max),
+            Step::Forget { shard, every } => {
+                let needed = self.needed.entry(ShardId::new(shard)).or_default();
+                needed.retain(|index, _| index % every != 0);
+            }
+            Step::Collect => self.on_collect(),
             Step::Reopen => self.on_reopen(),
             Step::Inject { later, fault } => {
                 self.is_armed = true;
@@ -208,7 +231,12 @@ impl Run {
     fn on_truncate(&mut self, shard: ShardId, back: u64) {
         let next = self.shards.entry(shard).or_default().next_index();
         let last_kept = next.checked_sub(back + 1);
-        self.change(shard, Change::Truncate { first_removed: last_kept.map_or(0, |kept| kept + 1) });
+        let first_removed = last_kept.map_or(0, |kept| kept + 1);
+        self.change(shard, Change::Truncate { first_removed });
+        // An entry whose purge was lost in a crash may be truncated after all.
+        let purged = self.shards[&shard].purged.map_or(0, |purged| purged.index);
+        let needed = self.needed.entry(shard).or_default();
+        needed.retain(|index, _| *index < first_removed || *index <= purged);
         self.log().truncate_after(shard, last_kept);
     }
 
@@ -218,8 +246,56 @@ impl Run {
         let index = first + forward;
         let term =
             model.entries.iter().find(|entry| entry.index == index).map_or(self.term, |entry| entry.term);
+        let needed = self.needed.entry(shard).or_default();
+        if index < model.next_index() {
+            let purged = model.entries.iter().filter(|entry| entry.index <= index && part(entry).is_some());
+            needed.extend(purged.map(|entry| (entry.index, entry.clone())));
+        } else {
+            // Past its end: as if a snapshot replaced what there was.
+            needed.clear();
+        }
         self.change(shard, Change::Purge(id(term, index)));
         self.log().purge(shard, id(term, index));
+    }
+
+    fn on_collect(&mut self) {
+        self.on_flush();
+        if self.is_armed {
+            return;
+        }
+        let needed = self.needed.clone();
+        let mut live = |shard, range: Range<u64>| {
+            let entries = needed.get(&shard).into_iter().flat_map(|entries| entries.range(range.clone()));
+            entries.filter_map(|(_, entry)| part(entry)).collect()
+        };
+        let may_go = |segment: &SegmentSurvey| segment.is_sealed && !segment.has_raft_entries;
+        let ids: Vec<_> = self.log().survey().into_iter().filter(may_go).map(|segment| segment.id).collect();
+        for segment in &ids {
+            self.log().rewrite(*segment, &mut live, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+        }
+        assert_eq!(self.log().retire(&ids).unwrap(), ids);
+        self.check_needed();
+    }
+
+    fn check_needed(&self) {
+        for (shard, entries) in &self.needed {
+            for entry in entries.values() {
+                let part = part(entry).unwrap();
+                let read = self.log().read_part(*shard, part).unwrap();
+                assert_eq!(read, entry.payload.slice(1..), "entry {} of shard {shard}", entry.index);
+                let kept = self.log().read_kept(*shard, entry.index, 10_000).unwrap();
+                assert_eq!((kept[0].index, kept[0].term), (entry.index, entry.term));
+            }
+        }
+    }
+
+    /// What was never on disk, or is not what is there, was never committed.
+    fn forget_what_is_lost(&mut self, found: &ModelShards) {
+        for (shard, needed) in &mut self.needed {
+            let found = found.get(shard).cloned().unwrap_or_default();
+            let purged = found.purged.map_or(0, |purged| purged.index);
+            needed.retain(|index, entry| *index <= purged || found.entries.contains(entry));
+        }
     }
 
     fn on_flush(&mut self) {
@@ -325,6 +401,8 @@ impl Run {
             summary(&found),
             summary(&self.shards),
         );
+        self.forget_what_is_lost(&found);
+        self.check_needed();
         self.shards = expected.clone();
         self.base = expected;
         self.changes.clear();

@@ -217,6 +217,7 @@ fn queue_to_wire(record: &QueueRecord) -> wire::QueueRecord {
         first_offset: record.first_offset.get(),
         next_offset: record.next_offset.get(),
         next_block: record.next_block,
+        message_count: record.message_count,
         next_group_id: record.next_group.get(),
     }
 }
@@ -228,6 +229,7 @@ fn queue_from_wire(record: wire::QueueRecord) -> Result<QueueRecord, DecodeError
         first_offset: Offset::new(record.first_offset),
         next_offset: Offset::new(record.next_offset),
         next_block: record.next_block,
+        message_count: record.message_count,
         next_group: GroupId::new(record.next_group_id),
     })
 }
@@ -277,21 +279,27 @@ fn group_from_wire(record: wire::GroupRecord) -> Result<GroupRecord, DecodeError
 }
 
 fn page_to_wire(record: &PageRecord) -> wire::PageRecord {
-    let blocks = record.blocks.iter().map(|block| wire::Block {
-        index: block.index,
-        position: block.span.position,
-        length: block.span.length,
-        count: block.count,
-        published_at_ms: block.published_at_ms,
-    });
     let first_offset = record.blocks.first().map_or(0, |block| block.first.get());
+    let mut next = first_offset;
+    let blocks = record.blocks.iter().map(|block| {
+        let offsets_skipped = block.first.get().saturating_sub(next);
+        next = block.end().get();
+        wire::Block {
+            index: block.index,
+            position: block.span.position,
+            length: block.span.length,
+            count: block.count,
+            published_at_ms: block.published_at_ms,
+            offsets_skipped,
+        }
+    });
     wire::PageRecord { first_offset, blocks: blocks.collect() }
 }
 
 fn page_from_wire(record: wire::PageRecord) -> Result<PageRecord, DecodeError> {
     let mut next = record.first_offset;
     let blocks = record.blocks.into_iter().map(|block| {
-        let first = next;
+        let first = next.checked_add(block.offsets_skipped).ok_or(DecodeError::OffsetOverflow)?;
         next = first.checked_add(block.count.into()).ok_or(DecodeError::OffsetOverflow)?;
         Ok(Block {
             index: block.index,

@@ -116,7 +116,7 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
             Record::Shard(ShardRecord { time_ms, replicated_index, elapsed_ms, closed_queues })
         },
     );
-    let head = (".{0,9}", settings(), any::<[u64; 3]>(), group()).prop_map(
+    let head = (".{0,9}", settings(), any::<[u64; 4]>(), group()).prop_map(
         |(name, settings, numbers, next_group)| {
             let [first_offset, next_offset] = [numbers[0], numbers[1]].map(Offset::new);
             Record::Queue(QueueRecord {
@@ -125,6 +125,7 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
                 first_offset,
                 next_offset,
                 next_block: numbers[2],
+                message_count: numbers[3],
                 next_group,
             })
         },
@@ -169,11 +170,12 @@ fn group_record() -> impl Strategy<Value = Record> {
 }
 
 fn page_record() -> impl Strategy<Value = Record> {
-    (any::<u32>(), vec(any::<(u64, u64, u32, u32, u32)>(), 0..5)).prop_map(|(first, blocks)| {
+    (any::<u32>(), vec(any::<(u64, u64, u32, u32, u32, u32)>(), 0..5)).prop_map(|(first, blocks)| {
         let mut next = Offset::new(first.into());
-        let blocks = blocks.into_iter().map(|(index, published_at_ms, position, length, count)| {
-            let block =
-                Block { index, first: next, published_at_ms, span: BlockSpan { position, length }, count };
+        let blocks = blocks.into_iter().map(|(index, published_at_ms, position, length, count, skipped)| {
+            // Half of them follow the one before without a hole.
+            let first = next.plus(u64::from(skipped.saturating_sub(u32::MAX / 2)));
+            let block = Block { index, first, published_at_ms, span: BlockSpan { position, length }, count };
             next = block.end();
             block
         });

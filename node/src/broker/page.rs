@@ -1,0 +1,297 @@
+//! A page of a queue's blocks: which of them are kept, and what they come to.
+
+use std::ops::{AddAssign, SubAssign};
+
+use skein_proto::ids::Offset;
+
+use super::{Block, Live, PAGE_BLOCKS, PageRecord, packed::Packed};
+use crate::offsets::OffsetRange;
+
+/// Words of a [`RowSet`].
+const ROW_WORDS: usize = PAGE_BLOCKS as usize / 64;
+
+/// What some blocks come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Sums {
+    pub(super) blocks: u64,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+}
+
+/// Up to [`PAGE_BLOCKS`] blocks, whose offsets and raft indexes rise.
+#[derive(Debug)]
+pub(super) struct Page {
+    number: u64,
+    rows: Rows,
+    /// The rows that are kept. Taking a row out of this is cheaper than to pack the others anew.
+    kept: RowSet,
+    sums: Sums,
+    saved: Saved,
+}
+
+/// What the newest checkpoint has of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Saved {
+    Nothing,
+    /// Too few blocks, or some that are gone.
+    Outdated,
+    /// All that are kept, and perhaps others below the queue's first offset.
+    Current,
+}
+
+#[derive(Debug)]
+enum Rows {
+    /// Blocks may be appended.
+    Open(Vec<Block>),
+    Packed(Packed),
+}
+
+impl Page {
+    /// A page to append to.
+    pub(super) fn new(number: u64) -> Self {
+        Self {
+            number,
+            rows: Rows::Open(Vec::new()),
+            kept: RowSet::default(),
+            sums: Sums::default(),
+            saved: Saved::Nothing,
+        }
+    }
+
+    /// A page as the newest checkpoint has it.
+    pub(super) fn restore(number: u64, record: &PageRecord) -> Self {
+        let mut page = Self::new(number);
+        for &block in &record.blocks {
+            page.push(block);
+        }
+        page.saved = Saved::Current;
+        page
+    }
+
+    pub(super) const fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) const fn sums(&self) -> Sums {
+        self.sums
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.sums.blocks == 0
+    }
+
+    /// The first kept block.
+    pub(super) fn first(&self) -> Block {
+        self.rows.get(self.kept.first_from(0).expect("only pages with blocks are asked"))
+    }
+
+    /// The last kept block.
+    pub(super) fn last(&self) -> Block {
+        self.rows.get(self.kept.last().expect("only pages with blocks are asked"))
+    }
+
+    /// The messages from its first to its last kept block, when none is missing between them.
+    pub(super) fn unbroken(&self) -> Option<OffsetRange> {
+        let reach = OffsetRange::between(self.first().first, self.last().end());
+        (reach.count == self.sums.messages).then_some(reach)
+    }
+
+    /// The kept blocks.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
+        self.blocks_from_row(0)
+    }
+
+    /// The kept blocks from the first one on for which `is_before`, which is true up to some block, is false.
+    pub(super) fn blocks_after(&self, is_before: impl Fn(&Block) -> bool) -> impl Iterator<Item = Block> {
+        self.blocks_from_row(self.rows.partition_point(is_before))
+    }
+
+    /// Appends a block to a page that was never closed.
+    pub(super) fn push(&mut self, block: Block) {
+        let Rows::Open(rows) = &mut self.rows else {
+            unreachable!("the last page is closed when it has its last block");
+        };
+        self.kept.insert(rows.len());
+        rows.push(block);
+        self.sums += Sums::of(&block);
+        self.touch();
+    }
+
+    /// Packs the page: nothing will be appended to it.
+    pub(super) fn close(&mut self) {
+        self.rows = Rows::Packed(Packed::new(&self.blocks().collect::<Vec<_>>()));
+        self.kept = RowSet::first(self.rows.len());
+    }
+
+    /// Drops the blocks that lie entirely in `range`. A checkpoint has to hear of it.
+    pub(super) fn drop_inside(&mut self, range: OffsetRange) {
+        let first_row = self.rows.partition_point(|block| block.first < range.first);
+        let before = self.sums;
+        self.drop_rows(first_row, range.end());
+        if self.sums != before {
+            self.touch();
+        }
+    }
+
+    /// Drops the blocks that have only messages below `first_offset`. A checkpoint need not hear of it.
+    pub(super) fn drop_below(&mut self, first_offset: Offset) {
+        self.drop_rows(0, first_offset);
+    }
+
+    /// Whether a checkpoint has something under this page's number.
+    pub(super) fn is_saved(&self) -> bool {
+        self.saved != Saved::Nothing
+    }
+
+    /// What a checkpoint needs to write, if anything. It is taken to be written.
+    pub(super) fn take_change(&mut self) -> Option<PageRecord> {
+        let is_changed = self.saved != Saved::Current;
+        self.saved = Saved::Current;
+        is_changed.then(|| self.record())
+    }
+
+    pub(super) fn record(&self) -> PageRecord {
+        PageRecord { blocks: self.blocks().collect() }
+    }
+
+    /// What it takes besides itself.
+    #[cfg(test)]
+    pub(super) fn heap_bytes(&self) -> usize {
+        match &self.rows {
+            Rows::Open(rows) => rows.capacity() * size_of::<Block>(),
+            Rows::Packed(packed) => packed.heap_bytes(),
+        }
+    }
+
+    fn blocks_from_row(&self, row: usize) -> impl Iterator<Item = Block> {
+        let next = |&row: &usize| self.kept.first_from(row + 1);
+        std::iter::successors(self.kept.first_from(row), next).map(|row| self.rows.get(row))
+    }
+
+    fn drop_rows(&mut self, first_row: usize, end: Offset) {
+        let mut next = self.kept.first_from(first_row);
+        while let Some(row) = next {
+            let block = self.rows.get(row);
+            if block.end() > end {
+                break;
+            }
+            self.kept.remove(row);
+            self.sums -= Sums::of(&block);
+            next = self.kept.first_from(row + 1);
+        }
+        // At half, so that packing the kept ones costs no more than dropping the others did.
+        if !self.is_empty() && self.sums.blocks * 2 <= self.rows.len() as u64 {
+            self.compact();
+        }
+    }
+
+    /// Lets go of the memory of rows that are not kept.
+    fn compact(&mut self) {
+        match &self.rows {
+            Rows::Open(_) => {
+                self.rows = Rows::Open(self.blocks().collect());
+                self.kept = RowSet::first(self.rows.len());
+            }
+            Rows::Packed(_) => self.close(),
+        }
+    }
+
+    fn touch(&mut self) {
+        if self.saved == Saved::Current {
+            self.saved = Saved::Outdated;
+        }
+    }
+}
+
+impl Rows {
+    fn len(&self) -> usize {
+        match self {
+            Self::Open(rows) => rows.len(),
+            Self::Packed(packed) => packed.len(),
+        }
+    }
+
+    fn get(&self, row: usize) -> Block {
+        match self {
+            Self::Open(rows) => rows[row],
+            Self::Packed(packed) => packed.get(row),
+        }
+    }
+
+    /// The first row for which `is_before`, which is true up to some row, is false.
+    fn partition_point(&self, is_before: impl Fn(&Block) -> bool) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            if is_before(&self.get(middle)) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+}
+
+impl Sums {
+    pub(super) fn of(block: &Block) -> Self {
+        Self { blocks: 1, messages: block.count.into(), bytes: block.span.length.into() }
+    }
+
+    pub(super) const fn live(self) -> Live {
+        Live { bytes: self.bytes, parts: self.blocks }
+    }
+}
+
+impl AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.blocks += other.blocks;
+        self.messages += other.messages;
+        self.bytes += other.bytes;
+    }
+}
+
+impl SubAssign for Sums {
+    fn sub_assign(&mut self, other: Self) {
+        self.blocks -= other.blocks;
+        self.messages -= other.messages;
+        self.bytes -= other.bytes;
+    }
+}
+
+/// Some of a page's rows.
+#[derive(Debug, Clone, Copy, Default)]
+struct RowSet([u64; ROW_WORDS]);
+
+impl RowSet {
+    /// The first `count` rows.
+    fn first(count: usize) -> Self {
+        let mut rows = Self::default();
+        (0..count).for_each(|row| rows.insert(row));
+        rows
+    }
+
+    const fn insert(&mut self, row: usize) {
+        self.0[row / 64] |= 1 << (row % 64);
+    }
+
+    const fn remove(&mut self, row: usize) {
+        self.0[row / 64] &= !(1 << (row % 64));
+    }
+
+    /// The first row of the set that is not below `row`.
+    fn first_from(&self, row: usize) -> Option<usize> {
+        let mut word = row / 64;
+        let mut bits = self.0.get(word)? & (u64::MAX << (row % 64));
+        while bits == 0 {
+            word += 1;
+            bits = *self.0.get(word)?;
+        }
+        Some(word * 64 + bits.trailing_zeros() as usize)
+    }
+
+    fn last(&self) -> Option<usize> {
+        let word = self.0.iter().rposition(|&bits| bits != 0)?;
+        Some(word * 64 + self.0[word].ilog2() as usize)
+    }
+}
