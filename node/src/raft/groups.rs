@@ -228,8 +228,8 @@ impl Groups {
         Ok(())
     }
 
-    /// Replicas that lag are waited for, until all together keep back too much; then those that keep back more than their
-    /// share are not.
+    /// Replicas that lag are waited for, until all together keep back too much; then those that keep back more than
+    /// their share are not.
     async fn purge(&self, groups: &[Arc<Group>]) -> Result<(), GroupFailure> {
         let lags: Vec<_> = groups.iter().map(|group| group.lag_bytes()).collect();
         let is_too_much = lags.iter().sum::<u64>() > self.lag_bytes_max;
