@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -50,25 +50,44 @@ pub fn dump(options: &DumpOptions) -> anyhow::Result<()> {
         format!("{} has no log that can be read; name the data_dir of a node", dir.display())
     })?;
     let _locked = lock(disk.as_ref(), dir, &names)?;
-    if options.records {
-        print::record_header();
-    }
+    let mut out = io::stdout().lock();
+    let inspection = show_records(options, disk, &log_dir, &mut out)?;
+    let states = saved_states(dir, &inspection);
+    let report = Report { inspection: &inspection, states: states.as_ref() };
+    let shown = match options.json {
+        true => print::json(&mut out, &report),
+        false => print::text(&mut out, &report),
+    };
+    unless_nobody_reads(shown)?;
+    verdict(&inspection)
+}
+
+/// Reads the log through, and shows the records that are asked for.
+fn show_records(
+    options: &DumpOptions,
+    disk: Arc<dyn Disk>,
+    log_dir: &Path,
+    out: &mut dyn io::Write,
+) -> anyhow::Result<Inspection> {
+    let mut shown = if options.records { print::record_header(out) } else { Ok(()) };
     let mut on_record = |record: RecordReport| {
         let is_wanted = options.segment.is_none_or(|number| record.segment.get() == number)
             && options.shard.is_none_or(|shard| record.shard.get() == shard);
-        if options.records && is_wanted {
-            print::record(&record);
+        if options.records && is_wanted && shown.is_ok() {
+            shown = print::record(out, &record);
         }
     };
-    let inspection = log::inspect(disk, &log_dir, &mut on_record)?;
-    let states = saved_states(dir, &inspection);
-    let report = Report { inspection: &inspection, states: states.as_ref() };
-    if options.json {
-        print::json(&report);
-    } else {
-        print::text(&report);
+    let inspection = log::inspect(disk, log_dir, &mut on_record)?;
+    unless_nobody_reads(shown)?;
+    Ok(inspection)
+}
+
+/// Whoever reads only the first lines, `head` for example, has seen enough.
+fn unless_nobody_reads(shown: io::Result<()>) -> anyhow::Result<()> {
+    match shown {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
     }
-    verdict(&inspection)
 }
 
 /// What is printed.
@@ -115,7 +134,7 @@ fn shards(inspection: &Inspection) -> BTreeSet<ShardId> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "copies a stopped node's files, as a person would")]
-fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;

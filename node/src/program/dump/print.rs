@@ -1,5 +1,6 @@
 //! What `skein-node dump` shows, for people and for programs.
-#![expect(clippy::print_stdout, reason = "this is what the program is asked to show")]
+
+use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
@@ -8,48 +9,54 @@ use crate::log::{RecordReport, SegmentReport, ShardReport, Stage};
 
 const MIB: u64 = 1 << 20;
 
-pub(super) fn record_header() {
-    println!(
+pub(super) fn record_header(out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
         "{:>20} {:>12} {:9} {:>5} {:>12} {:>8} {:>10}",
         "SEGMENT", "OFFSET", "KIND", "SHARD", "INDEX", "TERM", "BYTES"
-    );
+    )
 }
 
-pub(super) fn record(record: &RecordReport) {
+pub(super) fn record(out: &mut dyn Write, record: &RecordReport) -> io::Result<()> {
     let RecordReport { segment, offset, kind, shard, index, term, payload_bytes, is_damaged } = record;
     let damaged = if *is_damaged { "  DAMAGED" } else { "" };
-    println!(
+    writeln!(
+        out,
         "{segment} {offset:>12} {kind:9} {:>5} {index:>12} {term:>8} {payload_bytes:>10}{damaged}",
         shard.get()
-    );
+    )
 }
 
-pub(super) fn text(report: &Report<'_>) {
-    println!(
+pub(super) fn text(out: &mut dyn Write, report: &Report<'_>) -> io::Result<()> {
+    writeln!(
+        out,
         "{:>20} {:9} {:>9} {:>9} {:>6} {:>8} {:>9} {:>9}  FAULTS",
         "SEGMENT", "STAGE", "FILE", "USED", "LIVE", "BATCHES", "ENTRIES", "KEPT"
-    );
+    )?;
     for segment in &report.inspection.segments {
-        println!("{}", segment_line(report, segment));
+        writeln!(out, "{}", segment_line(report, segment))?;
     }
-    println!("{} files are kept for new segments\n", report.inspection.spare_count);
+    writeln!(out, "{} files are kept for new segments\n", report.inspection.spare_count)?;
     if let Ok(shards) = &report.inspection.shards {
-        println!(
+        writeln!(
+            out,
             "{:>5} {:>24} {:>12} {:>12} {:>12}  DAMAGED",
             "SHARD", "RAFT ENTRIES", "PURGED TO", "LAST TERM", "SAVED TO"
-        );
+        )?;
         for shard in shards {
-            println!("{}", shard_line(report, shard));
+            writeln!(out, "{}", shard_line(report, shard))?;
         }
     }
     if let Err(error) = report.states {
-        println!("\nthe checkpoints cannot be read, and so nothing is said of what is live: {error:#}");
+        let so = "and so nothing is said of what is live";
+        writeln!(out, "\nthe checkpoints cannot be read, {so}: {error:#}")?;
     }
     for segment in &report.inspection.segments {
         for fault in &segment.faults {
-            println!("\nsegment {}, {fault}", segment.id);
+            writeln!(out, "\nsegment {}, {fault}", segment.id)?;
         }
     }
+    Ok(())
 }
 
 fn segment_line(report: &Report<'_>, segment: &SegmentReport) -> String {
@@ -88,7 +95,7 @@ fn shard_line(report: &Report<'_>, shard: &ShardReport) -> String {
     )
 }
 
-pub(super) fn json(report: &Report<'_>) {
+pub(super) fn json(out: &mut dyn Write, report: &Report<'_>) -> io::Result<()> {
     let segments: Vec<Value> =
         report.inspection.segments.iter().map(|segment| segment_value(report, segment)).collect();
     let shards = match &report.inspection.shards {
@@ -101,7 +108,7 @@ pub(super) fn json(report: &Report<'_>) {
         "shards": shards,
         "checkpoints": report.states.err().map(|error| format!("{error:#}")),
     });
-    println!("{value:#}");
+    writeln!(out, "{value:#}")
 }
 
 fn segment_value(report: &Report<'_>, segment: &SegmentReport) -> Value {
