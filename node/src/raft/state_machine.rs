@@ -1,4 +1,5 @@
-//! A raft group's state machine, as openraft wants it: applies entries to a [`Replica`](super::Replica) and checkpoints it.
+//! A raft group's state machine, as openraft wants it: applies entries to a [`Replica`](super::Replica) and checkpoints
+//! it.
 //!
 //! What openraft calls a snapshot is the checkpoint: state only, for this node's restart. When it goes to another node,
 //! the messages it refers to go with it (see [`super::snapshot`]).
