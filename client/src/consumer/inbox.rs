@@ -111,13 +111,13 @@ impl Inbox {
         (answers, [reader, self.sender_if_sendable()])
     }
 
-    /// The stream is lost, and every lease on it.
-    pub(super) fn lose_stream(&mut self, cause: &Cause) -> Answers {
+    /// The stream is lost, and every lease on it. Returns whom to tell what and whom to wake: who sends on the stream
+    /// must learn of its end. As long as it waits, the stream is only half closed, and the node keeps delivering on it.
+    pub(super) fn lose_stream(&mut self, cause: &Cause) -> (Answers, Option<Waker>) {
         self.stream += 1;
         self.batches.clear();
         self.held_count = 0;
-        self.sender = None;
-        Answers(self.settlements.lose(cause))
+        (Answers(self.settlements.lose(cause)), self.sender.take())
     }
 
     /// There will be no more messages.
@@ -181,11 +181,22 @@ mod tests {
         assert_eq!((taken.first_offset, on), (0, stream));
 
         inbox.receive(delivery(10, 10)).0.publish();
-        inbox.lose_stream(&lost()).publish();
+        inbox.lose_stream(&lost()).0.publish();
         assert!(inbox.poll_batch(Waker::noop()).is_pending(), "what was not taken is delivered again");
         inbox.begin_stream();
         let (settled, _) = inbox.settle(on, Settle::Ack, Offset::ZERO, 1);
         assert!(matches!(settled.await, Err(SettleError::LeaseLost(_))));
+    }
+
+    #[test]
+    fn who_sends_on_a_lost_stream_learns_of_its_end() {
+        let mut inbox = Inbox::default();
+        let stream = inbox.begin_stream();
+        assert!(inbox.poll_send(stream, Waker::noop()).is_pending());
+        let (answers, sender) = inbox.lose_stream(&lost());
+        answers.publish();
+        assert!(sender.is_some(), "nobody else would wake it");
+        assert!(matches!(inbox.poll_send(stream, Waker::noop()), Poll::Ready(None)));
     }
 
     #[test]

@@ -55,11 +55,12 @@ impl Session {
     pub(super) async fn run(mut self) {
         while !self.shared.lock().is_closed() {
             let cause = self.stream_until_closed().await;
-            let (answers, is_closed) = {
+            let ((answers, sender), is_closed) = {
                 let mut inbox = self.shared.lock();
                 (inbox.lose_stream(&cause), inbox.is_closed())
             };
             answers.publish();
+            wake(sender);
             if is_closed {
                 return;
             }
