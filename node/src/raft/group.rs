@@ -377,6 +377,11 @@ impl Group {
     pub async fn tell_replicated_index(&self, leader_time_ms: u64) -> Result<(), GroupFailure> {
         self.update_replicated_index();
         let replicated_index = self.replicated_index.load(Ordering::Relaxed);
+        // While a replica is down there is nothing new, and an entry would only be one more that it lacks, holding back
+        // the segment it lies in.
+        if replicated_index <= self.saved.replica.replicated_index() {
+            return Ok(());
+        }
         let body = Body(codec::encode_entry(EntryHead { leader_time_ms, replicated_index }, &[]));
         self.raft.client_write_ff(body, None).await.map_err(|fatal| self.failure(&fatal))
     }

@@ -33,6 +33,9 @@ const SPACE_EVERY_SEGMENTS: u64 = 4;
 /// ... and this often, if anything was applied. Every shard is then checkpointed.
 const SPACE_EVERY: Duration = CHECKPOINT_EVERY;
 
+/// When the log has grown by less than this between two such times, nobody is told anything that frees a segment.
+const TELL_BYTES: u64 = 1 << 20;
+
 /// How often the groups are looked after.
 const UPKEEP_EVERY: Duration = Duration::from_millis(500);
 
@@ -196,11 +199,11 @@ impl Groups {
         let now = self.now();
         let grown_bytes = now.log_bytes - last.log_bytes;
         let has_grown = grown_bytes >= SPACE_EVERY_SEGMENTS * self.log.segment_bytes();
-        if has_grown {
-            self.tell_replicated_indexes().await?;
-        }
         if has_grown || now.at - last.at >= SPACE_EVERY {
             *last = now;
+            if grown_bytes >= TELL_BYTES {
+                self.tell_replicated_indexes().await?;
+            }
             self.free_space(space).await?;
             if grown_bytes == 0 {
                 space.rest();

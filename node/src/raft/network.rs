@@ -291,7 +291,11 @@ impl NetSnapshot<TypeConfig> for PeerClient {
             sent = sent => match sent {
                 Ok(vote) => Ok(SnapshotResponse::new(vote.into())),
                 Err(error) => {
-                    tracing::warn!(shard = %self.shard, to = %self.target, %error, "a snapshot was not installed");
+                    if error.is_unreachable() {
+                        tracing::debug!(shard = %self.shard, to = %self.target, %error, "no snapshot can be sent");
+                    } else {
+                        tracing::warn!(shard = %self.shard, to = %self.target, %error, "a snapshot was not installed");
+                    }
                     // Unreachable, whatever it was: only then does openraft pause before it tries again.
                     Err(StreamingError::Unreachable(Unreachable::new(&error)))
                 }

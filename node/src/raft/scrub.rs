@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, thread, time::Duration};
 use super::repair::Repairs;
 use crate::{
     clock::Clock,
-    log::{Log, SegmentId},
+    log::{Log, ReadError, SegmentId},
     tasks,
 };
 
@@ -43,6 +43,8 @@ async fn scrub_segment(log: &Log, repairs: &Repairs, scrubbing: Scrubbing, segme
     });
     match verified.await.expect("reading the log does not panic") {
         Ok(damaged) => damaged.into_iter().for_each(|record| repairs.report(record.shard, record.index)),
+        // Given up meanwhile.
+        Err(ReadError::NoSegment { .. }) => {}
         // Whoever needs what is in it meets the same error.
         Err(error) => tracing::warn!(%segment, %error, "a segment cannot be scrubbed"),
     }

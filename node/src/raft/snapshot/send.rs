@@ -62,6 +62,13 @@ pub(in crate::raft) enum SendError {
     },
 }
 
+impl SendError {
+    /// The receiver is not there, which others say loud enough.
+    pub(in crate::raft) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Transport(TransportError::Unreachable { .. }))
+    }
+}
+
 impl From<RecordError> for SendError {
     fn from(error: RecordError) -> Self {
         Self::NoCheckpoint(error.to_string())
