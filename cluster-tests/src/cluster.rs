@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -15,14 +15,12 @@ use skein_proto::broker::{
     GetClusterRequest, GetQueueRequest, Topology, cluster_client::ClusterClient, queues_client::QueuesClient,
 };
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    sync::{Semaphore, SemaphorePermit},
-};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
+    http,
+    mount::{DiskKind, Mount},
     process::{Process, log_tail},
     wait,
 };
@@ -43,8 +41,37 @@ pub const LEAVE_LIMIT: Duration = Duration::from_secs(20);
 /// One call to one node, all included.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 
+/// The data directory, beside the configuration.
+const DATA_DIR: &str = "data";
+
+/// Nodes of a cluster, unless a test says otherwise: the fewest that survive the loss of one.
+const NODES: u64 = 3;
+
 /// Shards of a cluster, unless a test says otherwise. The default of the design.
 const SHARDS: u32 = 8;
+
+/// Timers of a node that is to lead. Longer than the heartbeats of the others, shorter than the shortest of the timers
+/// that they have by default.
+const EAGER: &str = "\n[raft]\nheartbeat_ms = 80\nelection_min_ms = 300\nelection_max_ms = 450\n";
+
+/// What kind of cluster a test wants.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// How many nodes, numbered from 1.
+    pub node_count: u64,
+    /// Message shards.
+    pub shards: u32,
+    /// More lines for every node's configuration: whole sections other than `listen`, `cluster` and `raft`.
+    pub settings: String,
+    /// What each node's data directory lies on.
+    pub disk: DiskKind,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { node_count: NODES, shards: SHARDS, settings: String::new(), disk: DiskKind::Shared }
+    }
+}
 
 /// Node processes with their directories. Dropping it ends them and deletes everything.
 #[derive(Debug)]
@@ -60,32 +87,46 @@ struct Node {
     http: SocketAddr,
     config: PathBuf,
     log: PathBuf,
+    /// How long the log was when the node was last started.
+    log_start: u64,
     /// Connects when it is used, and again when the node was restarted.
     channel: Channel,
     process: Option<Process>,
+    /// What the data directory lies on. Declared, and so dropped, after the process that uses it.
+    mount: Option<Mount>,
 }
 
 impl Cluster {
-    /// Starts nodes 1 to `node_count` and waits until every shard has a leader.
+    /// Starts as many nodes and waits until every shard has a leader.
     ///
     /// # Errors
     /// When a node cannot be started, or the cluster does not become ready.
     pub async fn start(node_count: u64) -> Result<Self> {
+        Self::start_with(&Setup { node_count, ..Setup::default() }).await
+    }
+
+    /// Starts a cluster of this kind and waits until every shard has a leader.
+    ///
+    /// # Errors
+    /// When a node's disk cannot be mounted, a node cannot be started, or the cluster does not become ready.
+    pub async fn start_with(setup: &Setup) -> Result<Self> {
         let permit = CLUSTERS.acquire().await.context("the semaphore is never closed")?;
         let dir = tempfile::Builder::new().prefix("skein-").tempdir().context("cannot make a directory")?;
-        let addresses = free_addresses(2 * usize::try_from(node_count)?)?;
+        let addresses = free_addresses(2 * usize::try_from(setup.node_count)?)?;
         let mut nodes = BTreeMap::new();
-        for (node_id, pair) in (1..=node_count).zip(addresses.chunks(2)) {
+        for (node_id, pair) in (1..=setup.node_count).zip(addresses.chunks(2)) {
             let (grpc, http) = (pair[0], pair[1]);
             let node_dir = dir.path().join(format!("node-{node_id}"));
             fs::create_dir(&node_dir).context("cannot make a node's directory")?;
             let (config, log) = (node_dir.join("node.toml"), node_dir.join("log"));
             let channel = channel(&grpc.to_string())?;
-            nodes.insert(node_id, Node { grpc, http, config, log, channel, process: None });
+            let mount = setup.disk.mount(&node_dir.join(DATA_DIR))?;
+            let node = Node { grpc, http, config, log, log_start: 0, channel, process: None, mount };
+            nodes.insert(node_id, node);
         }
         let mut cluster = Self { nodes, dir, _permit: permit };
         for node_id in cluster.node_ids() {
-            fs::write(&cluster.node(node_id)?.config, cluster.config_of(node_id)?)
+            fs::write(&cluster.node(node_id)?.config, cluster.config_of(node_id, setup)?)
                 .context("cannot configure")?;
             cluster.restart(node_id)?;
         }
@@ -156,8 +197,23 @@ impl Cluster {
     pub fn restart(&mut self, node_id: u64) -> Result<()> {
         let node = self.nodes.get_mut(&node_id).context("no such node")?;
         ensure!(node.process.is_none(), "node {node_id} is running");
+        node.log_start = fs::metadata(&node.log).map_or(0, |log| log.len());
         node.process = Some(Process::start_node(&node.config, &node.log)?);
         Ok(())
+    }
+
+    /// Makes a node stand for election sooner than the others, from its next start on. False when it does already.
+    ///
+    /// # Errors
+    /// When its configuration cannot be written.
+    pub fn make_eager(&self, node_id: u64) -> Result<bool> {
+        let config = &self.node(node_id)?.config;
+        let text = fs::read_to_string(config).context("cannot read a configuration")?;
+        if text.contains(EAGER) {
+            return Ok(false);
+        }
+        fs::write(config, text + EAGER).context("cannot configure")?;
+        Ok(true)
     }
 
     /// The process of a running node, to stop and resume it.
@@ -195,7 +251,7 @@ impl Cluster {
                 if let Some(status) = process.ended()? {
                     return Ok(Some(status));
                 }
-                let status = http_status(http, "/readyz").await?;
+                let status = http::status(http, "/readyz").await?;
                 ensure!(status == 200, "/readyz answers {status}");
                 Ok(None)
             })
@@ -205,6 +261,59 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Waits for a node to end by itself, and gives its status.
+    ///
+    /// # Errors
+    /// When it is not running, or runs on for as long as `limit`.
+    pub async fn wait_ended(&mut self, node_id: u64, limit: Duration) -> Result<ExitStatus> {
+        let node = self.nodes.get_mut(&node_id).context("no such node")?;
+        let process = node.process.as_mut().with_context(|| format!("node {node_id} is not running"))?;
+        let status = wait::until(&format!("the end of node {node_id}"), limit, async || {
+            process.ended()?.context("it still runs")
+        })
+        .await?;
+        node.process = None;
+        Ok(status)
+    }
+
+    /// What a node has logged since it was last started.
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub fn log_text(&self, node_id: u64) -> Result<String> {
+        let Node { log, log_start, .. } = self.node(node_id)?;
+        let text = fs::read(log).context("cannot read a node's log")?;
+        let text = text.get(usize::try_from(*log_start)?..).unwrap_or_default();
+        Ok(String::from_utf8_lossy(text).into_owned())
+    }
+
+    /// A figure of a running node, by the name that `/metrics` gives it.
+    ///
+    /// # Errors
+    /// When the node does not answer, or has no such figure.
+    pub async fn metric(&self, node_id: u64, name: &str) -> Result<u64> {
+        let figure = http::metric(self.node(node_id)?.http, name).await;
+        figure.with_context(|| format!("{name} of node {node_id}"))
+    }
+
+    /// Where a node keeps its data.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn data_dir(&self, node_id: u64) -> Result<PathBuf> {
+        Ok(data_dir(&self.node(node_id)?.config))
+    }
+
+    /// Mounts a node's own disk again. The node must not be running.
+    ///
+    /// # Errors
+    /// When it runs, has no disk of its own, or the disk cannot be mounted.
+    pub fn remount(&mut self, node_id: u64) -> Result<()> {
+        let node = self.nodes.get_mut(&node_id).context("no such node")?;
+        ensure!(node.process.is_none(), "node {node_id} is running");
+        node.mount.as_mut().with_context(|| format!("node {node_id} has no disk of its own"))?.remount()
     }
 
     /// The node that leads a queue's shard, as it says itself and as no newer leader denies.
@@ -260,7 +369,11 @@ impl Cluster {
     #[must_use]
     pub fn keep(self) -> PathBuf {
         let Self { nodes, dir, _permit } = self;
-        drop(nodes);
+        for Node { process, mount, .. } in nodes.into_values() {
+            drop(process);
+            // There is less to look at then, and nobody to tell.
+            let _ = mount.map(Mount::keep);
+        }
         dir.keep()
     }
 
@@ -287,7 +400,7 @@ impl Cluster {
         node.process.take().with_context(|| format!("node {node_id} is not running"))
     }
 
-    fn config_of(&self, node_id: u64) -> Result<String> {
+    fn config_of(&self, node_id: u64, Setup { shards, settings, .. }: &Setup) -> Result<String> {
         let members: String = self
             .nodes
             .iter()
@@ -296,13 +409,17 @@ impl Cluster {
             })
             .collect();
         let Node { grpc, http, config, .. } = self.node(node_id)?;
-        let data_dir = config.with_file_name("data");
+        let data_dir = data_dir(config);
         Ok(format!(
             "node_id = {node_id}\ndata_dir = {data_dir:?}\n\n\
              [listen]\ngrpc = \"{grpc}\"\nhttp = \"{http}\"\n\n\
-             [cluster]\nshards = {SHARDS}\nmembers = [\n{members}]\n"
+             [cluster]\nshards = {shards}\nmembers = [\n{members}]\n\n{settings}"
         ))
     }
+}
+
+fn data_dir(config: &Path) -> PathBuf {
+    config.with_file_name(DATA_DIR)
 }
 
 fn channel(address: &str) -> Result<Channel> {
@@ -324,22 +441,6 @@ fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }
 
-/// The status of one GET, without a library for it.
-async fn http_status(address: SocketAddr, path: &str) -> Result<u16> {
-    let get = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.take(1 << 16).read_to_end(&mut answer).await?;
-        anyhow::Ok(answer)
-    };
-    let answer = tokio::time::timeout(CALL_LIMIT, get).await.context("no answer")??;
-    let line = String::from_utf8_lossy(&answer);
-    let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).context("not HTTP/1.1")?;
-    Ok(status.parse()?)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -354,20 +455,5 @@ mod tests {
         for address in addresses {
             TcpListener::bind(address).unwrap();
         }
-    }
-
-    #[tokio::test]
-    async fn reads_the_status_of_an_answer() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 1024];
-            let length = stream.read(&mut request).await.unwrap();
-            assert!(request[..length].starts_with(b"GET /readyz HTTP/1.1\r\n"));
-            stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-        });
-        assert_eq!(http_status(address, "/readyz").await.unwrap(), 503);
-        server.await.unwrap();
     }
 }

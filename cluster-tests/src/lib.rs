@@ -5,8 +5,11 @@
 
 pub mod checks;
 pub mod cluster;
+pub mod disk_use;
 pub mod faults;
 pub mod history;
+pub mod http;
+pub mod mount;
 pub mod observer;
 pub mod process;
 pub mod recorder;

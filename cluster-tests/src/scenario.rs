@@ -1,6 +1,10 @@
 //! One test against one cluster: bounded in time, judged at the end, and repeatable from what it prints.
 
-use std::{env, fs, time::Duration};
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use skein_client::Client;
@@ -8,7 +12,7 @@ use tokio::time;
 
 use crate::{
     checks::judge,
-    cluster::Cluster,
+    cluster::{Cluster, Setup},
     history::Outcome,
     observer::Observer,
     recorder::Recorder,
@@ -22,9 +26,6 @@ const SEED_VARIABLE: &str = "SKEIN_SEED";
 /// Runs one test again.
 const REPEAT_COMMAND: &str = "cargo test -p skein-cluster-tests --test cluster";
 
-/// Nodes of a cluster, unless a test says otherwise: the fewest that survive the loss of one.
-const NODES: u64 = 3;
-
 /// Publishers end within this once the cluster is whole: all that is in flight is confirmed or refused.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -34,12 +35,14 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(45);
 /// A cluster under test and what is known about it.
 #[derive(Debug)]
 pub struct Scenario {
-    /// Three nodes, ready.
+    /// All nodes, ready.
     pub cluster: Cluster,
     /// What has happened so far.
     pub recorder: Recorder,
     /// Drawn at random, or given to repeat a run.
     pub seed: u64,
+    /// A node whose replica is in doubt. At the end it is made to lead, and to show every queue that was kept.
+    pub suspect: Option<u64>,
 }
 
 /// Runs a test against a cluster of three within `limit`, which does not count the wait for its turn.
@@ -47,10 +50,28 @@ pub struct Scenario {
 /// # Panics
 /// When the test fails or takes too long: with its reason, the ends of the nodes' logs, and how to repeat it.
 pub async fn run(name: &str, limit: Duration, test: impl AsyncFnOnce(&mut Scenario) -> Result<()>) {
+    run_with(&Setup::default(), name, limit, test).await;
+}
+
+/// Runs a test against a cluster of this kind, and otherwise like [`run`]. On a machine that cannot have such disks it
+/// is skipped.
+///
+/// # Panics
+/// Like [`run`].
+pub async fn run_with(
+    setup: &Setup,
+    name: &str,
+    limit: Duration,
+    test: impl AsyncFnOnce(&mut Scenario) -> Result<()>,
+) {
+    if let Some(why) = setup.disk.unavailable() {
+        skip(name, &why);
+        return;
+    }
     let seed = env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
-    let cluster = Cluster::start(NODES).await;
+    let cluster = Cluster::start_with(setup).await;
     let cluster = cluster.unwrap_or_else(|error| panic!("{name}: the cluster did not start: {error:#}"));
-    let mut scenario = Scenario { cluster, recorder: Recorder::start(), seed };
+    let mut scenario = Scenario { cluster, recorder: Recorder::start(), seed, suspect: None };
     let ended = match time::timeout(limit, test(&mut scenario)).await {
         Ok(ended) => ended,
         Err(_) => Err(anyhow::anyhow!("it took longer than {limit:?}")),
@@ -70,6 +91,12 @@ pub async fn run(name: &str, limit: Duration, test: impl AsyncFnOnce(&mut Scenar
             dir.display()
         );
     }
+}
+
+/// Says that a test was not run, and why. Past the capture of output, which hides what a test prints that passes.
+pub fn skip(name: &str, why: &str) {
+    // Without a place to say it, there is nobody to hear it.
+    let _ = writeln!(io::stderr(), "{name} is skipped: {why}");
 }
 
 impl Scenario {
@@ -117,6 +144,22 @@ impl Scenario {
         .await
     }
 
+    /// Waits until so many messages are confirmed in these queues together.
+    ///
+    /// # Errors
+    /// When that takes longer than `limit`.
+    pub async fn wait_confirmed_in(&self, queues: &[String], wanted: usize, limit: Duration) -> Result<()> {
+        wait::until(&format!("{wanted} messages confirmed in {queues:?}"), limit, async || {
+            let confirmed = self.recorder.with(|history| {
+                let publishes = history.publishes.iter().filter(|publish| publish.outcome.is_ok());
+                publishes.filter(|publish| queues.contains(&publish.identity.queue)).count()
+            });
+            ensure!(confirmed >= wanted, "only {confirmed}");
+            Ok(())
+        })
+        .await
+    }
+
     /// Publishes that were invoked and have no outcome yet.
     #[must_use]
     pub fn publishes_open(&self) -> usize {
@@ -135,7 +178,9 @@ impl Scenario {
             self.recorder.unfinished(format!("{error:#}"));
         }
         workload.stop_consuming(STOP_LIMIT).await.context("ending consumers")?;
-        replicas::compare(&mut self.cluster, &self.recorder).await.context("comparing replicas")?;
+        replicas::compare(&mut self.cluster, &self.recorder, self.suspect)
+            .await
+            .context("comparing replicas")?;
         drop(observer);
         self.judge()
     }

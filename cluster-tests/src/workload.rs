@@ -27,6 +27,9 @@ pub const KEEPING_GROUP: &str = "keep";
 /// Messages come in bursts, this often.
 const BURST_EVERY: Duration = Duration::from_millis(20);
 
+/// The largest body of most messages.
+const SMALL_BODY_BYTES_MAX: usize = 100;
+
 /// Unconfirmed messages of one producer. Reached while there is no leader; publishing then waits.
 const WINDOW_MESSAGES: usize = 2_000;
 
@@ -42,12 +45,20 @@ pub struct Plan {
     pub producers: u64,
     /// Groups of each queue that read everything.
     pub groups: Vec<String>,
+    /// Groups of each queue that read everything too, but not before [`Workload::start_late_groups`].
+    pub late_groups: Vec<String>,
+    /// Whether a group that never acks keeps every message. Queues without any group keep them as well.
+    pub keeps: bool,
     /// Consumers of each group.
     pub consumers: u64,
     /// Messages per burst of one producer: 0 to twice as many.
     pub burst_messages: u64,
-    /// The largest body, in bytes; a few are this large, most are small.
+    /// A producer stops after so many messages.
+    pub messages_max: u64,
+    /// The largest body, in bytes; most are small.
     pub body_bytes_max: usize,
+    /// Of 100 messages, so many may be as large as that.
+    pub large_percent: u32,
     /// Of 100 messages delivered for the first time, so many are given back.
     pub nack_percent: u32,
     /// How long a publish may take before its outcome counts as unknown.
@@ -60,10 +71,14 @@ impl Default for Plan {
             queues: ["orders", "invoices"].map(str::to_owned).into(),
             producers: 2,
             groups: ["mail", "stock"].map(str::to_owned).into(),
+            late_groups: Vec::new(),
+            keeps: true,
             consumers: 2,
             // About 1,000 messages a second in all: enough to be in the way of every fault, little enough to judge.
             burst_messages: 5,
+            messages_max: u64::MAX,
             body_bytes_max: 20_000,
+            large_percent: 5,
             nack_percent: 3,
             delivery_timeout: Duration::from_secs(60),
         }
@@ -76,10 +91,20 @@ pub struct Workload {
     client: Client,
     recorder: Recorder,
     readers: Vec<Reader>,
+    late: Vec<Crew>,
+    members_count: u64,
     stop_publishing: watch::Sender<bool>,
     stop_consuming: watch::Sender<bool>,
     publishers: JoinSet<Result<()>>,
     consumers: JoinSet<Result<()>>,
+}
+
+/// The consumers of one group.
+#[derive(Debug)]
+struct Crew {
+    reader: Reader,
+    plan: Plan,
+    seed: u64,
 }
 
 impl Workload {
@@ -92,29 +117,45 @@ impl Workload {
             client,
             recorder: recorder.clone(),
             readers: Vec::new(),
+            late: Vec::new(),
+            members_count: 0,
             stop_publishing: watch::Sender::new(false),
             stop_consuming: watch::Sender::new(false),
             publishers: JoinSet::new(),
             consumers: JoinSet::new(),
         };
-        workload.prepare(plan).await?;
+        workload.add(plan, seed).await?;
+        Ok(workload)
+    }
+
+    /// Starts what another plan says, for other queues.
+    ///
+    /// # Errors
+    /// When the cluster refuses.
+    pub async fn add(&mut self, plan: &Plan, seed: u64) -> Result<()> {
         let mut seeds = SmallRng::seed_from_u64(seed);
-        let mut number = 0;
-        for reader in workload.readers.clone() {
-            for _ in 0..plan.consumers {
-                number += 1;
-                let random = SmallRng::seed_from_u64(seeds.next_u64());
-                workload.start_consumer(reader.clone(), number, plan, random).await?;
-            }
+        let crews = self.prepare(plan, &mut seeds).await?;
+        for crew in crews {
+            self.start_crew(crew).await?;
         }
         for queue in &plan.queues {
             for _ in 0..plan.producers {
-                number += 1;
                 let random = SmallRng::seed_from_u64(seeds.next_u64());
-                workload.start_publisher(queue.clone(), number, plan, random).await?;
+                self.start_publisher(queue.clone(), plan, random).await?;
             }
         }
-        Ok(workload)
+        Ok(())
+    }
+
+    /// Starts the consumers of the late groups.
+    ///
+    /// # Errors
+    /// When the cluster refuses.
+    pub async fn start_late_groups(&mut self) -> Result<()> {
+        for crew in std::mem::take(&mut self.late) {
+            self.start_crew(crew).await?;
+        }
+        Ok(())
     }
 
     /// Ends publishing once every message handed to a producer is confirmed, refused or given up.
@@ -126,12 +167,13 @@ impl Workload {
         time::timeout(limit, join_all(&mut self.publishers)).await.context("publishers did not end")?
     }
 
-    /// Waits until every group has acked everything.
+    /// Waits until every group that was started has acked everything.
     ///
     /// # Errors
     /// When messages are left after `limit`.
     pub async fn drain(&mut self, limit: Duration) -> Result<()> {
-        for reader in &self.readers {
+        let is_late = |reader: &Reader| self.late.iter().any(|crew| crew.reader == *reader);
+        for reader in self.readers.iter().filter(|reader| !is_late(reader)) {
             wait::until(&format!("{reader} drained"), limit, async || {
                 let group = self.client.get_group(&reader.queue, &reader.group).await?;
                 ensure!(group.unacked_count == 0, "{} messages are left", group.unacked_count);
@@ -151,37 +193,51 @@ impl Workload {
         time::timeout(limit, join_all(&mut self.consumers)).await.context("consumers did not end")?
     }
 
-    async fn prepare(&mut self, plan: &Plan) -> Result<()> {
+    /// Creates the queues and groups, and gives the crews of those that do not start late.
+    async fn prepare(&mut self, plan: &Plan, seeds: &mut SmallRng) -> Result<Vec<Crew>> {
+        let mut crews = Vec::new();
         for queue in &plan.queues {
             self.client.create_queue(queue, QueueSettings::default()).await?;
-            self.client.create_group(queue, KEEPING_GROUP, GroupStart::First).await?;
-            for group in &plan.groups {
+            let mut groups: Vec<_> = plan.groups.iter().chain(&plan.late_groups).collect();
+            let is_kept = plan.keeps || groups.is_empty();
+            if is_kept && !groups.is_empty() {
+                self.client.create_group(queue, KEEPING_GROUP, GroupStart::First).await?;
+            }
+            for (number, group) in groups.drain(..).enumerate() {
                 self.client.create_group(queue, group, GroupStart::First).await?;
-                self.readers.push(Reader { queue: queue.clone(), group: group.clone() });
+                let reader = Reader { queue: queue.clone(), group: group.clone() };
+                self.readers.push(reader.clone());
+                let crew = Crew { reader, plan: plan.clone(), seed: seeds.next_u64() };
+                if number < plan.groups.len() { crews.push(crew) } else { self.late.push(crew) }
             }
             let lease = self.client.get_queue(queue).await?.settings.lease;
             self.recorder.with(|history| {
-                history.kept.insert(queue.clone());
+                if is_kept {
+                    history.kept.insert(queue.clone());
+                }
                 history.lease = lease.unwrap_or(Duration::MAX);
             });
         }
         self.recorder.with(|history| history.readers.extend(self.readers.iter().cloned()));
+        Ok(crews)
+    }
+
+    async fn start_crew(&mut self, Crew { reader, plan, seed }: Crew) -> Result<()> {
+        let mut seeds = SmallRng::seed_from_u64(seed);
+        for _ in 0..plan.consumers {
+            let random = SmallRng::seed_from_u64(seeds.next_u64());
+            self.start_consumer(reader.clone(), &plan, random).await?;
+        }
         Ok(())
     }
 
-    async fn start_publisher(
-        &mut self,
-        queue: String,
-        number: u64,
-        plan: &Plan,
-        random: SmallRng,
-    ) -> Result<()> {
+    async fn start_publisher(&mut self, queue: String, plan: &Plan, random: SmallRng) -> Result<()> {
         let builder = self.client.producer(&queue).window_messages(WINDOW_MESSAGES);
         let producer = builder.delivery_timeout(plan.delivery_timeout).build().await?;
         let publisher = Publisher {
             producer,
             queue,
-            number,
+            number: self.next_number(),
             sequence: 0,
             random,
             plan: plan.clone(),
@@ -191,23 +247,22 @@ impl Workload {
         Ok(())
     }
 
-    async fn start_consumer(
-        &mut self,
-        reader: Reader,
-        number: u64,
-        plan: &Plan,
-        random: SmallRng,
-    ) -> Result<()> {
+    async fn start_consumer(&mut self, reader: Reader, plan: &Plan, random: SmallRng) -> Result<()> {
         let consumer = self.client.consumer(&reader.queue, &reader.group).build().await?;
         let member = Member {
             reader,
-            number,
+            number: self.next_number(),
             random,
             nack_percent: plan.nack_percent,
             recorder: self.recorder.clone(),
         };
         self.consumers.spawn(member.run(consumer, self.stop_consuming.subscribe()));
         Ok(())
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.members_count += 1;
+        self.members_count
     }
 }
 
@@ -248,7 +303,8 @@ impl Publisher {
     }
 
     async fn burst(&mut self, waiting: &mpsc::Sender<(Call, Confirm)>) -> Result<()> {
-        for _ in 0..self.random.random_range(0..=2 * self.plan.burst_messages) {
+        let left = self.plan.messages_max - self.sequence;
+        for _ in 0..self.random.random_range(0..=2 * self.plan.burst_messages).min(left) {
             self.sequence += 1;
             let identity = Identity {
                 queue: self.queue.clone(),
@@ -256,10 +312,9 @@ impl Publisher {
                 sequence: self.sequence,
                 uuid: self.random.next_u64(),
             };
-            let body_bytes = match self.random.random_range(0..20) {
-                0 => self.random.random_range(0..=self.plan.body_bytes_max),
-                _ => self.random.random_range(0..=100),
-            };
+            let is_large = self.random.random_range(0..100) < self.plan.large_percent;
+            let body_bytes_max = if is_large { self.plan.body_bytes_max } else { SMALL_BODY_BYTES_MAX };
+            let body_bytes = self.random.random_range(0..=body_bytes_max);
             let body = stamp::seal(&identity, body_bytes);
             let call = self.recorder.publish_invoked(identity);
             match self.producer.send(Message::new(body)).await {

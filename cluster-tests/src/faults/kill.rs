@@ -14,6 +14,12 @@ pub const KILL_MAJORITY: &str = "kill a majority";
 pub const KILL_ALL: &str = "kill every node";
 /// Every node left and came back, one after the other.
 pub const ROLLING_RESTART: &str = "restart one after the other";
+/// A node died while it was receiving a snapshot.
+pub const KILL_RECEIVER: &str = "kill the receiver of a snapshot";
+/// A leader died while it was sending a snapshot.
+pub const KILL_SENDER: &str = "kill the sender of a snapshot";
+/// A node died while it was rewriting segments.
+pub const KILL_REWRITER: &str = "kill a node that rewrites segments";
 
 /// A leader was stopped for a while.
 pub const PAUSE_LEADER: &str = "stop the leader for a while";

@@ -1,4 +1,7 @@
 //! What is done to a cluster while it works. Every fault is recorded when it happens.
 
+pub mod damage;
+pub mod disk;
 pub mod kill;
+pub mod power;
 pub mod schedule;

@@ -1,6 +1,16 @@
 //! Which node dies when: drawn from a seed, so that it can be drawn again.
 
+use std::env;
+
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+
+/// How often tests kill a node at drawn points of something that takes a while, unless the environment says otherwise.
+/// Few, because every merge waits for them. For a search, give more:
+/// `SKEIN_KILL_POINTS=100 cargo test -p skein-cluster-tests --test cluster die`.
+const KILL_POINTS: u32 = 3;
+
+/// Raises [`KILL_POINTS`].
+const KILL_POINTS_VARIABLE: &str = "SKEIN_KILL_POINTS";
 
 /// Whom a step kills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +48,19 @@ pub fn steps(seed: u64, count: usize) -> Vec<Step> {
         first.victim = Victim::Leader;
     }
     steps
+}
+
+/// How often to kill at drawn points: [`KILL_POINTS`] times, or as the environment says.
+#[must_use]
+pub fn kill_points() -> u32 {
+    env::var(KILL_POINTS_VARIABLE).ok().and_then(|count| count.parse().ok()).unwrap_or(KILL_POINTS)
+}
+
+/// So many numbers from 0 to 1, from a seed: how far something has come when it is disturbed.
+#[must_use]
+pub fn points(seed: u64, count: u32) -> Vec<f64> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    (0..count).map(|_| random.random()).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,12 @@
 //! Every test has a cluster of its own; two run at a time. `docs/testing.md` says how to repeat one that failed.
 
 mod bad_input;
+mod catch_up;
+mod damage;
 mod delivery;
 mod failover;
 mod forwarding;
+mod full_disk;
+mod power_loss;
+mod space;
 mod stalled;
