@@ -3,7 +3,7 @@
 //! The catalog decides where a queue is; its shard has to open it. Between the two a node can fail, so nobody relies on
 //! the one who created the queue to see to it: whoever leads the shard does.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{
     StreamExt as _,
@@ -20,6 +20,10 @@ use crate::{
 /// The pause after a proposal failed, for leadership to settle.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// The pause after each look at all queues, so that many changes are met by few. Whoever creates a queue and uses it has
+/// it opened at once, by the API.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
 /// How long one shard may take before the others are looked at again.
 const SHARD_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -27,7 +31,7 @@ const SHARD_WAIT_MAX: Duration = Duration::from_secs(1);
 const IN_FLIGHT_MAX: usize = 256;
 
 /// What the catalog says of a queue, as far as its shard must know.
-type Wanted = BTreeMap<QueueId, (String, Settings)>;
+type Wanted<'a> = (QueueId, &'a str, &'a Settings);
 
 /// Reconciles for as long as it is polled.
 pub async fn reconcile_queues(groups: Arc<Groups>) {
@@ -40,6 +44,7 @@ pub async fn reconcile_queues(groups: Arc<Groups>) {
         while !reconcile(&groups).await {
             tokio::time::sleep(RETRY_AFTER).await;
         }
+        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
     }
 }
 
@@ -54,15 +59,14 @@ async fn reconcile(groups: &Groups) -> bool {
 
 /// False when a proposal failed.
 async fn reconcile_shard(catalog: &Group, group: &Group) -> bool {
-    let (wanted, next) = catalog.replica().with_catalog(|catalog| {
-        let here = catalog.queues().filter(|(_, queue)| queue.shard == group.shard());
-        let wanted: Wanted =
-            here.map(|(name, queue)| (queue.queue, (name.to_owned(), queue.settings.clone()))).collect();
-        (wanted, catalog.next_queue())
-    });
+    // First, so that the catalog is the newer of the two: opening an open queue and closing a closed one do no harm.
     let actual: Vec<QueueId> =
         group.replica().with_messages(|shard| shard.queues().map(crate::broker::Queue::id).collect());
-    let commands = difference(wanted, &actual, next);
+    let commands = catalog.replica().with_catalog(|catalog| {
+        let here = catalog.queues().filter(|(_, queue)| queue.shard == group.shard());
+        let wanted = here.map(|(name, queue)| (queue.queue, name, &queue.settings));
+        difference(wanted, &actual, catalog.next_queue())
+    });
     let outcomes = stream::iter(commands.iter().map(Proposed::shard).map(|proposed| group.propose(proposed)))
         .buffered(IN_FLIGHT_MAX)
         .collect::<Vec<_>>()
@@ -72,18 +76,20 @@ async fn reconcile_shard(catalog: &Group, group: &Group) -> bool {
 
 /// What it takes to get from the open queues to the wanted ones. A queue from `next` on was created after this node's
 /// catalog stopped hearing of it, and is none of its business.
-fn difference(wanted: Wanted, actual: &[QueueId], next: QueueId) -> Vec<Command> {
-    let close = actual
-        .iter()
-        .filter(|queue| **queue < next && !wanted.contains_key(queue))
-        .map(|queue| Command::CloseQueue { queue: *queue });
-    let mut commands: Vec<_> = close.collect();
-    let open = wanted
-        .into_iter()
-        .filter(|(queue, _)| actual.binary_search(queue).is_err())
-        .map(|(queue, (name, settings))| Command::OpenQueue { queue, name, settings });
-    commands.extend(open);
-    commands
+fn difference<'a>(
+    wanted: impl Iterator<Item = Wanted<'a>>,
+    actual: &[QueueId],
+    next: QueueId,
+) -> Vec<Command> {
+    let mut open = Vec::new();
+    let mut surplus: BTreeSet<_> = actual.iter().copied().filter(|queue| *queue < next).collect();
+    for (queue, name, settings) in wanted {
+        surplus.remove(&queue);
+        if actual.binary_search(&queue).is_err() {
+            open.push(Command::OpenQueue { queue, name: name.to_owned(), settings: settings.clone() });
+        }
+    }
+    surplus.into_iter().map(|queue| Command::CloseQueue { queue }).chain(open).collect()
 }
 
 #[cfg(test)]
@@ -94,8 +100,9 @@ mod tests {
     fn missing_queues_are_opened_and_surplus_ones_closed_but_not_those_the_catalog_has_not_heard_of() {
         let settings = Settings { max_deliveries: 1, dead_letter_queue: None, lease_ms: 1_000 };
         let queue = |id| QueueId::new(id);
-        let wanted = [1, 2, 4].map(|id| (queue(id), (format!("queue-{id}"), settings.clone())));
-        let commands = difference(wanted.into(), &[queue(2), queue(3), queue(5)], queue(5));
+        let names = [1, 2, 4].map(|id| (queue(id), format!("queue-{id}")));
+        let wanted = names.iter().map(|(queue, name)| (*queue, name.as_str(), &settings));
+        let commands = difference(wanted, &[queue(2), queue(3), queue(5)], queue(5));
         let open = |id| Command::OpenQueue {
             queue: queue(id),
             name: format!("queue-{id}"),
