@@ -20,8 +20,8 @@ use crate::{
 /// The pause after a proposal failed, for leadership to settle.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// The pause after each look at all queues, so that many changes are met by few. Whoever creates a queue and uses it has
-/// it opened at once, by the API.
+/// The pause after each look at all queues, so that many changes are met by few. Whoever creates a queue and uses it
+/// has it opened at once, by the API.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// How long one shard may take before the others are looked at again.
