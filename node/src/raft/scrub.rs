@@ -1,8 +1,8 @@
 //! Reads cold segments through, again and again and slowly, so that damage is found while another replica is whole.
 
-use std::{ops::ControlFlow, thread, time::Duration};
+use std::time::Duration;
 
-use super::repair::Repairs;
+use super::{repair::Repairs, space::pace};
 use crate::{
     clock::Clock,
     log::{Log, ReadError, SegmentId},
@@ -35,11 +35,7 @@ pub(super) async fn scrub(log: Log, repairs: Repairs, scrubbing: Scrubbing, cloc
 async fn scrub_segment(log: &Log, repairs: &Repairs, scrubbing: Scrubbing, segment: SegmentId) {
     let reader = log.clone();
     let verified = tasks::spawn_blocking(move || {
-        reader.verify(segment, &mut |chunk_bytes| {
-            let nanos = (chunk_bytes as u64).saturating_mul(1_000_000_000) / scrubbing.bytes_per_s;
-            thread::sleep(Duration::from_nanos(nanos));
-            ControlFlow::Continue(())
-        })
+        reader.verify(segment, &mut |chunk_bytes| pace(chunk_bytes, scrubbing.bytes_per_s))
     });
     match verified.await.expect("reading the log does not panic") {
         Ok(damaged) => damaged.into_iter().for_each(|record| repairs.report(record.shard, record.index)),

@@ -113,7 +113,7 @@ impl SpaceKeeper {
         let replicas: Vec<_> = groups.iter().map(|group| Arc::clone(group.replica())).collect();
         let rewritten = tasks::spawn_blocking(move || {
             let mut live = |shard: ShardId, entries| live_parts(&replicas, shard, entries);
-            log.rewrite(segment, &mut live, &mut pace)
+            log.rewrite(segment, &mut live, &mut |chunk_bytes| pace(chunk_bytes, REWRITE_BYTES_PER_S))
         });
         match rewritten.await.expect("rewriting a segment does not panic") {
             Ok(rewritten) => {
@@ -171,9 +171,10 @@ fn live_parts(replicas: &[Arc<Replica>], shard: ShardId, entries: std::ops::Rang
     parts.into_iter().map(|LivePart { index, position, length }| Part { index, position, length }).collect()
 }
 
-/// Called after each chunk of a rewrite, on a thread that may sleep.
-fn pace(chunk_bytes: usize) -> ControlFlow<()> {
-    let nanos = chunk_bytes as u64 * 1_000_000_000 / REWRITE_BYTES_PER_S;
+/// Called after each chunk that is read or written in the background, on a thread that may sleep: as long as it takes
+/// to be no faster than `bytes_per_s`.
+pub(super) fn pace(chunk_bytes: usize, bytes_per_s: u64) -> ControlFlow<()> {
+    let nanos = (chunk_bytes as u64).saturating_mul(1_000_000_000) / bytes_per_s;
     thread::sleep(Duration::from_nanos(nanos));
     ControlFlow::Continue(())
 }
