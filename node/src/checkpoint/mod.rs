@@ -70,6 +70,11 @@ pub struct Checkpoint {
     gate: Arc<RwLock<()>>,
 }
 
+/// The right to change a checkpoint: while it is held, nobody reads it from end to end and nobody else changes it.
+pub struct Changing(
+    #[expect(dead_code, reason = "what matters is that it is held")] OwnedRwLockWriteGuard<()>,
+);
+
 /// Key and value.
 pub type StoredRecord = (Vec<u8>, Vec<u8>);
 
@@ -177,10 +182,15 @@ impl Checkpoint {
         Arc::clone(&self.gate).read_owned().await
     }
 
-    /// The right to save, unless somebody [holds](Self::hold) the checkpoint.
+    /// The right to change the checkpoint, unless somebody has it or [holds](Self::hold) the checkpoint.
     #[must_use]
-    pub fn try_change(&self) -> Option<OwnedRwLockWriteGuard<()>> {
-        Arc::clone(&self.gate).try_write_owned().ok()
+    pub fn try_change(&self) -> Option<Changing> {
+        Arc::clone(&self.gate).try_write_owned().ok().map(Changing)
+    }
+
+    /// Waits for the right to change the checkpoint.
+    pub async fn change(&self) -> Changing {
+        Changing(Arc::clone(&self.gate).write_owned().await)
     }
 
     /// Saves changed records and the position they lead to, all or nothing, and waits until they are on disk.

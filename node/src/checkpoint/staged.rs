@@ -4,7 +4,7 @@
 
 use skein_proto::ids::ShardId;
 
-use super::{Checkpoint, CheckpointError, POSITION_KEY, StoredRecord};
+use super::{Changing, Checkpoint, CheckpointError, POSITION_KEY, StoredRecord};
 
 /// The tree that says which of a shard's trees is its checkpoint.
 pub(super) const SLOTS_TREE: &str = "slots";
@@ -93,14 +93,15 @@ impl Checkpoint {
         Ok(Staged { db: self.db.clone(), tree, slot, shard: self.shard })
     }
 
-    /// Puts a finished state in place of this one, all or nothing, and waits until that is on disk.
+    /// Puts a finished state in place of this one, all or nothing, and waits until that is on disk. A save that began
+    /// before would write where the old state stands into the new one, so there must be none.
     ///
     /// # Errors
     /// When sled cannot write or flush.
     ///
     /// # Panics
     /// When the state is another shard's, or was staged before the last one that was adopted.
-    pub fn adopt(&self, staged: Staged) -> Result<(), CheckpointError> {
+    pub fn adopt(&self, staged: Staged, _: &Changing) -> Result<(), CheckpointError> {
         let Staged { tree, slot, shard, .. } = staged;
         let mut current = self.current();
         assert_eq!((shard, slot), (self.shard, current.0.other()), "a state is adopted where it was staged");
@@ -137,7 +138,7 @@ mod tests {
                 let staged = checkpoint.stage().unwrap();
                 staged.add(vec![(key.to_vec(), b"2".to_vec())]).unwrap();
                 staged.finish(position).unwrap();
-                checkpoint.adopt(staged).unwrap();
+                checkpoint.adopt(staged, &checkpoint.try_change().unwrap()).unwrap();
                 assert_eq!(clone.load().unwrap().position.as_deref(), Some(&position[..]));
             }
         }
@@ -158,7 +159,7 @@ mod tests {
         assert_eq!(checkpoint.load().unwrap().position.as_deref(), Some(&b"old"[..]));
         let staged = checkpoint.stage().unwrap();
         staged.finish(b"new").unwrap();
-        checkpoint.adopt(staged).unwrap();
+        checkpoint.adopt(staged, &checkpoint.try_change().unwrap()).unwrap();
         assert!(checkpoint.load().unwrap().records.is_empty());
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::replica::Replica;
 use crate::{
-    checkpoint::{Checkpoint, Staged},
+    checkpoint::{Changing, Checkpoint, Staged},
     log::Log,
 };
 
@@ -28,7 +28,7 @@ pub(super) enum SnapshotData {
     /// This node's checkpoint, to send.
     Saved(Saved),
     /// Another node's state, complete and on disk, to be taken over.
-    Received(Staged),
+    Received(Staged, Changing),
 }
 
 /// What a snapshot is made of.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     broker::{CatalogOutcome, Outcome},
-    checkpoint::Staged,
+    checkpoint::{Changing, Staged},
     log::Entry,
     tasks,
 };
@@ -101,11 +101,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.saved.wait_durable().await?;
         let saved = self.saved.clone();
         tasks::spawn_blocking(move || {
-            let staged = match snapshot {
-                SnapshotData::Received(staged) => staged,
+            let (staged, changing) = match snapshot {
+                SnapshotData::Received(staged, changing) => (staged, changing),
                 SnapshotData::Saved(other) => saved.copy_without_messages(&other)?,
             };
-            saved.checkpoint.adopt(staged).map_err(io::Error::other)?;
+            saved.checkpoint.adopt(staged, &changing).map_err(io::Error::other)?;
             let loaded = saved.checkpoint.load().map_err(io::Error::other)?;
             let (machine, position) =
                 load::machine(saved.replica.shard(), &loaded).map_err(io::Error::other)?;
@@ -162,17 +162,19 @@ impl Saved {
 
     /// Stages a copy of another checkpoint on this node. Messages' bodies do not come along, so one that has any is
     /// refused.
-    fn copy_without_messages(&self, other: &Self) -> Result<Staged, io::Error> {
+    fn copy_without_messages(&self, other: &Self) -> Result<(Staged, Changing), io::Error> {
         let loaded = other.checkpoint.load().map_err(io::Error::other)?;
         let (machine, _) = load::machine(self.replica.shard(), &loaded).map_err(io::Error::other)?;
         if machine.holds_messages() {
             let message = "a checkpoint that holds messages was to be installed without them";
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
+        let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "the checkpoint is being saved or sent");
+        let changing = self.checkpoint.try_change().ok_or_else(busy)?;
         let staged = self.checkpoint.stage().map_err(io::Error::other)?;
         staged.add(loaded.records).map_err(io::Error::other)?;
         staged.finish(&loaded.position.unwrap_or_default()).map_err(io::Error::other)?;
-        Ok(staged)
+        Ok((staged, changing))
     }
 }
 

@@ -134,7 +134,10 @@ impl Receiver {
         let staged = self.receive_pieces(pieces, answers).await?;
         let staged = on_blocking_thread(move || staged.finish(&begin.position).map(|()| staged)).await?;
         self.wait_applied().await;
-        let snapshot = Snapshot { meta: snapshot_meta(&position), snapshot: SnapshotData::Received(staged) };
+        // Asked for here: a checkpoint that is being saved waits for the worker that will install this.
+        let changing = self.saved.checkpoint.change().await;
+        let snapshot = SnapshotData::Received(staged, changing);
+        let snapshot = Snapshot { meta: snapshot_meta(&position), snapshot };
         let installed = self.raft.install_full_snapshot(begin.vote.into(), snapshot).await;
         let response = installed.map_err(|_| ReceiveError::Stopped)?;
         self.forget_staged(turn);
