@@ -15,7 +15,7 @@ use super::{
     Entry, KeptEntry, Part, Parts,
     error::ReadError,
     format::{Kind, RECORD_HEADER_BYTES, SegmentNumber, decode_record, record_bytes},
-    positions::{Position, SegmentPositions, ShardPositions},
+    positions::{Position, SegmentPositions},
     segment::{IndexPlace, Segment},
     state::{Shared, State},
 };
@@ -35,10 +35,21 @@ pub(super) struct Found {
     pub(super) records: Vec<(u64, Position)>,
 }
 
-/// Something must be read before an answer can be given.
-pub(super) struct NeedsIndex {
-    segment: Arc<Segment>,
-    offset: u64,
+/// A segment in which an entry, or parts of it, may be found.
+#[derive(Clone, Copy)]
+struct Place {
+    segment: SegmentNumber,
+    kind: Kind,
+    limits: Limits,
+}
+
+/// What a place turned out to be.
+enum Look {
+    Found(Found),
+    /// The segment has other entries only.
+    Nothing,
+    /// The segment is not there any more: what it had lies elsewhere, or nobody needs it.
+    GivenUp,
 }
 
 /// Why a record was not where it should be.
@@ -104,14 +115,16 @@ impl Shared {
                 (Limits { end: range.end.min(end).min(cached_from), bytes_max }, term)
             };
             let mut miss = None;
-            for found in self.find(shard, index, limits)? {
-                let entries = found.read(shard).map(|records| as_entries(records, &found, term));
-                match entries {
-                    Ok(entries) if !entries.is_empty() => return Ok(entries),
-                    // Only parts, or another term's.
-                    Ok(_) => {}
+            let entries = self.visit(shard, index, limits, |found| {
+                match found.read(shard).map(|records| as_entries(records, &found, term)) {
+                    // Otherwise only parts, or another term's.
+                    Ok(entries) => return Some(entries).filter(|entries| !entries.is_empty()),
                     Err(problem) => miss = Some((found.segment, problem)),
                 }
+                None
+            })?;
+            if let Some(entries) = entries {
+                return Ok(entries);
             }
             if let Some(error) = self.explain(shard, index, miss) {
                 return Err(error);
@@ -132,11 +145,11 @@ impl Shared {
                 return Ok(vec![entry]);
             }
             let mut miss = None;
-            for found in self.find(shard, index, limits)? {
-                match found.read(shard) {
-                    Ok(entries) => return Ok(entries),
-                    Err(problem) => miss = Some((found.segment, problem)),
-                }
+            let entries = self.visit(shard, index, limits, |found| {
+                found.read(shard).map_err(|problem| miss = Some((found.segment, problem))).ok()
+            })?;
+            if let Some(entries) = entries {
+                return Ok(entries);
             }
             if let Some(error) = self.explain(shard, index, miss) {
                 return Err(error);
@@ -153,17 +166,15 @@ impl Shared {
                 return Ok(bytes);
             }
             let mut miss = None;
-            let places = self.find(shard, index, Limits { end: index + 1, bytes_max: 0 })?;
-            for found in places {
+            let bytes = self.visit(shard, index, Limits::only(index), |found| {
                 match found.read(shard) {
-                    Ok(entries) => {
-                        let parts = entries.first().map(|entry| &entry.parts);
-                        if let Some(bytes) = parts.and_then(|parts| parts.get(position, length)) {
-                            return Ok(bytes);
-                        }
-                    }
+                    Ok(entries) => return entries.first()?.parts.get(position, length),
                     Err(problem) => miss = Some((found.segment, problem)),
                 }
+                None
+            })?;
+            if let Some(bytes) = bytes {
+                return Ok(bytes);
             }
             if let Some(error) = self.explain(shard, index, miss) {
                 return Err(error);
@@ -186,28 +197,70 @@ impl Shared {
     }
 
     fn any_place(&self, shard: ShardId, index: u64, is_wanted: impl Fn(&Found, &KeptEntry) -> bool) -> bool {
-        let places = self.find(shard, index, Limits { end: index + 1, bytes_max: 0 }).unwrap_or_default();
-        places.iter().any(|found| {
+        let wanted = self.visit(shard, index, Limits::only(index), |found| {
             let read = found.read(shard).unwrap_or_default();
-            read.first().is_some_and(|entry| is_wanted(found, entry))
-        })
+            read.first().filter(|entry| is_wanted(&found, entry)).map(drop)
+        });
+        wanted.is_ok_and(|wanted| wanted.is_some())
     }
 
-    /// All places where an entry or parts of it are on disk, those of parts first, the newest of these foremost.
-    fn find(&self, shard: ShardId, index: u64, limits: Limits) -> Result<Vec<Found>, ReadError> {
+    /// Looks at the places where an entry or parts of it are on disk, until `visit` has what it wants: those of parts
+    /// first, the newest of these foremost. One at a time: they may be more than there are indexes in memory.
+    fn visit<T>(
+        &self,
+        shard: ShardId,
+        index: u64,
+        limits: Limits,
+        mut visit: impl FnMut(Found) -> Option<T>,
+    ) -> Result<Option<T>, ReadError> {
+        // Goes round again only after a segment was given up meanwhile, which does not last.
         loop {
-            let needed = match self.lock().find(shard, index, limits) {
-                Ok(found) => return Ok(found),
-                Err(needed) => needed,
-            };
-            let NeedsIndex { segment, offset } = needed;
-            let positions = segment.read_positions(offset);
-            let mut state = self.lock();
-            match positions {
-                Ok(positions) => state.recent_indexes.insert(segment.number, Arc::new(positions)),
-                Err(_) if !state.slots.contains_key(&segment.number) => {}
-                Err(source) => return Err(ReadError::Io { path: segment.path.clone(), source }),
+            let places = self.lock().places(shard, index, limits);
+            let mut are_all_there = true;
+            for place in places {
+                match self.look(shard, index, place)? {
+                    Look::Found(found) => {
+                        if let Some(wanted) = visit(found) {
+                            return Ok(Some(wanted));
+                        }
+                    }
+                    Look::Nothing => {}
+                    Look::GivenUp => are_all_there = false,
+                }
             }
+            if are_all_there {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Looks at one place, for which the segment's index may have to be read first.
+    fn look(&self, shard: ShardId, index: u64, place: Place) -> Result<Look, ReadError> {
+        let (segment, offset) = {
+            let mut state = self.lock();
+            let Some(slot) = state.slots.get(&place.segment) else { return Ok(Look::GivenUp) };
+            let segment = Arc::clone(&slot.segment);
+            let offset = match &slot.index {
+                IndexPlace::Active => return Ok(place.look(segment, shard, index, state.index.positions())),
+                IndexPlace::Rebuilt(positions) => return Ok(place.look(segment, shard, index, positions)),
+                IndexPlace::OnDisk { offset } => *offset,
+            };
+            if let Some(positions) = state.recent_indexes.get(place.segment) {
+                return Ok(place.look(segment, shard, index, &positions));
+            }
+            (segment, offset)
+        };
+        let positions = segment.read_positions(offset);
+        let mut state = self.lock();
+        match positions {
+            Ok(positions) => {
+                let positions = Arc::new(positions);
+                state.recent_indexes.insert(place.segment, Arc::clone(&positions));
+                drop(state);
+                Ok(place.look(segment, shard, index, &positions))
+            }
+            Err(_) if !state.slots.contains_key(&place.segment) => Ok(Look::GivenUp),
+            Err(source) => Err(ReadError::Io { path: segment.path.clone(), source }),
         }
     }
 
@@ -255,55 +308,40 @@ impl State {
         Some(KeptEntry { index, term: entry.term, parts: Parts::whole(entry.payload) })
     }
 
-    fn find(&mut self, shard: ShardId, index: u64, limits: Limits) -> Result<Vec<Found>, NeedsIndex> {
-        let Some(indexed) = self.index.shard(shard) else {
-            return Ok(Vec::new());
-        };
-        let span = indexed.span(index).copied();
-        let kept_in: Vec<_> = indexed.kept_in(index).collect();
-        let mut found = Vec::new();
-        for number in kept_in {
-            let records = self
-                .with_positions(number, shard, |positions| near(positions.kept.from(index), index, limits))?;
-            found.extend(self.found(number, Kind::Kept, records));
-        }
-        if let Some(span) = span {
-            let records = self.with_positions(span.segment, shard, |positions| {
-                let end = limits.end.min(span.end);
-                let entries = (index..end).map_while(|index| Some((index, positions.entries.get(index)?)));
+    /// The segments in which an entry, or parts of it, may be found.
+    fn places(&self, shard: ShardId, index: u64, limits: Limits) -> Vec<Place> {
+        let Some(indexed) = self.index.shard(shard) else { return Vec::new() };
+        let kept = indexed.kept_in(index).map(|segment| Place { segment, kind: Kind::Kept, limits });
+        let appended = indexed.span(index).map(|span| Place {
+            segment: span.segment,
+            kind: Kind::Entry,
+            limits: Limits { end: limits.end.min(span.end), ..limits },
+        });
+        kept.chain(appended).collect()
+    }
+}
+
+impl Place {
+    /// Finds the entry by the segment's index.
+    fn look(self, segment: Arc<Segment>, shard: ShardId, index: u64, positions: &SegmentPositions) -> Look {
+        let Some(positions) = positions.get(&shard) else { return Look::Nothing };
+        let Self { kind, limits, .. } = self;
+        let records = match kind {
+            Kind::Kept => near(positions.kept.from(index), index, limits),
+            _ => {
+                let entries =
+                    (index..limits.end).map_while(|index| Some((index, positions.entries.get(index)?)));
                 near(entries, index, limits)
-            })?;
-            found.extend(self.found(span.segment, Kind::Entry, records));
-        }
-        Ok(found)
-    }
-
-    fn found(&self, number: SegmentNumber, kind: Kind, records: Vec<(u64, Position)>) -> Option<Found> {
-        let segment = self.slots.get(&number)?.segment.clone();
-        (!records.is_empty()).then_some(Found { segment, kind, records })
-    }
-
-    /// Looks at where the shard's records lie in a segment.
-    fn with_positions(
-        &mut self,
-        number: SegmentNumber,
-        shard: ShardId,
-        look: impl FnOnce(&ShardPositions) -> Vec<(u64, Position)>,
-    ) -> Result<Vec<(u64, Position)>, NeedsIndex> {
-        let Some(slot) = self.slots.get(&number) else { return Ok(Vec::new()) };
-        let recent;
-        let positions: &SegmentPositions = match &slot.index {
-            IndexPlace::Active => self.index.positions(),
-            IndexPlace::Rebuilt(positions) => positions,
-            IndexPlace::OnDisk { offset } => match self.recent_indexes.get(number) {
-                None => return Err(NeedsIndex { segment: slot.segment.clone(), offset: *offset }),
-                Some(positions) => {
-                    recent = positions;
-                    &recent
-                }
-            },
+            }
         };
-        Ok(positions.get(&shard).map(look).unwrap_or_default())
+        if records.is_empty() { Look::Nothing } else { Look::Found(Found { segment, kind, records }) }
+    }
+}
+
+impl Limits {
+    /// Nothing is read along.
+    fn only(index: u64) -> Self {
+        Self { end: index + 1, bytes_max: 0 }
     }
 }
 

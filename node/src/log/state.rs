@@ -25,7 +25,7 @@ use super::{
 
 /// How many indexes of sealed segments are kept after use. Readers of old entries go forward one at a time; this is
 /// room for two per shard of a default cluster, of which one may be in vain.
-const RECENT_INDEXES_MAX: usize = 16;
+pub(super) const RECENT_INDEXES_MAX: usize = 16;
 
 /// Shared by the log's handles and its writer.
 pub(super) struct Shared {

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, ops::ControlFlow};
 
-use super::{super::format::BLOCK_BYTES, *};
+use super::{
+    super::{format::BLOCK_BYTES, state::RECENT_INDEXES_MAX},
+    *,
+};
 use crate::disk::faulty::Fault;
 
 const PAYLOAD_BYTES: usize = 3000;
@@ -242,4 +245,20 @@ fn spares_can_be_given_back() {
     log.trim_spares(0);
     log.close();
     assert_eq!(spares(&disk), 0);
+}
+
+/// What a snapshot brings again and again, each time until it breaks off, lies in ever more segments.
+#[test]
+fn an_entry_may_be_kept_in_more_segments_than_there_are_indexes_in_memory() {
+    let disk = FaultyDisk::new(1);
+    let log = purged(&disk);
+    let whole = |index| {
+        let payload = entry(index, 1, PAYLOAD_BYTES).payload;
+        KeptEntry { index, term: 1, parts: Parts::whole(payload) }
+    };
+    let first = log.stats().segment_count;
+    while log.stats().segment_count < first + RECENT_INDEXES_MAX + 4 {
+        keep(&log, A, whole(7));
+    }
+    check(&log, &BTreeSet::from([7]));
 }
