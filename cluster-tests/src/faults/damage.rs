@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
 use crate::{cluster::Cluster, recorder::Recorder};
@@ -68,20 +68,23 @@ impl Place {
     }
 }
 
-/// Flips bits of a node's log, drawn from a seed.
+/// Flips bits of a node's log, drawn from a seed. False when its log has no such place just now, because its newest
+/// segment has only begun.
 ///
 /// # Errors
-/// When there is no such place in its log, or the file system fails.
-pub fn flip(cluster: &Cluster, recorder: &Recorder, node_id: u64, place: Place, seed: u64) -> Result<()> {
+/// When the file system fails.
+pub fn flip(cluster: &Cluster, recorder: &Recorder, node_id: u64, place: Place, seed: u64) -> Result<bool> {
     let segments = segments(&cluster.data_dir(node_id)?.join("log"))?;
     let segment = match place {
         Place::ColdSegment => segments.iter().find(|segment| segment.is_sealed),
-        Place::NewestSegment | Place::LastBatch => segments.last(),
+        Place::NewestSegment | Place::LastBatch => segments.last().filter(|segment| !segment.is_sealed),
     };
-    let segment = segment.context("there is no such segment")?;
+    let Some(segment) = segment else { return Ok(false) };
     // The first batch holds what raft knows besides entries. Every segment has it again.
     let batches = segment.batches.get(1..).unwrap_or_default();
-    ensure!(batches.len() >= BATCHES_MIN, "only {} batches in {}", batches.len(), segment.path.display());
+    if batches.len() < BATCHES_MIN {
+        return Ok(false);
+    }
     let mut random = SmallRng::seed_from_u64(seed);
     let mut bytes = fs::read(&segment.path).context("cannot read a segment")?;
     let places = match place {
@@ -91,7 +94,9 @@ pub fn flip(cluster: &Cluster, recorder: &Recorder, node_id: u64, place: Place, 
         }
         Place::LastBatch => batches[batches.len() - 1..].to_vec(),
     };
-    ensure!(!places.is_empty(), "no entries with messages in {}", segment.path.display());
+    if places.is_empty() {
+        return Ok(false);
+    }
     let file = OpenOptions::new().write(true).open(&segment.path).context("cannot open a segment")?;
     let mut flipped = 0;
     while flipped < FLIPS {
@@ -106,7 +111,7 @@ pub fn flip(cluster: &Cluster, recorder: &Recorder, node_id: u64, place: Place, 
     }
     recorder.disturbed(format!("{flipped} bits of {} changed", segment.path.display()));
     recorder.fault_done(place.fault());
-    Ok(())
+    Ok(true)
 }
 
 /// A data directory that was put away.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use skein_cluster_tests::{
     cluster::Setup,
     faults::{
@@ -23,6 +23,9 @@ const LOAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Enough that the newest segment has batches in its middle.
 const WARM_UP_CONFIRMS: usize = 300;
+
+/// Times a node is killed until its newest segment holds enough to be damaged.
+const TRIES_MAX: usize = 5;
 
 /// Damage is found and repaired within this. At the configured speed the log is read through in two seconds.
 const REPAIR_LIMIT: Duration = Duration::from_secs(45);
@@ -46,12 +49,17 @@ fn plan() -> Plan {
 
 /// Damages a follower's log while it is down, and lets it start again. Gives the follower.
 async fn damage(scenario: &mut Scenario, place: Place) -> Result<u64> {
-    scenario.wait_confirmed(WARM_UP_CONFIRMS, LOAD_LIMIT).await?;
-    let victim = kill_follower(&mut scenario.cluster, &scenario.recorder, QUEUE).await?;
-    damage::flip(&scenario.cluster, &scenario.recorder, victim, place, scenario.seed)?;
-    scenario.cluster.heal().await?;
-    scenario.suspect = Some(victim);
-    Ok(victim)
+    for _ in 0..TRIES_MAX {
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, LOAD_LIMIT).await?;
+        let victim = kill_follower(&mut scenario.cluster, &scenario.recorder, QUEUE).await?;
+        let damaged = damage::flip(&scenario.cluster, &scenario.recorder, victim, place, scenario.seed)?;
+        scenario.cluster.heal().await?;
+        if damaged {
+            scenario.suspect = Some(victim);
+            return Ok(victim);
+        }
+    }
+    bail!("{TRIES_MAX} times a node died just when it had begun a segment");
 }
 
 /// Waits until a node has found what is damaged, and repaired all of it.
