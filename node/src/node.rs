@@ -36,8 +36,8 @@ use crate::{
     free_space::{self, DiskState},
     http,
     log::{Log, LogFailure, LogOptions, OpenError},
-    peer::{self, Connections, Identity, Incoming, PeerService, PeerTransport, Sightings},
-    raft::{GroupFailure, Groups, GroupsParts, OpenGroupsError, Transport, UpkeepFailure},
+    peer::{Connections, Identity, Incoming, PeerService, PeerTransport, Presence, Sightings},
+    raft::{GroupFailure, Groups, GroupsParts, OpenGroupsError, Succession, Transport, UpkeepFailure},
     shard::{ShardServers, dead_letters::Courier},
     tasks,
 };
@@ -48,6 +48,9 @@ const CONNECTION_STREAMS_MAX: u32 = 1_024;
 
 /// A client's connection that is silent is asked for a sign of life this often.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Dead nodes whose shards wait to be seen to.
+const DEATHS_MAX: usize = 16;
 
 /// How long closing connections are waited for at the end: their streams have been told by then.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -136,7 +139,8 @@ impl Node {
         let slot = Arc::new(OnceLock::new());
         let incoming = Incoming { identity: identity_watch.clone() };
         let (disk_state, disk_watch) = watch::channel(DiskState::default());
-        let peers = PeerService::new(identity_watch, Arc::clone(&slot), disk_watch.clone());
+        let peers =
+            PeerService::new(identity_watch, Arc::clone(&slot), disk_watch.clone(), closed_watch.clone());
         let clients = ApiSlot::default();
         let (health, health_service) = tonic_health::server::health_reporter();
         let routes = routes(peers, incoming, &clients).add_service(health_service);
@@ -312,8 +316,7 @@ fn build_api(
 ) -> Arc<Api> {
     let clock = Clock::real();
     let shards = Arc::new(ShardServers::new(groups, log, &clock));
-    let (sightings, sightings_watch) = watch::channel(Sightings::of_none_but(config.node));
-    tasks::spawn(peer::probe(config.node, owner.cluster_id.clone(), Arc::clone(&connections), sightings));
+    let sightings = attend(config, groups, &connections, &transport, &clock);
     tasks::spawn(controller::reconcile_queues(Arc::clone(groups)));
     let api = Arc::new(Api {
         node: config.node,
@@ -323,7 +326,7 @@ fn build_api(
         shards: Arc::clone(&shards),
         connections,
         transport,
-        sightings: sightings_watch,
+        sightings,
         disk: watches.disk,
         admission: Admission::new(config.limits.in_flight_bytes_max),
         clock,
@@ -333,6 +336,28 @@ fn build_api(
     let courier: Arc<dyn Courier> = Arc::new(ApiCourier(Arc::clone(&api)));
     shards.start(&courier);
     api
+}
+
+/// Keeps an eye on the other nodes, and finds new leaders for the shards of those that die.
+fn attend(
+    config: &Config,
+    groups: &Arc<Groups>,
+    connections: &Arc<Connections>,
+    transport: &Arc<dyn Transport>,
+    clock: &Clock,
+) -> watch::Receiver<Sightings> {
+    let (sightings, sightings_watch) = watch::channel(Sightings::of_none_but(config.node));
+    let (deaths, dead) = mpsc::channel(DEATHS_MAX);
+    let presence = Presence {
+        node: config.node,
+        connections: Arc::clone(connections),
+        clock: clock.clone(),
+        sightings,
+        deaths,
+    };
+    tasks::spawn(presence.attend());
+    tasks::spawn(Succession::new(config.node, Arc::clone(groups), Arc::clone(transport)).run(dead));
+    sightings_watch
 }
 
 /// The services of the node. Those for clients answer once `clients` is open.

@@ -7,7 +7,7 @@ use skein_proto::{
     limits::{CONNECTION_WINDOW_BYTES, GRPC_MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES},
     peer::peer_client::PeerClient,
 };
-use tokio::sync::watch;
+use tokio::{net::TcpStream, sync::watch, time};
 use tonic::{
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
@@ -17,6 +17,10 @@ use super::{Identity, credentials::Outgoing};
 
 /// A peer that does not take a connection for this long is down, or might as well be.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whoever does not take a connection within this is not there. Much longer than a living node needs on a network that
+/// a cluster should run on.
+const TAKEN_WITHIN: Duration = Duration::from_millis(100);
 
 /// A silent connection is asked for a sign of life this often, and given up when none comes: streams have no
 /// deadline of their own.
@@ -87,6 +91,12 @@ impl Connections {
     #[must_use]
     pub fn bulk(&self, target: NodeId) -> Option<Peer> {
         Some(self.client(target, self.peers.get(&target)?.bulk.clone()))
+    }
+
+    /// Whether anybody takes a new connection where a node should be.
+    pub(super) async fn is_taken(&self, node: NodeId) -> bool {
+        let Some(member) = self.members.get(&node) else { return false };
+        matches!(time::timeout(TAKEN_WITHIN, TcpStream::connect(&member.grpc)).await, Ok(Ok(_)))
     }
 
     fn client(&self, target: NodeId, channel: Channel) -> Peer {

@@ -7,7 +7,7 @@ use skein_proto::{
 
 use crate::{
     log::{Entry, EntryId},
-    raft::wire::{AppendRequest, AppendResult, TransferRequest, Vote, VoteRequest, VoteResponse},
+    raft::wire::{AppendRequest, AppendResult, Standing, TransferRequest, Vote, VoteRequest, VoteResponse},
 };
 
 /// A message from a peer that lacks what it must have.
@@ -144,4 +144,18 @@ pub(super) fn transfer_from_proto(
         to: NodeId::new(request.to_node_id),
         last: request.last_log_id.map(id_from_proto),
     })
+}
+
+pub(super) fn standing_to_proto(shard: ShardId, standing: Standing) -> peer::Standing {
+    peer::Standing {
+        shard_id: shard.get(),
+        vote: Some(vote_to_proto(standing.vote)),
+        last_log_id: standing.last.map(id_to_proto),
+    }
+}
+
+pub(super) fn standing_from_proto(standing: peer::Standing) -> Result<(ShardId, Standing), Incomplete> {
+    let vote = vote_from_proto(required(standing.vote, "Standing", "vote")?);
+    let last = standing.last_log_id.map(id_from_proto);
+    Ok((ShardId::new(standing.shard_id), Standing { vote, last }))
 }

@@ -7,13 +7,13 @@ mod connections;
 mod convert;
 mod credentials;
 mod heartbeats;
-mod probe;
+mod presence;
 mod service;
 mod snapshots;
 mod transport;
 
 pub use connections::{Connections, Member, Members, Peer};
 pub use credentials::Incoming;
-pub use probe::{Sightings, probe};
+pub use presence::{Presence, Sightings};
 pub use service::{Identity, PeerService};
 pub use transport::PeerTransport;

@@ -6,15 +6,15 @@ use futures::{StreamExt as _, stream, stream::BoxStream};
 use skein_proto::{
     ids::{NodeId, ShardId},
     peer::{
-        self, AppendRequest, AppendResponse, HelloRequest, HelloResponse, ReadIndexRequest,
-        ReadIndexResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
-        peer_server::Peer,
+        self, AppendRequest, AppendResponse, AttendRequest, AttendResponse, HelloRequest, HelloResponse,
+        ReadIndexRequest, ReadIndexResponse, StandingsRequest, StandingsResponse, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse, peer_server::Peer,
     },
 };
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Members, convert, snapshots};
+use super::{Members, convert, presence::BEAT_EVERY, snapshots};
 use crate::{
     free_space::DiskState,
     raft::{Group, Groups, wire::SnapshotPiece},
@@ -44,17 +44,19 @@ pub struct PeerService {
     identity: watch::Receiver<Identity>,
     groups: Arc<OnceLock<Arc<Groups>>>,
     disk: watch::Receiver<DiskState>,
+    closed: watch::Receiver<bool>,
 }
 
 impl PeerService {
-    /// Answers as `identity` and `disk` say, and for `groups` once they are set.
+    /// Answers as `identity` and `disk` say, and for `groups` once they are set; until the node has `closed`.
     #[must_use]
     pub fn new(
         identity: watch::Receiver<Identity>,
         groups: Arc<OnceLock<Arc<Groups>>>,
         disk: watch::Receiver<DiskState>,
+        closed: watch::Receiver<bool>,
     ) -> Self {
-        Self { identity, groups, disk }
+        Self { identity, groups, disk, closed }
     }
 
     async fn append_one(self, request: Result<AppendRequest, Status>) -> Result<AppendResponse, Status> {
@@ -75,6 +77,7 @@ impl PeerService {
 
 #[tonic::async_trait]
 impl Peer for PeerService {
+    type AttendStream = BoxStream<'static, Result<AttendResponse, Status>>;
     type AppendStream = BoxStream<'static, Result<AppendResponse, Status>>;
     type AppendEachStream = BoxStream<'static, Result<AppendResponse, Status>>;
     type InstallSnapshotStream = BoxStream<'static, Result<peer::SnapshotAnswer, Status>>;
@@ -102,8 +105,36 @@ impl Peer for PeerService {
             formed: identity.formed,
             shard_count: identity.shard_count,
             members,
-            low_on_disk: self.disk.borrow().is_low,
         }))
+    }
+
+    async fn attend(&self, _: Request<AttendRequest>) -> Result<Response<Self::AttendStream>, Status> {
+        let mut ticks = tokio::time::interval(BEAT_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let beats = stream::unfold((ticks, self.disk.clone()), |(mut ticks, mut disk)| async {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                // An error means that nobody watches the disk any more: the node is stopping.
+                changed = disk.changed() => changed.ok()?,
+            }
+            let low_on_disk = disk.borrow_and_update().is_low;
+            Some((Ok(AttendResponse { low_on_disk }), (ticks, disk)))
+        });
+        Ok(Response::new(beats.take_until(wait_true(self.closed.clone())).boxed()))
+    }
+
+    async fn standings(
+        &self,
+        request: Request<StandingsRequest>,
+    ) -> Result<Response<StandingsResponse>, Status> {
+        let mut standings = Vec::new();
+        for shard_id in request.into_inner().shard_ids {
+            let group = self.group(shard_id)?;
+            if let Some(standing) = group.standing().await {
+                standings.push(convert::standing_to_proto(group.shard(), standing));
+            }
+        }
+        Ok(Response::new(StandingsResponse { standings }))
     }
 
     async fn append(
@@ -192,6 +223,11 @@ impl Peer for PeerService {
             .ok_or_else(|| Status::failed_precondition("this node does not lead the shard"))?;
         Ok(Response::new(ReadIndexResponse { index }))
     }
+}
+
+async fn wait_true(mut flag: watch::Receiver<bool>) {
+    // An error means that the node is gone, which is as good.
+    let _ = flag.wait_for(|flag| *flag).await;
 }
 
 fn invalid(error: convert::Incomplete) -> Status {

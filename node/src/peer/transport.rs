@@ -14,7 +14,7 @@ use crate::{
     log::KeptEntry,
     raft::{
         AppendRequests, AppendResults, SnapshotAnswers, SnapshotPieces, Transport, TransportError,
-        wire::{AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse},
+        wire::{AppendRequest, AppendResult, Standing, TransferRequest, VoteRequest, VoteResponse},
     },
 };
 
@@ -122,6 +122,19 @@ impl Transport for PeerTransport {
         self.call(to, move |mut client| async move {
             let answer = client.vote(convert::vote_request_to_proto(request)).await?.into_inner();
             convert::vote_response_from_proto(answer).map_err(incomplete)
+        })
+    }
+
+    fn standings(
+        &self,
+        to: NodeId,
+        shards: Vec<ShardId>,
+    ) -> BoxFuture<'static, Result<Vec<(ShardId, Standing)>, TransportError>> {
+        self.call(to, move |mut client| async move {
+            let shard_ids = shards.into_iter().map(ShardId::get).collect();
+            let answer = client.standings(peer::StandingsRequest { shard_ids }).await?.into_inner();
+            let standings = answer.standings.into_iter().map(convert::standing_from_proto);
+            standings.collect::<Result<_, _>>().map_err(incomplete)
         })
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 use openraft::{
-    BasicNode, Config, RaftMetrics, ReadPolicy, SnapshotPolicy,
+    BasicNode, Config, RaftMetrics, RaftState, ReadPolicy, SnapshotPolicy,
     async_runtime::watch::WatchReceiver as _,
     errors::{InitializeError, RaftError},
 };
@@ -29,8 +29,8 @@ use super::{
     state_machine::StateMachine,
     types::{Body, Raft, TypeConfig},
     wire::{
-        AppendRequest, AppendResult, SnapshotAnswer, SnapshotBegin, SnapshotPiece, TransferRequest,
-        VoteRequest, VoteResponse,
+        AppendRequest, AppendResult, SnapshotAnswer, SnapshotBegin, SnapshotPiece, Standing, TransferRequest,
+        VoteRequest, VoteResponse, entry_id,
     },
 };
 use crate::{
@@ -290,6 +290,24 @@ impl Group {
         let response =
             if pre_vote { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
         response.ok().as_ref().map(VoteResponse::from_raft)
+    }
+
+    /// Where this replica stands. None when it may not lead, because its log is damaged, or the group has stopped.
+    pub async fn standing(&self) -> Option<Standing> {
+        if self.repairs.is_unfit(self.shard) {
+            return None;
+        }
+        let read = |state: &RaftState<TypeConfig>| (*state.vote_ref(), state.log_ids.last().copied());
+        let (vote, last) = self.raft.with_raft_state(read).await.ok()?;
+        Some(Standing { vote: vote.into(), last: last.as_ref().map(entry_id) })
+    }
+
+    /// Stands for election at once, as if the leader that this replica knows had handed over to it.
+    pub(super) async fn stand(&self) {
+        let Some(Standing { vote, .. }) = self.standing().await else { return };
+        let request = TransferRequest { shard: self.shard, from: vote, to: self.node, last: None };
+        // A refusal means that somebody else was faster.
+        self.handle_transfer(request).await;
     }
 
     /// A leader asks this node to take over, or to make way for who will.

@@ -22,6 +22,7 @@ mod scrub;
 mod snapshot;
 mod space;
 mod state_machine;
+mod succession;
 #[cfg(test)]
 mod suite;
 mod types;
@@ -40,3 +41,4 @@ pub use repair::Repairs;
 pub use replica::Replica;
 pub use scrub::Scrubbing;
 pub use snapshot::ReceiveError;
+pub use succession::Succession;

@@ -31,7 +31,7 @@ use super::{
     snapshot::SnapshotData,
     types::TypeConfig,
     wire::{
-        AppendRequest, AppendResult, SnapshotAnswer, SnapshotPiece, TransferRequest, VoteRequest,
+        AppendRequest, AppendResult, SnapshotAnswer, SnapshotPiece, Standing, TransferRequest, VoteRequest,
         VoteResponse,
     },
 };
@@ -123,6 +123,13 @@ pub trait Transport: Send + Sync + 'static {
         to: NodeId,
         request: VoteRequest,
     ) -> BoxFuture<'static, Result<VoteResponse, TransportError>>;
+
+    /// Asks a peer where its replicas of these shards stand. Those that may not lead are left out.
+    fn standings(
+        &self,
+        to: NodeId,
+        shards: Vec<ShardId>,
+    ) -> BoxFuture<'static, Result<Vec<(ShardId, Standing)>, TransportError>>;
 
     /// Sends a snapshot to a peer, on a connection that nothing else waits for.
     fn snapshot(

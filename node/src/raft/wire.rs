@@ -79,6 +79,15 @@ pub struct VoteResponse {
     pub last: Option<EntryId>,
 }
 
+/// Where a replica stands: what decides whether it can win an election.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The highest vote it knows.
+    pub vote: Vote,
+    /// The end of its log.
+    pub last: Option<EntryId>,
+}
+
 /// A leader asks a follower to take over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferRequest {

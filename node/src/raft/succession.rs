@@ -1,0 +1,165 @@
+//! What becomes of a dead node's shards: the replicas that are left find out which of them has most of the log, and
+//! that one stands for election at once, instead of all of them waiting for their timers.
+//!
+//! It stands as if the dead leader had handed over to it, which voters grant although that leader's lease goes on. Safe
+//! as any election is: votes are written down, and a shorter log gets none. But it makes the lease worthless for
+//! reading, which is why every read asks a majority.
+
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::future;
+use skein_proto::ids::{NodeId, ShardId};
+use tokio::{sync::mpsc, time};
+
+use super::{group::Group, groups::Groups, network::Transport, wire::Standing};
+use crate::{log::EntryId, tasks};
+
+/// A replica that does not say within this where it stands is not waited for.
+const ASK_TIMEOUT: Duration = Duration::from_millis(25);
+
+/// Every replica has its turn, this long after the one before it: plenty for an election on a machine that has other
+/// things to do as well.
+const TURN: Duration = Duration::from_millis(60);
+
+/// How often one stands before it leaves the shard to the timers. The turns become longer each time.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// Finds successors.
+pub struct Succession {
+    node: NodeId,
+    groups: Arc<Groups>,
+    transport: Arc<dyn Transport>,
+}
+
+impl Succession {
+    /// For this node's replicas.
+    #[must_use]
+    pub fn new(node: NodeId, groups: Arc<Groups>, transport: Arc<dyn Transport>) -> Self {
+        Self { node, groups, transport }
+    }
+
+    /// Sees to the shards of each node that is said to have died, for as long as it is polled.
+    pub async fn run(self, mut deaths: mpsc::Receiver<NodeId>) {
+        let this = Arc::new(self);
+        while let Some(dead) = deaths.recv().await {
+            tasks::spawn(Arc::clone(&this).succeed(dead));
+        }
+    }
+
+    async fn succeed(self: Arc<Self>, dead: NodeId) {
+        let mut orphans = Vec::new();
+        for group in self.groups.iter().filter(|group| group.leadership().borrow().leader == Some(dead)) {
+            if let Some(standing) = group.standing().await {
+                orphans.push((Arc::clone(group), standing));
+            }
+        }
+        if orphans.is_empty() {
+            return;
+        }
+        tracing::info!(%dead, shards = orphans.len(), "looking for new leaders of a dead node's shards");
+        let others = self.ask_others(dead, &orphans).await;
+        for (group, standing) in orphans {
+            let living = group.voters().into_iter().filter(|voter| ![self.node, dead].contains(voter));
+            // Whoever did not answer is taken to stand where this replica does.
+            let stands = |node: NodeId| others.get(&node)?.get(&group.shard());
+            let last_of = |node| stands(node).map_or(standing.last, |standing| standing.last);
+            let others: Vec<_> = living.map(|node| (node, last_of(node))).collect();
+            let rank = rank((self.node, standing.last), &others);
+            let turn = Turn { rank, of: u32::try_from(others.len()).unwrap_or(u32::MAX).saturating_add(1) };
+            tasks::spawn(campaign(group, standing, turn));
+        }
+    }
+
+    /// Where the replicas of the other living nodes stand.
+    async fn ask_others(
+        &self,
+        dead: NodeId,
+        orphans: &[(Arc<Group>, Standing)],
+    ) -> BTreeMap<NodeId, BTreeMap<ShardId, Standing>> {
+        let mut questions: BTreeMap<NodeId, Vec<ShardId>> = BTreeMap::new();
+        for (group, _) in orphans {
+            for voter in group.voters().into_iter().filter(|voter| ![self.node, dead].contains(voter)) {
+                questions.entry(voter).or_default().push(group.shard());
+            }
+        }
+        let answers = questions.into_iter().map(|(node, shards)| async move {
+            let answer = time::timeout(ASK_TIMEOUT, self.transport.standings(node, shards)).await;
+            Some((node, answer.ok()?.ok()?.into_iter().collect()))
+        });
+        future::join_all(answers).await.into_iter().flatten().collect()
+    }
+}
+
+/// How many of the others should lead rather than this one: the longest log first, then the lowest node.
+fn rank(own: (NodeId, Option<EntryId>), others: &[(NodeId, Option<EntryId>)]) -> u32 {
+    let order = |(node, last): (NodeId, Option<EntryId>)| (last.map(|id| (id.term, id.index)), Reverse(node));
+    others.iter().filter(|other| order(**other) > order(own)).map(|_| 1).sum()
+}
+
+/// When one stands among those who might.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    rank: u32,
+    of: u32,
+}
+
+impl Turn {
+    /// How long one waits before an attempt. Each round takes twice as long as the one before.
+    fn pause(self, attempt: u32) -> Duration {
+        match attempt {
+            0 => TURN * self.rank,
+            _ => TURN * self.of * (1 << (attempt - 1)),
+        }
+    }
+}
+
+/// Stands for election, when it is its turn, until somebody leads.
+async fn campaign(group: Arc<Group>, began: Standing, turn: Turn) {
+    let mut leadership = group.leadership();
+    for attempt in 0..=ATTEMPTS_MAX {
+        let led = leadership.wait_for(|now| now.term > began.vote.term && now.leader.is_some());
+        if time::timeout(turn.pause(attempt), led).await.is_ok() {
+            return;
+        }
+        if attempt < ATTEMPTS_MAX {
+            group.stand().await;
+        }
+    }
+    tracing::info!(shard = %group.shard(), "nobody was elected at once; the timers will see to it");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_stand_at_the_same_time() {
+        let mut stands = BTreeSet::new();
+        for rank in 0..3 {
+            let turn = Turn { rank, of: 3 };
+            let mut at = Duration::ZERO;
+            for attempt in 0..ATTEMPTS_MAX {
+                at += turn.pause(attempt);
+                assert!(stands.insert(at), "rank {rank}, attempt {attempt}");
+            }
+        }
+        let stands: Vec<_> = stands.into_iter().collect();
+        assert_eq!(stands.first(), Some(&Duration::ZERO), "the first one does not wait");
+        assert!(stands.windows(2).all(|pair| pair[1] - pair[0] >= TURN), "{stands:?}");
+    }
+
+    fn replica(node: u64, term: u64, index: u64) -> (NodeId, Option<EntryId>) {
+        (NodeId::new(node), Some(EntryId { term, index }))
+    }
+
+    #[test]
+    fn the_longest_log_leads_then_the_lowest_node() {
+        assert_eq!(rank(replica(3, 2, 10), &[replica(1, 2, 9), replica(2, 1, 99)]), 0);
+        assert_eq!(rank(replica(3, 2, 10), &[replica(1, 2, 10), replica(2, 2, 11)]), 2);
+        assert_eq!(rank(replica(1, 2, 10), &[replica(3, 2, 10)]), 0);
+        assert_eq!(rank((NodeId::new(1), None), &[replica(3, 0, 0), (NodeId::new(2), None)]), 1);
+        assert_eq!(rank(replica(1, 2, 10), &[]), 0);
+    }
+}
