@@ -25,6 +25,10 @@ pub const PRODUCER_BATCHES_IN_FLIGHT_MAX: usize = 64;
 /// The most settlements of one stream that wait for their answer.
 pub const SETTLES_IN_FLIGHT_MAX: usize = 256;
 
+/// The most ranges of messages that a consumer resumes. Each is one that it holds; more than a few hundred take odd
+/// habits of acking.
+pub const RESUME_RANGES_MAX: usize = 65_536;
+
 /// The most parts of one settlement: ranges of offsets, or lease tokens.
 pub const SETTLE_RANGES_MAX: usize = 16_384;
 

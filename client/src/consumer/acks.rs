@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -17,6 +18,7 @@ use skein_proto::{
 };
 use tonic::Code;
 
+use super::held::Held;
 use crate::{
     calls::duration_ms,
     error::{Cause, SettleError, reason_of},
@@ -27,11 +29,7 @@ use crate::{
 /// each costs the cluster a replicated command, so few large ones are better.
 const SETTLES_IN_FLIGHT: usize = 4;
 
-/// Ranges in one settlement. Keeps it well below the largest gRPC message, at 20 bytes a range.
-const RANGES_MAX: usize = 65_536;
-
 const _: () = assert!(SETTLES_IN_FLIGHT <= limits::SETTLES_IN_FLIGHT_MAX);
-const _: () = assert!(RANGES_MAX * 20 < limits::GRPC_MESSAGE_BYTES_MAX);
 
 /// What to do with a range of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,42 +81,46 @@ impl Future for Settled {
 /// What waits to be settled on one stream, and what waits for its answer.
 #[derive(Debug, Default)]
 pub(super) struct Settlements {
-    gathering: Option<Gathering>,
-    unanswered: VecDeque<Unanswered>,
+    gathering: Option<Settlement>,
+    /// To be sent before what is being gathered: too large to go at once, or sent on a stream that was lost.
+    next: VecDeque<Settlement>,
+    unanswered: VecDeque<Settlement>,
     next_id: u64,
 }
 
+/// Settled together, and answered together.
 #[derive(Debug)]
-struct Gathering {
+struct Settlement {
     request: StreamSettle,
     outcome: Arc<Outcome<Answer>>,
+    /// What of it could not be resumed, when its stream was lost.
+    lost: Vec<SettleFailure>,
+    /// It was sent before, on a stream that was lost.
+    was_sent: bool,
 }
 
-#[derive(Debug)]
-struct Unanswered {
-    settle_id: u64,
-    /// Messages that are not held any more once it is answered.
-    released_count: u64,
-    outcome: Arc<Outcome<Answer>>,
-}
+/// Whom to tell what.
+pub(super) type Told = (Arc<Outcome<Answer>>, Answer);
 
 impl Settlements {
     pub(super) fn add(&mut self, settle: Settle, first: Offset, count: u32) -> Settled {
         let range = OffsetRange { first: first.get(), count };
-        let gathering = self.gathering.get_or_insert_with(|| Gathering {
+        let gathering = self.gathering.get_or_insert_with(|| Settlement {
             request: StreamSettle::default(),
             outcome: Arc::new(Outcome::pending()),
+            lost: Vec::new(),
+            was_sent: false,
         });
         gathering.add(settle, range);
         Settled { outcome: Arc::clone(&gathering.outcome), range, slot: WaiterSlot::default() }
     }
 
     pub(super) fn is_sendable(&self) -> bool {
-        self.gathering.is_some() && self.unanswered.len() < SETTLES_IN_FLIGHT
+        (self.gathering.is_some() || !self.next.is_empty()) && self.unanswered.len() < SETTLES_IN_FLIGHT
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.gathering.is_none() && self.unanswered.is_empty()
+        self.gathering.is_none() && self.next.is_empty() && self.unanswered.is_empty()
     }
 
     /// What to send next, if it is time to send anything.
@@ -126,42 +128,102 @@ impl Settlements {
         if !self.is_sendable() {
             return None;
         }
-        let Gathering { mut request, outcome } = self.gathering.take()?;
-        merge(&mut request.acks);
-        if request.acks.len() > RANGES_MAX {
+        let mut settlement = self.next.pop_front().or_else(|| self.gathering.take())?;
+        merge(&mut settlement.request.acks);
+        if let Some(rest) = split_off(&mut settlement.request, limits::SETTLE_RANGES_MAX) {
             // Whoever waits for these waits for the answer to the last part.
-            let rest = request.acks.split_off(RANGES_MAX);
-            let rest = StreamSettle { acks: rest, ..StreamSettle::default() };
-            self.gathering = Some(Gathering { request: rest, outcome: Arc::clone(&outcome) });
+            let (outcome, was_sent) = (Arc::clone(&settlement.outcome), settlement.was_sent);
+            let lost = mem::take(&mut settlement.lost);
+            self.next.push_front(Settlement { request: rest, outcome, lost, was_sent });
         }
         self.next_id += 1;
-        request.settle_id = self.next_id;
-        let returned = request.nacks.iter().filter_map(|nack| nack.offsets.as_ref());
-        let released_count = request.acks.iter().chain(returned).map(|range| u64::from(range.count)).sum();
-        self.unanswered.push_back(Unanswered { settle_id: self.next_id, released_count, outcome });
+        settlement.request.settle_id = self.next_id;
+        let request = settlement.request.clone();
+        self.unanswered.push_back(settlement);
         Some(request)
     }
 
-    /// Takes an answer. Returns whom to tell what, and how many messages are not held any more. An answer to what
-    /// was never asked is passed over.
-    pub(super) fn answer(&mut self, result: SettleResult) -> Option<(Arc<Outcome<Answer>>, Answer, u64)> {
-        let index = self.unanswered.iter().position(|sent| sent.settle_id == result.settle_id)?;
-        let Unanswered { released_count, outcome, .. } = self.unanswered.remove(index)?;
-        Some((outcome, Answer::Answered(result.failures), released_count))
+    /// Takes an answer. Returns whom to tell what, and which messages are not held any more. An answer to what was
+    /// never asked is passed over.
+    pub(super) fn answer(&mut self, result: SettleResult) -> Option<(Told, Vec<OffsetRange>)> {
+        let index = self.unanswered.iter().position(|sent| sent.request.settle_id == result.settle_id)?;
+        let Settlement { request, outcome, lost, .. } = self.unanswered.remove(index)?;
+        let failures = result.failures.into_iter().chain(lost).collect();
+        let returned = request.nacks.into_iter().filter_map(|nack| nack.offsets);
+        Some(((outcome, Answer::Answered(failures)), request.acks.into_iter().chain(returned).collect()))
     }
 
-    /// The stream is lost. Returns whom to tell what.
-    pub(super) fn lose(&mut self, cause: &Cause) -> Vec<(Arc<Outcome<Answer>>, Answer)> {
-        let unknown = SettleError::OutcomeUnknown(cause.clone());
-        let lost = SettleError::LeaseLost(cause.clone());
-        let unanswered =
-            self.unanswered.drain(..).map(|sent| (sent.outcome, Answer::Failed(unknown.clone())));
-        let gathering = self.gathering.take().map(|gathered| (gathered.outcome, Answer::Failed(lost)));
-        unanswered.chain(gathering).collect()
+    /// The stream is lost, and another one will go on. What was not answered is to be sent again.
+    pub(super) fn suspend(&mut self) {
+        while let Some(sent) = self.unanswered.pop_back() {
+            self.next.push_front(Settlement { was_sent: true, ..sent });
+        }
+    }
+
+    /// Another stream goes on with what is held. Returns whom to tell what: nothing is left to be sent for them.
+    pub(super) fn resume(&mut self, held: &Held) -> Vec<Told> {
+        let mut told = Vec::new();
+        for mut settlement in mem::take(&mut self.next).into_iter().chain(self.gathering.take()) {
+            settlement.keep(held);
+            if settlement.is_empty() {
+                told.push((settlement.outcome, Answer::Answered(settlement.lost)));
+            } else {
+                self.next.push_back(settlement);
+            }
+        }
+        told
+    }
+
+    /// The stream is lost for good. Returns whom to tell what.
+    pub(super) fn lose(&mut self, cause: &Cause) -> Vec<Told> {
+        self.suspend();
+        let all = mem::take(&mut self.next).into_iter().chain(self.gathering.take());
+        let failed = all.map(|settlement| {
+            let error = match settlement.was_sent {
+                true => SettleError::OutcomeUnknown(cause.clone()),
+                false => SettleError::LeaseLost(cause.clone()),
+            };
+            (settlement.outcome, Answer::Failed(error))
+        });
+        failed.collect()
     }
 }
 
-impl Gathering {
+impl Settlement {
+    /// Leaves only what is held. What was sent and is not held any more may have been settled.
+    fn keep(&mut self, held: &Held) {
+        let (reason, message) = match self.was_sent {
+            true => (Reason::OutcomeUnknown, "the stream was lost before the answer came"),
+            false => (Reason::LeaseLost, "the stream was lost, and the message delivered again"),
+        };
+        let lost = &mut self.lost;
+        let mut split = |range: &OffsetRange| {
+            let (kept, missing) = held.split(range);
+            lost.extend(missing.into_iter().map(|offsets| SettleFailure {
+                offsets: Some(offsets),
+                reason: reason.into(),
+                message: message.to_owned(),
+            }));
+            kept
+        };
+        let StreamSettle { acks, nacks, extends, .. } = mem::take(&mut self.request);
+        self.request.acks = acks.iter().flat_map(&mut split).collect();
+        for nack in nacks {
+            let kept = nack.offsets.as_ref().map(&mut split).unwrap_or_default();
+            let parts = kept.into_iter().map(|offsets| StreamNack { offsets: Some(offsets), ..nack });
+            self.request.nacks.extend(parts);
+        }
+        for extend in extends {
+            let kept = extend.offsets.as_ref().map(&mut split).unwrap_or_default();
+            let parts = kept.into_iter().map(|offsets| StreamExtend { offsets: Some(offsets), ..extend });
+            self.request.extends.extend(parts);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.request.acks.is_empty() && self.request.nacks.is_empty() && self.request.extends.is_empty()
+    }
+
     fn add(&mut self, settle: Settle, range: OffsetRange) {
         match settle {
             Settle::Ack => push(&mut self.request.acks, range),
@@ -175,6 +237,21 @@ impl Gathering {
             }
         }
     }
+}
+
+/// Leaves as many parts of a settlement as one may have, and gives the rest.
+fn split_off(request: &mut StreamSettle, parts_max: usize) -> Option<StreamSettle> {
+    let mut left = parts_max;
+    let mut take = |length: usize| {
+        let taken = length.min(left);
+        left -= taken;
+        taken
+    };
+    let acks = request.acks.split_off(take(request.acks.len()));
+    let nacks = request.nacks.split_off(take(request.nacks.len()));
+    let extends = request.extends.split_off(take(request.extends.len()));
+    let is_empty = acks.is_empty() && nacks.is_empty() && extends.is_empty();
+    (!is_empty).then(|| StreamSettle { acks, nacks, extends, ..StreamSettle::default() })
 }
 
 /// Appends a range, joined to the last one where it follows it.
@@ -280,9 +357,8 @@ mod tests {
         assert_eq!(ack(&mut settlements, 100), None);
         assert_eq!(ack(&mut settlements, 101), None);
 
-        let (_, _, released_count) =
-            settlements.answer(SettleResult { settle_id: 2, failures: Vec::new() }).unwrap();
-        assert_eq!(released_count, 1);
+        let (_, released) = settlements.answer(SettleResult { settle_id: 2, failures: Vec::new() }).unwrap();
+        assert_eq!(released, [range(2, 1)]);
         assert_eq!(settlements.next_to_send().unwrap().acks, [range(100, 2)]);
         assert!(settlements.answer(SettleResult { settle_id: 2, failures: Vec::new() }).is_none());
     }
@@ -298,10 +374,45 @@ mod tests {
             message: "too late".into(),
         };
         let result = SettleResult { settle_id: sent.settle_id, failures: vec![failure] };
-        let (outcome, answer, _) = settlements.answer(result).unwrap();
+        let ((outcome, answer), _) = settlements.answer(result).unwrap();
         outcome.set(answer);
         let results = futures::future::join_all(settled).await;
         assert!(matches!(&results[..], [Ok(()), Err(SettleError::LeaseLost(_)), Ok(())]), "{results:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_resumed_is_sent_again_and_the_rest_is_told_apart() {
+        let mut settlements = Settlements::default();
+        let sent = [0, 1].map(|offset| settlements.add(Settle::Ack, Offset::new(offset), 1));
+        settlements.next_to_send().unwrap();
+        let unsent = [2, 3].map(|offset| settlements.add(Settle::Ack, Offset::new(offset), 1));
+        settlements.suspend();
+        let told = settlements.resume(&Held::of(&[range(1, 2)]));
+        assert!(told.is_empty(), "of both something is left to be sent");
+        let mut resent = Vec::new();
+        while let Some(request) = settlements.next_to_send() {
+            resent.extend(request.acks.clone());
+            let result = SettleResult { settle_id: request.settle_id, failures: Vec::new() };
+            let ((outcome, answer), _) = settlements.answer(result).unwrap();
+            outcome.set(answer);
+        }
+        assert_eq!(resent, [range(1, 1), range(2, 1)]);
+        let sent = futures::future::join_all(sent).await;
+        assert!(matches!(&sent[..], [Err(SettleError::OutcomeUnknown(_)), Ok(())]), "{sent:?}");
+        let unsent = futures::future::join_all(unsent).await;
+        assert!(matches!(&unsent[..], [Ok(()), Err(SettleError::LeaseLost(_))]), "{unsent:?}");
+        assert!(settlements.is_idle());
+    }
+
+    #[test]
+    fn a_settlement_has_no_more_parts_than_a_node_takes() {
+        let mut settlements = Settlements::default();
+        for offset in 0..=limits::SETTLE_RANGES_MAX as u64 {
+            drop(settlements.add(Settle::Nack { delay: Duration::ZERO }, Offset::new(offset), 1));
+        }
+        assert_eq!(settlements.next_to_send().unwrap().nacks.len(), limits::SETTLE_RANGES_MAX);
+        assert_eq!(settlements.next_to_send().unwrap().nacks.len(), 1);
+        assert!(settlements.next_to_send().is_none());
     }
 
     #[tokio::test]

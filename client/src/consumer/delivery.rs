@@ -51,8 +51,6 @@ pub struct BatchMessages {
 #[derive(Debug, Clone)]
 struct Lease {
     shared: Arc<Shared>,
-    /// The stream it was delivered on; it ends with it.
-    stream: u64,
 }
 
 impl Delivery {
@@ -83,8 +81,8 @@ impl Delivery {
 }
 
 impl DeliveryBatch {
-    pub(super) fn new(batch: node::DeliveryBatch, stream: u64, shared: Arc<Shared>) -> Self {
-        Self { batch, lease: Lease { shared, stream } }
+    pub(super) fn new(batch: node::DeliveryBatch, shared: Arc<Shared>) -> Self {
+        Self { batch, lease: Lease { shared } }
     }
 
     /// The offset of the first message; the others follow.
@@ -153,7 +151,7 @@ impl Iterator for BatchMessages {
 
 impl Lease {
     fn settle(&self, settle: Settle, first: Offset, count: u32) -> Settled {
-        let (settled, waker) = self.shared.lock().settle(self.stream, settle, first, count);
+        let (settled, waker) = self.shared.lock().settle(settle, first, count);
         wake(waker);
         settled
     }

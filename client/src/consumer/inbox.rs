@@ -2,31 +2,31 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    mem,
     task::{Poll, Waker},
+    time::Duration,
 };
 
 use skein_proto::{broker::Reason, ids::Offset, node};
 use tonic::Code;
 
-use super::acks::{Answer, Settle, Settled, Settlements};
-use crate::{
-    error::{Cause, ConsumeError, SettleError},
-    outcome::Outcome,
+use super::{
+    acks::{Settle, Settled, Settlements, Told},
+    held::Held,
 };
-
-/// A batch, and the stream it came on.
-pub(super) type Received = (node::DeliveryBatch, u64);
+use crate::error::{Cause, ConsumeError, SettleError};
 
 /// The state of one consumer. Bounded by its credit: what is here was delivered and is not settled.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     batches: VecDeque<node::DeliveryBatch>,
     settlements: Settlements,
-    /// Numbers the streams; what an earlier one delivered cannot be settled any more.
+    /// Numbers the streams.
     stream: u64,
-    /// Messages delivered on this stream and not settled on it.
-    held_count: u64,
+    /// What was delivered and is not settled, as far as nodes have answered.
+    held: Held,
+    /// The last stream is lost, and the next one has not yet said what of it goes on.
+    is_suspended: bool,
     error: Option<ConsumeError>,
     is_closed: bool,
     reader: Option<Waker>,
@@ -36,13 +36,16 @@ pub(super) struct Inbox {
 /// Whom to tell what, once the inbox is not locked any more.
 #[must_use]
 #[derive(Debug, Default)]
-pub(super) struct Answers(Vec<(Arc<Outcome<Answer>>, Answer)>);
+pub(super) struct Answers(Vec<Told>);
 
 impl Inbox {
     /// The next batch; an error once, and then nothing.
-    pub(super) fn poll_batch(&mut self, reader: &Waker) -> Poll<Option<Result<Received, ConsumeError>>> {
+    pub(super) fn poll_batch(
+        &mut self,
+        reader: &Waker,
+    ) -> Poll<Option<Result<node::DeliveryBatch, ConsumeError>>> {
         if let Some(batch) = self.batches.pop_front() {
-            return Poll::Ready(Some(Ok((batch, self.stream))));
+            return Poll::Ready(Some(Ok(batch)));
         }
         if let Some(error) = self.error.take() {
             self.is_closed = true;
@@ -55,27 +58,22 @@ impl Inbox {
         Poll::Pending
     }
 
-    /// Settles messages that came on `stream`. Returns whom to wake.
-    pub(super) fn settle(
-        &mut self,
-        stream: u64,
-        settle: Settle,
-        first: Offset,
-        count: u32,
-    ) -> (Settled, Option<Waker>) {
-        if stream != self.stream {
-            let cause =
-                Cause::new(Code::Aborted, Reason::LeaseLost, "the stream it was delivered on has ended");
+    /// Settles messages. Returns whom to wake.
+    pub(super) fn settle(&mut self, settle: Settle, first: Offset, count: u32) -> (Settled, Option<Waker>) {
+        if !self.held.has_all(&node::OffsetRange { first: first.get(), count }) {
+            let sentence = "it is not held any more: it was settled, or lost with the stream it came on";
+            let cause = Cause::new(Code::Aborted, Reason::LeaseLost, sentence);
             return (Settled::failed(SettleError::LeaseLost(cause)), None);
         }
         let settled = self.settlements.add(settle, first, count);
         (settled, self.sender_if_sendable())
     }
 
-    /// Begins a stream. The one before must have been lost.
-    pub(super) fn begin_stream(&mut self) -> u64 {
+    /// Begins a stream; the one before must have been lost. Returns what to resume, if there was one.
+    pub(super) fn begin_stream(&mut self) -> (u64, Option<node::Resume>) {
         self.stream += 1;
-        self.stream
+        let resume = self.is_suspended.then(|| node::Resume { held: self.held.ranges() });
+        (self.stream, resume)
     }
 
     /// What is to be sent on `stream`: None at its end.
@@ -83,7 +81,9 @@ impl Inbox {
         if stream != self.stream {
             return Poll::Ready(None);
         }
-        if let Some(settle) = self.settlements.next_to_send() {
+        if !self.is_suspended
+            && let Some(settle) = self.settlements.next_to_send()
+        {
             return Poll::Ready(Some(settle));
         }
         if self.is_closed && self.settlements.is_idle() {
@@ -96,28 +96,62 @@ impl Inbox {
     /// Takes what a node sent. Returns whom to tell what and whom to wake.
     pub(super) fn receive(&mut self, response: node::ConsumeResponse) -> (Answers, [Option<Waker>; 2]) {
         let mut answers = Answers::default();
+        if let Some(subscribed) = response.subscribed.filter(|_| self.is_suspended) {
+            answers.0 = self.resume(Held::of(&subscribed.resumed));
+        }
         for result in response.settled {
-            if let Some((outcome, answer, released_count)) = self.settlements.answer(result) {
-                self.held_count = self.held_count.saturating_sub(released_count);
-                answers.0.push((outcome, answer));
+            if let Some((told, released)) = self.settlements.answer(result) {
+                released.iter().for_each(|range| self.held.remove(range));
+                answers.0.push(told);
             }
         }
         let mut reader = None;
         if !self.is_closed && !response.deliveries.is_empty() {
-            self.held_count += response.deliveries.iter().map(|batch| u64::from(batch.count)).sum::<u64>();
+            response.deliveries.iter().for_each(|batch| self.held.insert(&offsets_of(batch)));
             self.batches.extend(response.deliveries);
             reader = self.reader.take();
         }
         (answers, [reader, self.sender_if_sendable()])
     }
 
-    /// The stream is lost, and every lease on it. Returns whom to tell what and whom to wake: who sends on the stream
+    /// The stream is lost, and another one is to go on with what is held. Returns whom to wake: who sends on the stream
     /// must learn of its end. As long as it waits, the stream is only half closed, and the node keeps delivering on it.
-    pub(super) fn lose_stream(&mut self, cause: &Cause) -> (Answers, Option<Waker>) {
+    pub(super) fn suspend(&mut self) -> Option<Waker> {
+        self.stream += 1;
+        self.is_suspended = true;
+        self.settlements.suspend();
+        self.sender.take()
+    }
+
+    /// The stream is lost, and every lease on it. Returns whom to tell what and whom to wake.
+    pub(super) fn lose(&mut self, cause: &Cause) -> (Answers, Option<Waker>) {
         self.stream += 1;
         self.batches.clear();
-        self.held_count = 0;
+        self.held = Held::default();
         (Answers(self.settlements.lose(cause)), self.sender.take())
+    }
+
+    /// Another stream goes on with what is held there. Everything else is delivered again, to whomever.
+    fn resume(&mut self, held: Held) -> Vec<Told> {
+        self.is_suspended = false;
+        let told = self.settlements.resume(&held);
+        self.held = held;
+        for batch in mem::take(&mut self.batches) {
+            let offsets = offsets_of(&batch);
+            if self.held.has_all(&offsets) {
+                self.batches.push_back(batch);
+                continue;
+            }
+            // A batch is read from its first message on: what is left of a broken one goes back.
+            for part in self.held.split(&offsets).0 {
+                drop(self.settlements.add(
+                    Settle::Nack { delay: Duration::ZERO },
+                    Offset::new(part.first),
+                    part.count,
+                ));
+            }
+        }
+        told
     }
 
     /// There will be no more messages.
@@ -138,13 +172,18 @@ impl Inbox {
 
     /// Ending the stream would cause no message to be delivered again.
     pub(super) fn holds_nothing(&self) -> bool {
-        self.held_count == 0
+        self.held.is_empty()
     }
 
     fn sender_if_sendable(&mut self) -> Option<Waker> {
         let may_end = self.is_closed && self.settlements.is_idle();
-        if may_end || self.settlements.is_sendable() { self.sender.take() } else { None }
+        let may_send = !self.is_suspended && self.settlements.is_sendable();
+        if may_end || may_send { self.sender.take() } else { None }
     }
+}
+
+fn offsets_of(batch: &node::DeliveryBatch) -> node::OffsetRange {
+    node::OffsetRange { first: batch.first_offset, count: batch.count }
 }
 
 impl Answers {
@@ -171,40 +210,74 @@ mod tests {
         Cause::new(Code::Unavailable, Reason::Unspecified, "gone")
     }
 
-    #[tokio::test]
-    async fn leases_end_with_their_stream() {
-        let mut inbox = Inbox::default();
-        let stream = inbox.begin_stream();
-        let (answers, _) = inbox.receive(delivery(0, 10));
-        answers.publish();
-        let Poll::Ready(Some(Ok((taken, on)))) = inbox.poll_batch(Waker::noop()) else { panic!("no batch") };
-        assert_eq!((taken.first_offset, on), (0, stream));
+    fn first_of_next(inbox: &mut Inbox) -> Option<u64> {
+        match inbox.poll_batch(Waker::noop()) {
+            Poll::Ready(Some(Ok(batch))) => Some(batch.first_offset),
+            _ => None,
+        }
+    }
 
-        inbox.receive(delivery(10, 10)).0.publish();
-        inbox.lose_stream(&lost()).0.publish();
-        assert!(inbox.poll_batch(Waker::noop()).is_pending(), "what was not taken is delivered again");
+    #[tokio::test]
+    async fn leases_end_with_their_stream_for_good() {
+        let mut inbox = Inbox::default();
         inbox.begin_stream();
-        let (settled, _) = inbox.settle(on, Settle::Ack, Offset::ZERO, 1);
+        inbox.receive(delivery(0, 10)).0.publish();
+        assert_eq!(first_of_next(&mut inbox), Some(0));
+        inbox.receive(delivery(10, 10)).0.publish();
+        inbox.lose(&lost()).0.publish();
+        assert_eq!(first_of_next(&mut inbox), None, "what was not taken is delivered again");
+        let (settled, _) = inbox.settle(Settle::Ack, Offset::ZERO, 1);
         assert!(matches!(settled.await, Err(SettleError::LeaseLost(_))));
+    }
+
+    #[tokio::test]
+    async fn what_is_resumed_goes_on_as_if_nothing_had_happened() {
+        let mut inbox = Inbox::default();
+        assert_eq!(inbox.begin_stream().1, None);
+        for first in [0, 10, 20] {
+            inbox.receive(delivery(first, 10)).0.publish();
+        }
+        assert_eq!(first_of_next(&mut inbox), Some(0));
+        drop(inbox.suspend());
+        let (stream, resume) = inbox.begin_stream();
+        let all = node::OffsetRange { first: 0, count: 30 };
+        assert_eq!(resume.unwrap().held, [all]);
+        let (acked, _) = inbox.settle(Settle::Ack, Offset::ZERO, 1);
+        assert!(inbox.poll_send(stream, Waker::noop()).is_pending(), "the node has not said what goes on");
+
+        // Of the second batch only a part goes on.
+        let resumed =
+            vec![node::OffsetRange { first: 0, count: 15 }, node::OffsetRange { first: 20, count: 10 }];
+        let subscribed = Some(node::Subscribed { resumed, ..Default::default() });
+        inbox.receive(node::ConsumeResponse { subscribed, ..Default::default() }).0.publish();
+        assert_eq!(first_of_next(&mut inbox), Some(20));
+        let mut sent = Vec::new();
+        while let Poll::Ready(Some(settle)) = inbox.poll_send(stream, Waker::noop()) {
+            let settled = vec![node::SettleResult { settle_id: settle.settle_id, failures: Vec::new() }];
+            inbox.receive(node::ConsumeResponse { settled, ..Default::default() }).0.publish();
+            sent.push(settle);
+        }
+        assert_eq!(sent[0].acks, [node::OffsetRange { first: 0, count: 1 }]);
+        let nacked = sent.iter().flat_map(|settle| &settle.nacks).filter_map(|nack| nack.offsets);
+        assert_eq!(nacked.collect::<Vec<_>>(), [node::OffsetRange { first: 10, count: 5 }]);
+        acked.await.unwrap();
     }
 
     #[test]
     fn who_sends_on_a_lost_stream_learns_of_its_end() {
         let mut inbox = Inbox::default();
-        let stream = inbox.begin_stream();
+        let (stream, _) = inbox.begin_stream();
         assert!(inbox.poll_send(stream, Waker::noop()).is_pending());
-        let (answers, sender) = inbox.lose_stream(&lost());
-        answers.publish();
-        assert!(sender.is_some(), "nobody else would wake it");
+        assert!(inbox.suspend().is_some(), "nobody else would wake it");
         assert!(matches!(inbox.poll_send(stream, Waker::noop()), Poll::Ready(None)));
     }
 
     #[test]
     fn a_closed_consumer_sends_its_acks_before_the_end() {
         let mut inbox = Inbox::default();
-        let stream = inbox.begin_stream();
+        let (stream, _) = inbox.begin_stream();
         inbox.receive(delivery(0, 1)).0.publish();
-        let (_settled, _) = inbox.settle(stream, Settle::Ack, Offset::ZERO, 1);
+        let (_settled, _) = inbox.settle(Settle::Ack, Offset::ZERO, 1);
         inbox.close();
         let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
         assert!(inbox.poll_send(stream, Waker::noop()).is_pending());

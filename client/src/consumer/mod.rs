@@ -2,6 +2,7 @@
 
 mod acks;
 mod delivery;
+mod held;
 mod inbox;
 mod session;
 
@@ -84,8 +85,9 @@ impl ConsumerBuilder {
 /// consumer, unless it is acked before its lease runs out ([`Delivery::extend`] prolongs it). Dropping a [`Delivery`]
 /// does nothing: its lease runs out, or ends with the consumer.
 ///
-/// When the connection or the node is lost, the consumer subscribes again. Messages of the lost stream that were not
-/// taken yet are discarded here, since they are delivered again; acks of those that were taken fail with
+/// When the connection or the node is lost, the consumer subscribes again and goes on with what it holds: acks that
+/// wait are sent then. What could not be resumed, because it was delivered to somebody else meanwhile, is discarded
+/// where it was not taken yet; where it was, its ack fails with
 /// [`SettleError::LeaseLost`](crate::SettleError::LeaseLost).
 ///
 /// It is a [`Stream`]; it ends after an error, which is one that does not go away by waiting. Dropping it sends the
@@ -176,9 +178,7 @@ impl Consumer {
     fn poll_inbox(&mut self, cx: &Context<'_>) -> Poll<Option<Result<DeliveryBatch, ConsumeError>>> {
         let polled = self.shared.lock().poll_batch(cx.waker());
         polled.map(|batch| {
-            batch.map(|batch| {
-                batch.map(|(batch, stream)| DeliveryBatch::new(batch, stream, Arc::clone(&self.shared)))
-            })
+            batch.map(|batch| batch.map(|batch| DeliveryBatch::new(batch, Arc::clone(&self.shared))))
         })
     }
 

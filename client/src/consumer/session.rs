@@ -46,7 +46,7 @@ impl Session {
     pub(super) fn new(settings: ConsumerBuilder, shard: ShardId, shared: Arc<Shared>) -> Self {
         let ConsumerBuilder { client, queue, group, credit_messages, credit_bytes } = settings;
         let credit = node::Credit { messages: credit_messages, bytes: credit_bytes };
-        let subscribe = node::Subscribe { queue, group, credit: Some(credit) };
+        let subscribe = node::Subscribe { queue, group, credit: Some(credit), resume: None };
         let topology = client.router().subscribe();
         Self { client, subscribe, shard, shared, topology, backoff: Backoff::default() }
     }
@@ -55,22 +55,26 @@ impl Session {
     pub(super) async fn run(mut self) {
         while !self.shared.lock().is_closed() {
             let cause = self.stream_until_closed().await;
-            let ((answers, sender), is_closed) = {
-                let mut inbox = self.shared.lock();
-                (inbox.lose_stream(&cause), inbox.is_closed())
-            };
-            answers.publish();
-            wake(sender);
-            if is_closed {
-                return;
-            }
             tracing::debug!(queue = self.subscribe.queue, %cause, "the consume stream ended");
+            if self.shared.lock().is_closed() {
+                return self.lose(&cause);
+            }
             if !cause.is_retryable() {
+                self.lose(&cause);
                 let reader = self.shared.lock().fail(ConsumeError::NotAccepted(cause));
                 return wake(reader);
             }
+            let sender = self.shared.lock().suspend();
+            wake(sender);
             self.wait().await;
         }
+        self.lose(&closed());
+    }
+
+    fn lose(&self, cause: &Cause) {
+        let (answers, sender) = self.shared.lock().lose(cause);
+        answers.publish();
+        wake(sender);
     }
 
     /// Runs one stream, but gives up waiting for its orderly end.
@@ -82,7 +86,7 @@ impl Session {
             () = shared.closing.notified() => {}
         }
         let ended = time::timeout(CLOSE_TIMEOUT, stream).await;
-        ended.unwrap_or_else(|_| unavailable("the consumer was closed"))
+        ended.unwrap_or_else(|_| closed())
     }
 
     /// One stream, from connecting to its end.
@@ -157,6 +161,10 @@ fn unavailable(sentence: &str) -> Cause {
     Cause::from_status(&Status::new(Code::Unavailable, sentence))
 }
 
+fn closed() -> Cause {
+    unavailable("the consumer was closed")
+}
+
 fn moved() -> Cause {
     unavailable("another node leads the queue now")
 }
@@ -170,8 +178,9 @@ struct Requests {
 }
 
 impl Requests {
-    fn begin(shared: Arc<Shared>, subscribe: node::Subscribe) -> Self {
-        let stream = shared.lock().begin_stream();
+    fn begin(shared: Arc<Shared>, mut subscribe: node::Subscribe) -> Self {
+        let (stream, resume) = shared.lock().begin_stream();
+        subscribe.resume = resume;
         Self { shared, stream, subscribe: Some(subscribe) }
     }
 }

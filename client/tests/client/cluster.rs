@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) holds_confirms: bool,
     /// Settlements are taken and not answered.
     pub(crate) holds_answers: bool,
+    /// Leases outlive their stream, for a consumer that comes back.
+    pub(crate) resumes: bool,
     /// The address of every node that a publish stream was opened at, in order.
     pub(crate) publish_streams: Vec<String>,
     /// Sequences as they arrived, with their producer.

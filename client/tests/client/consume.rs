@@ -132,7 +132,8 @@ fn serve(
                 request = requests.next() => match request.and_then(Result::ok).and_then(|request| request.request) {
                     Some(Consume::Subscribe(request)) => {
                         subscribe = request;
-                        let subscribed = node::Subscribed { shard_id: SHARD, lease_ms: 30_000 };
+                        let resumed = resumed(&node, &subscribe, &mut held);
+                        let subscribed = node::Subscribed { shard_id: SHARD, lease_ms: 30_000, resumed };
                         Ok(node::ConsumeResponse { subscribed: Some(subscribed), ..Default::default() })
                     }
                     Some(Consume::Settle(settle)) => Ok(settled(&node, &subscribe, &settle, &mut held)),
@@ -149,9 +150,12 @@ fn serve(
             }
         }
         let mut state = node.shared.state();
+        let resumes = state.resumes;
         let group =
             state.queues.get_mut(&subscribe.queue).and_then(|queue| queue.groups.get_mut(&subscribe.group));
-        if let Some(group) = group {
+        if let Some(group) = group
+            && !resumes
+        {
             for offset in held {
                 let attempt = group.leased.remove(&offset);
                 group.returned.extend(attempt.map(|attempt| (offset, attempt + 1)));
@@ -161,6 +165,17 @@ fn serve(
         node.shared.announce();
     });
     UnboundedReceiverStream::new(outgoing)
+}
+
+/// What a consumer holds again of what it held on a stream that ended.
+fn resumed(node: &Node, subscribe: &node::Subscribe, held: &mut Vec<u64>) -> Vec<node::OffsetRange> {
+    let state = node.shared.state();
+    let group = state.queues.get(&subscribe.queue).and_then(|queue| queue.groups.get(&subscribe.group));
+    let Some(group) = group.filter(|_| state.resumes) else { return Vec::new() };
+    let claimed = subscribe.resume.iter().flat_map(|resume| &resume.held);
+    let claimed = claimed.flat_map(|range| range.first..range.first + u64::from(range.count));
+    held.extend(claimed.filter(|offset| group.leased.contains_key(offset)));
+    held.iter().map(|offset| node::OffsetRange { first: *offset, count: 1 }).collect()
 }
 
 fn deliver(

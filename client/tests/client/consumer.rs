@@ -105,6 +105,39 @@ async fn a_lost_stream_delivers_again_and_old_leases_are_lost() {
 }
 
 #[tokio::test]
+async fn a_consumer_that_comes_back_goes_on_with_what_it_holds() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    cluster.shared.state().resumes = true;
+    publish(&client, 10).await;
+    let mut consumer = consumer(&client).await;
+    let first = next(&mut consumer).await;
+    cluster.shared.state().holds_answers = true;
+    let acked_before = next(&mut consumer).await;
+    let unanswered = acked_before.ack();
+    soon("the ack", async {
+        while acked(&cluster).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    cluster.shared.state().holds_answers = false;
+    cluster.end_streams();
+    // The ack that was carried out cannot be resumed, and everything else can.
+    assert!(matches!(soon("the outcome", unanswered).await, Err(SettleError::OutcomeUnknown(_))));
+    soon("the answer", first.ack()).await.unwrap();
+    for offset in 2..10 {
+        let delivery = next(&mut consumer).await;
+        assert_eq!((delivery.offset.get(), delivery.attempt), (offset, 1));
+        soon("the answer", delivery.ack()).await.unwrap();
+    }
+    consumer.close().await;
+    let mut acked = acked(&cluster);
+    acked.sort_unstable();
+    assert_eq!(acked, (0..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn an_unanswered_ack_is_of_unknown_outcome() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
@@ -132,7 +165,7 @@ async fn settling_twice_is_refused_for_that_message_alone() {
     soon("the answer", first.ack()).await.unwrap();
     let (again, other) = (first.ack(), second.ack());
     let again = soon("the answer", again).await.unwrap_err();
-    assert_eq!(again.reason(), Reason::NotDelivered);
+    assert_eq!(again.reason(), Reason::LeaseLost);
     soon("the answer", other).await.unwrap();
 }
 

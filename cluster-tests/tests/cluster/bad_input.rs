@@ -110,7 +110,7 @@ fn publish(sequence: u64, batch: MessageBatch) -> PublishRequest {
 
 fn subscribe(queue: &str, group: &str) -> ConsumeRequest {
     let credit = Some(Credit { messages: 10, bytes: 1 << 20 });
-    let subscribe = Subscribe { queue: queue.to_owned(), group: group.to_owned(), credit };
+    let subscribe = Subscribe { queue: queue.to_owned(), group: group.to_owned(), credit, resume: None };
     ConsumeRequest { request: Some(consume_request::Request::Subscribe(subscribe)) }
 }
 

@@ -84,6 +84,7 @@ async fn consume_four(broker: &mut BrokerClient<Channel>) -> Result<()> {
         queue: QUEUE.to_owned(),
         group: "mail".to_owned(),
         credit: Some(Credit { messages: 100, bytes: 1 << 20 }),
+        resume: None,
     };
     requests.send(ConsumeRequest { request: Some(consume_request::Request::Subscribe(subscribe)) }).await?;
     let mut answers = broker.consume(ReceiverStream::new(outgoing)).await?.into_inner();

@@ -33,6 +33,7 @@ async fn a_client_that_stops_reading_stops_nobody_else() {
             queue: "orders".to_owned(),
             group: "sleepy".to_owned(),
             credit: Some(Credit { messages: 100_000, bytes: u64::MAX }),
+            resume: None,
         };
         let request = ConsumeRequest { request: Some(consume_request::Request::Subscribe(subscribe)) };
         let requests = {

@@ -16,7 +16,7 @@ use skein_proto::{
     limits,
     node::{
         ConsumeRequest, ConsumeResponse, Credit as CreditRequest, DeliveryBatch, OffsetRange as RangeRequest,
-        SettleFailure, SettleResult, StreamSettle, Subscribe, Subscribed,
+        Resume, SettleFailure, SettleResult, StreamSettle, Subscribe, Subscribed,
         consume_request::Request as Inbound,
     },
 };
@@ -73,6 +73,7 @@ impl Api {
         queue: &QueueRef,
         group_name: &str,
         credit: Credit,
+        resume: Option<Vec<OffsetRange>>,
     ) -> Result<(GroupKey, DeliveryHandle, Subscription), Status> {
         names::check_group_name(group_name)?;
         self.ensure_open(queue).await?;
@@ -85,7 +86,7 @@ impl Api {
         };
         let key = GroupKey { queue: queue.id, group };
         let subscription = delivery
-            .subscribe(key, credit)
+            .subscribe(key, credit, resume)
             .await
             .map_err(|error| status::from_subscribe(error, &queue.name, group_name))?;
         Ok((key, delivery, subscription))
@@ -99,11 +100,16 @@ impl Api {
         inbound: Streaming<ConsumeRequest>,
     ) -> Result<BoxStream<'static, Result<ConsumeResponse, Status>>, Status> {
         let credit = subscribe.credit.map_or(Ok(CREDIT_DEFAULT), check_credit)?;
-        let (key, delivery, subscription) = self.subscribe(&queue, &subscribe.group, credit).await?;
+        let resume = subscribe.resume.map(held_ranges).transpose()?;
+        let (key, delivery, subscription) = self.subscribe(&queue, &subscribe.group, credit, resume).await?;
         let consumer = subscription.consumer();
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let first = ConsumeResponse {
-            subscribed: Some(Subscribed { shard_id: queue.shard.get(), lease_ms: queue.settings.lease_ms }),
+            subscribed: Some(Subscribed {
+                shard_id: queue.shard.get(),
+                lease_ms: queue.settings.lease_ms,
+                resumed: subscription.resumed().iter().flat_map(range_requests).collect(),
+            }),
             ..ConsumeResponse::default()
         };
         // Cannot fail: the channel is empty and its receiver is here.
@@ -326,6 +332,25 @@ fn settle_failure(unsettled: Unsettled) -> SettleFailure {
         reason: reason.into(),
         message: message.to_owned(),
     }
+}
+
+fn held_ranges(resume: Resume) -> Result<Vec<OffsetRange>, Status> {
+    if resume.held.len() > limits::RESUME_RANGES_MAX {
+        let (count, max) = (resume.held.len(), limits::RESUME_RANGES_MAX);
+        let message = format!("resume.held has {count} ranges, and {max} is the most; resume fewer");
+        return Err(status::invalid_setting(message));
+    }
+    let range = |range: RangeRequest| OffsetRange::new(Offset::new(range.first), u64::from(range.count));
+    Ok(resume.held.into_iter().map(range).collect())
+}
+
+/// A range in as many parts as a client's counts need.
+fn range_requests(range: OffsetRange) -> impl Iterator<Item = RangeRequest> {
+    let step = u64::from(u32::MAX);
+    (0..range.count.div_ceil(step)).map(move |part| RangeRequest {
+        first: range.first.get() + part * step,
+        count: u32::try_from((range.count - part * step).min(step)).unwrap_or(u32::MAX),
+    })
 }
 
 fn check_credit(credit: CreditRequest) -> Result<Credit, Status> {

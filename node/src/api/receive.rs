@@ -40,7 +40,7 @@ impl Api {
         let credit = Credit { messages: request.messages_max.clamp(1, RECEIVE_MESSAGES_MAX), bytes };
         let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
 
-        let (key, delivery, mut subscription) = self.subscribe(queue, &request.group, credit).await?;
+        let (key, delivery, mut subscription) = self.subscribe(queue, &request.group, credit, None).await?;
         let mut items = Vec::new();
         let items_max = credit.messages as usize;
         let mut stopping = self.stopping.clone();

@@ -11,10 +11,10 @@ use super::{
     AddConsumerError, ConsumerId, Credit, Delivery, GroupCounts, GroupKey, GroupStart, Ready, Refusal,
     Returned, Settlements, Sizes,
     consumer::{Consumer, EndedLease, Lease},
-    group::Group,
+    group::{Group, Work},
     round::Round,
 };
-use crate::offsets::OffsetRange;
+use crate::offsets::{OffsetRange, OffsetSet};
 
 /// All groups and consumers of one shard.
 #[derive(Debug, Default)]
@@ -27,6 +27,8 @@ pub struct Dispatcher {
     lease_ends: BTreeSet<(u64, ConsumerId, Offset)>,
     /// When delayed messages become deliverable. An entry whose messages are gone does nothing when its time comes.
     delays: BTreeSet<(u64, GroupKey, Offset)>,
+    /// Until when each group is held back, should nobody come back before.
+    holds: BTreeSet<(u64, GroupKey)>,
 }
 
 impl Dispatcher {
@@ -43,6 +45,9 @@ impl Dispatcher {
             return;
         }
         let (group, delays) = Group::new(&start);
+        if group.held_back_until_ms > 0 {
+            self.holds.insert((group.held_back_until_ms, key));
+        }
         self.groups.insert(key, group);
         self.delays.extend(delays.into_iter().map(|(at_ms, first)| (at_ms, key, first)));
     }
@@ -53,6 +58,7 @@ impl Dispatcher {
             return Vec::new();
         };
         self.work.remove(&key);
+        self.holds.remove(&(group.held_back_until_ms, key));
         for id in &group.consumers {
             let Some(mut consumer) = self.consumers.remove(id) else {
                 continue;
@@ -124,6 +130,47 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// Gives a consumer that has come back what it held on a stream that is lost, where nobody else has it and it is
+    /// not settled. Says what that is. A group that is held back is from now on held back until `others_until_ms` at
+    /// most, for the others to come back as well.
+    pub fn resume(
+        &mut self,
+        id: ConsumerId,
+        held: &[OffsetRange],
+        now_ms: u64,
+        others_until_ms: u64,
+        sizes: &dyn Sizes,
+    ) -> OffsetSet {
+        let mut resumed = OffsetSet::new();
+        let Some(consumer) = self.consumers.get_mut(&id) else { return resumed };
+        let key = consumer.key;
+        let Some(group) = self.groups.get_mut(&key) else { return resumed };
+        let until_ms = now_ms.saturating_add(u64::from(group.lease_ms));
+        let parts: Vec<_> = held.iter().flat_map(|range| group.resume(*range)).collect();
+        for Work { range, attempt } in parts {
+            let mut rest = range;
+            while !rest.is_empty() {
+                let count_max = u32::try_from(rest.count).unwrap_or(u32::MAX);
+                let Some((count, bytes)) = sizes.fit(key.queue, rest.first, count_max, u64::MAX) else {
+                    // Not kept any more: nobody needs it.
+                    group.leased.remove(rest);
+                    break;
+                };
+                let (part, after) = rest.split_at(rest.first.plus(u64::from(count)));
+                consumer.grant(Lease { range: part, until_ms, attempt, bytes });
+                self.lease_ends.insert((until_ms, id, part.first));
+                resumed.insert(part);
+                rest = after;
+            }
+        }
+        if group.held_back_until_ms > others_until_ms {
+            self.holds.remove(&(group.held_back_until_ms, key));
+            group.held_back_until_ms = others_until_ms;
+            self.holds.insert((others_until_ms, key));
+        }
+        resumed
+    }
+
     /// Sets how much a consumer holds at most. What it holds above that, it keeps.
     pub fn set_credit(&mut self, id: ConsumerId, credit: Credit) {
         if let Some(consumer) = self.consumers.get_mut(&id) {
@@ -185,8 +232,17 @@ impl Dispatcher {
                 self.work.insert(key);
             }
         }
-        while let Some(key) = self.work.pop_first() {
+        while let Some(&(at_ms, key)) = self.holds.first()
+            && at_ms <= now_ms
+        {
+            self.holds.pop_first();
             if let Some(group) = self.groups.get_mut(&key) {
+                group.held_back_until_ms = 0;
+                self.work.insert(key);
+            }
+        }
+        while let Some(key) = self.work.pop_first() {
+            if let Some(group) = self.groups.get_mut(&key).filter(|group| group.held_back_until_ms == 0) {
                 let mut round = Round {
                     key,
                     now_ms,
@@ -244,7 +300,8 @@ impl Dispatcher {
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let lease_end = self.lease_ends.first().map(|&(until_ms, ..)| until_ms);
         let delay = self.delays.first().map(|&(at_ms, ..)| at_ms);
-        [lease_end, delay].into_iter().flatten().min()
+        let hold = self.holds.first().map(|&(at_ms, _)| at_ms);
+        [lease_end, delay, hold].into_iter().flatten().min()
     }
 
     /// How busy a group is; all zero for one that is not known.

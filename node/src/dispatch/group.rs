@@ -15,6 +15,8 @@ pub(super) struct Group {
     /// Everything from here on was never delivered.
     pub(super) fresh_from: Offset,
     pub(super) next_offset: Offset,
+    /// Nothing is delivered before.
+    pub(super) held_back_until_ms: u64,
     /// Deliverable now, with the attempts so far.
     ready: OffsetRuns<u32>,
     /// Deliverable later.
@@ -43,6 +45,7 @@ impl Group {
             lease_ms: start.lease_ms,
             fresh_from: start.fresh_from,
             next_offset: start.next_offset.max(start.fresh_from),
+            held_back_until_ms: start.held_back_until_ms,
             ready: OffsetRuns::new(),
             delayed: OffsetRuns::new(),
             leased: OffsetSet::new(),
@@ -80,6 +83,25 @@ impl Group {
             self.ready.remove(range);
         }
         self.leased.insert(range);
+    }
+
+    /// Leases what nobody holds of a range that an earlier leader delivered. Gives the parts, and their attempts.
+    pub(super) fn resume(&mut self, range: OffsetRange) -> Vec<Work> {
+        let range = range.intersect(OffsetRange::between(Offset::ZERO, self.next_offset));
+        if !range.is_empty() && range.end() > self.fresh_from {
+            // That leader delivered in order: what lies before it may have been delivered as well.
+            self.ready.insert(OffsetRange::between(self.fresh_from, range.end()), 0);
+            self.fresh_from = range.end();
+        }
+        let free = self.ready.overlapping(range).map(|(run, &attempts)| Work {
+            range: run.intersect(range),
+            attempt: attempts.saturating_add(1),
+        });
+        let free: Vec<_> = free.collect();
+        for work in &free {
+            self.lease(work.range);
+        }
+        free
     }
 
     /// Makes messages deliverable again. Says when delayed ones want to be asked for.

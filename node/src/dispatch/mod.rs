@@ -75,6 +75,9 @@ pub struct GroupStart {
     pub fresh_from: Offset,
     /// The end of the queue.
     pub next_offset: Offset,
+    /// Nothing is delivered before this wall-clock time; 0 for at once. A new leader waits for those who hold
+    /// messages of the old one to say so.
+    pub held_back_until_ms: u64,
 }
 
 /// How messages below the fresh ones may be delivered.

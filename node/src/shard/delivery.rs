@@ -23,7 +23,7 @@ use crate::{
     dispatch::{
         ConsumerId, Credit, Delivery, Dispatcher, GroupKey, GroupStart, Ready, Refusal, Returned, Sizes,
     },
-    offsets::{OffsetRange, OffsetRuns},
+    offsets::{OffsetRange, OffsetRuns, OffsetSet},
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     random::random_u64,
     tasks,
@@ -40,6 +40,12 @@ const SETTLES_IN_FLIGHT_MAX: usize = 1_024;
 
 /// Ranges of one kind in one command. An entry stays well below what a peer takes in one message.
 const COMMAND_RANGES_MAX: usize = 4_096;
+
+/// A new leader holds back what the one before may have delivered for so long, for those who hold it to come back ...
+const HOLD_BACK: Duration = Duration::from_millis(2_000);
+
+/// ... but no longer than this after one of them has: they all lost their streams at the same time.
+const OTHERS_COME_WITHIN: Duration = Duration::from_millis(250);
 
 type SettleReply = oneshot::Sender<Result<Vec<Unsettled>, SettleError>>;
 
@@ -139,26 +145,30 @@ impl Deliverer {
                     queue.groups().map(|group| GroupKey { queue: queue.id(), group: group.id() })
                 })
                 .collect();
+            let held_back_until_ms = self.clock.wall_ms() + millis(HOLD_BACK);
             for key in keys {
-                self.add_group(shard, key);
+                self.add_group(shard, key, held_back_until_ms);
             }
         });
     }
 
-    fn add_group(&mut self, shard: &Shard, key: GroupKey) {
+    fn add_group(&mut self, shard: &Shard, key: GroupKey, held_back_until_ms: u64) {
         let Some(queue) = shard.queue(key.queue) else { return };
         let Some(group) = queue.group(key.group) else { return };
         let mut ready = OffsetRuns::default();
         for (range, returned) in group.deliverable().iter() {
             ready.insert(range, Ready { attempts: returned.attempts, not_before_ms: returned.not_before_ms });
         }
+        let (fresh_from, next_offset) = (group.untouched_from(), queue.next_offset());
+        let is_done = ready.is_empty() && fresh_from == next_offset;
         self.dispatcher.add_group(
             key,
             GroupStart {
                 lease_ms: queue.settings().lease_ms,
                 ready,
-                fresh_from: group.untouched_from(),
-                next_offset: queue.next_offset(),
+                fresh_from,
+                next_offset,
+                held_back_until_ms: if is_done { 0 } else { held_back_until_ms },
             },
         );
         if group.dead_letter_count() > 0 {
@@ -185,7 +195,7 @@ impl Deliverer {
                 self.forget(&consumers);
             }
             Event::Appended { queue, next_offset } => self.dispatcher.handle_appended(queue, next_offset),
-            Event::GroupCreated { queue, group } => self.add_group(shard, GroupKey { queue, group }),
+            Event::GroupCreated { queue, group } => self.add_group(shard, GroupKey { queue, group }, 0),
             Event::GroupDeleted { queue, group } => {
                 let consumers = self.dispatcher.remove_group(GroupKey { queue, group });
                 self.forget(&consumers);
@@ -210,9 +220,9 @@ impl Deliverer {
 
     async fn on_request(&mut self, request: Request) {
         match request {
-            Request::Subscribe { key, credit, reply } => {
+            Request::Subscribe { key, credit, resume, reply } => {
                 // When the caller has gone away, the outbox is dropped here or there, and says so.
-                let _ = reply.send(self.subscribe(key, credit));
+                let _ = reply.send(self.subscribe(key, credit, resume));
             }
             Request::SetCredit { consumer, credit } => self.dispatcher.set_credit(consumer, credit),
             Request::Detach { consumer, done } => {
@@ -229,13 +239,28 @@ impl Deliverer {
         }
     }
 
-    fn subscribe(&mut self, key: GroupKey, credit: Credit) -> Result<(ConsumerId, Outbox), SubscribeError> {
+    fn subscribe(
+        &mut self,
+        key: GroupKey,
+        credit: Credit,
+        resume: Option<Vec<OffsetRange>>,
+    ) -> Result<(ConsumerId, Outbox, OffsetSet), SubscribeError> {
         let consumer = ConsumerId::new(self.next_consumer);
         self.dispatcher.add_consumer(key, consumer, credit)?;
         self.next_consumer += 1;
+        let resumed = resume.map(|held| self.resume(consumer, &held)).unwrap_or_default();
         let (sender, receiver) = outbox(consumer, self.gone.clone());
         self.outboxes.insert(consumer, sender);
-        Ok((consumer, receiver))
+        Ok((consumer, receiver, resumed))
+    }
+
+    fn resume(&mut self, consumer: ConsumerId, held: &[OffsetRange]) -> OffsetSet {
+        let now_ms = self.clock.wall_ms();
+        let others_until_ms = now_ms + millis(OTHERS_COME_WITHIN);
+        let replica = Arc::clone(self.group.replica());
+        replica.with_messages(|shard| {
+            self.dispatcher.resume(consumer, held, now_ms, others_until_ms, &StoredSizes(shard))
+        })
     }
 
     /// Takes back what a consumer holds that has dropped its outbox.
@@ -367,6 +392,10 @@ impl Deliverer {
             .map_or(IDLE_SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)))
             .min(IDLE_SLEEP_MAX)
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The next part of each; nothing when both are used up.

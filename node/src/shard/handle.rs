@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::outbox::Outbox;
 use crate::{
     dispatch::{AddConsumerError, ConsumerId, Credit, GroupKey, Refusal},
-    offsets::OffsetRange,
+    offsets::{OffsetRange, OffsetSet},
 };
 
 /// Handle to a running delivery task.
@@ -30,6 +30,7 @@ pub enum SubscribeError {
 pub struct Subscription {
     consumer: ConsumerId,
     outbox: Outbox,
+    resumed: OffsetSet,
     delivery: DeliveryHandle,
 }
 
@@ -97,7 +98,9 @@ pub(super) enum Request {
     Subscribe {
         key: GroupKey,
         credit: Credit,
-        reply: oneshot::Sender<Result<(ConsumerId, Outbox), SubscribeError>>,
+        /// What the consumer holds, should it have come back.
+        resume: Option<Vec<OffsetRange>>,
+        reply: oneshot::Sender<Result<(ConsumerId, Outbox, OffsetSet), SubscribeError>>,
     },
     SetCredit {
         consumer: ConsumerId,
@@ -130,15 +133,20 @@ impl DeliveryHandle {
         self.term
     }
 
-    /// Adds a consumer to a group.
+    /// Adds a consumer to a group: a new one, or one that has come back and resumes what it holds.
     ///
     /// # Errors
     /// See [`SubscribeError`].
-    pub async fn subscribe(&self, key: GroupKey, credit: Credit) -> Result<Subscription, SubscribeError> {
+    pub async fn subscribe(
+        &self,
+        key: GroupKey,
+        credit: Credit,
+        resume: Option<Vec<OffsetRange>>,
+    ) -> Result<Subscription, SubscribeError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Subscribe { key, credit, reply }).await;
-        let (consumer, outbox) = answer.await.unwrap_or(Err(SubscribeError::Ended))?;
-        Ok(Subscription { consumer, outbox, delivery: self.clone() })
+        self.send(Request::Subscribe { key, credit, resume, reply }).await;
+        let (consumer, outbox, resumed) = answer.await.unwrap_or(Err(SubscribeError::Ended))?;
+        Ok(Subscription { consumer, outbox, resumed, delivery: self.clone() })
     }
 
     /// Changes what a consumer may hold.
@@ -188,6 +196,12 @@ impl Subscription {
     #[must_use]
     pub fn consumer(&self) -> ConsumerId {
         self.consumer
+    }
+
+    /// What it holds again of what it held before.
+    #[must_use]
+    pub fn resumed(&self) -> &OffsetSet {
+        &self.resumed
     }
 
     /// What was handed to the consumer.

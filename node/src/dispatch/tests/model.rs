@@ -59,9 +59,11 @@ impl Model {
             ready: OffsetRuns::new(),
             fresh_from: Offset::ZERO,
             next_offset,
+            held_back_until_ms: 0,
         };
         dispatcher.add_group(key(0), fresh);
-        let taken = GroupStart { lease_ms: LEASE_MS, ready, fresh_from: Offset::new(8), next_offset };
+        let fresh_from = Offset::new(8);
+        let taken = GroupStart { lease_ms: LEASE_MS, ready, fresh_from, next_offset, held_back_until_ms: 0 };
         dispatcher.add_group(key(1), taken);
         let consumers = BTreeMap::new();
         Self {

@@ -16,9 +16,79 @@ fn dispatcher(messages: u64) -> Dispatcher {
     let mut dispatcher = Dispatcher::new();
     let next_offset = Offset::new(messages);
     let ready = OffsetRuns::new();
+    let fresh_from = Offset::ZERO;
+    let start = GroupStart { lease_ms: LEASE_MS, ready, fresh_from, next_offset, held_back_until_ms: 0 };
+    dispatcher.add_group(key(1), start);
     dispatcher
-        .add_group(key(1), GroupStart { lease_ms: LEASE_MS, ready, fresh_from: Offset::ZERO, next_offset });
+}
+
+/// The same, of a leader that has just taken over: held back until 2000.
+fn taken_over(messages: u64) -> Dispatcher {
+    let mut dispatcher = Dispatcher::new();
+    let start = GroupStart {
+        lease_ms: LEASE_MS,
+        ready: OffsetRuns::new(),
+        fresh_from: Offset::ZERO,
+        next_offset: Offset::new(messages),
+        held_back_until_ms: 2_000,
+    };
+    dispatcher.add_group(key(1), start);
     dispatcher
+}
+
+fn resume(dispatcher: &mut Dispatcher, consumer: u64, held: &[OffsetRange], now_ms: u64) -> Vec<OffsetRange> {
+    dispatcher.resume(id(consumer), held, now_ms, now_ms + 250, &ALL_KEPT).iter().collect()
+}
+
+#[test]
+fn a_new_leader_waits_for_those_who_hold_messages() {
+    let mut dispatcher = taken_over(20);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 100)), []);
+    assert_eq!(dispatcher.next_deadline_ms(), Some(2_000));
+
+    // One comes back with what it was delivered out of the middle; the other is waited for a little longer.
+    assert_eq!(
+        resume(&mut dispatcher, 1, &[range_of(3, 9), range_of(18, 9)], 100),
+        [range_of(3, 9), range_of(18, 2)]
+    );
+    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    assert_eq!(resume(&mut dispatcher, 2, &[range_of(0, 5)], 200), [range_of(0, 3)], "the rest is held");
+    assert_eq!(brief(&poll(&mut dispatcher, 349)), []);
+    assert_eq!(brief(&poll(&mut dispatcher, 350)), [(1, 12, 3, 1), (2, 15, 3, 1)]);
+    assert_eq!(
+        dispatcher.ack(id(1), range_of(3, 9)),
+        [(range_of(3, 2), Ok(1)), (range_of(5, 5), Ok(1)), (range_of(10, 2), Ok(1))]
+    );
+}
+
+#[test]
+fn when_nobody_comes_back_all_of_it_is_delivered_in_the_end() {
+    let mut dispatcher = taken_over(4);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.handle_appended(QUEUE, Offset::new(5));
+    assert_eq!(brief(&poll(&mut dispatcher, 1_999)), []);
+    assert_eq!(brief(&poll(&mut dispatcher, 2_000)), [(1, 0, 5, 1)]);
+}
+
+#[test]
+fn what_is_settled_or_returned_later_or_not_there_cannot_be_resumed() {
+    let mut ready = OffsetRuns::new();
+    ready.insert(range_of(0, 1), Ready { attempts: 2, not_before_ms: 0 });
+    ready.insert(range_of(1, 1), Ready { attempts: 1, not_before_ms: 5_000 });
+    let mut dispatcher = Dispatcher::new();
+    let start = GroupStart {
+        lease_ms: LEASE_MS,
+        ready,
+        fresh_from: Offset::new(4),
+        next_offset: Offset::new(6),
+        held_back_until_ms: 2_000,
+    };
+    dispatcher.add_group(key(1), start);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    let claimed = [range_of(0, u64::from(u32::MAX))];
+    assert_eq!(resume(&mut dispatcher, 1, &claimed, 0), [range_of(0, 1), range_of(4, 2)]);
+    assert_eq!(dispatcher.nack(id(1), range_of(0, 1)), [(range_of(0, 1), Ok(3))]);
 }
 
 fn poll(dispatcher: &mut Dispatcher, now_ms: u64) -> Vec<Delivery> {
