@@ -102,24 +102,24 @@ pub struct LogConfig {
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file. `given` is the node's id where the file leaves it to whoever starts the node.
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+    pub fn load(path: &Path, given: Option<NodeId>) -> Result<Self, ConfigError> {
         let text = disk::read_text(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        Self::parse(path, &text)
+        Self::parse(path, &text, given)
     }
 
     /// Checks a configuration's text; `path` is for messages.
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    pub fn parse(path: &Path, text: &str, given: Option<NodeId>) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text)
             .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
-        file.check().map_err(|Contradiction { at, message }| ConfigError::Contradiction {
+        file.check(given).map_err(|Contradiction { at, message }| ConfigError::Contradiction {
             path: path.to_owned(),
             line: 1 + text[..at.start].matches('\n').count(),
             message,
@@ -146,7 +146,11 @@ members = [
 "#;
 
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(Path::new("node.toml"), text)
+        parse_as(None, text)
+    }
+
+    fn parse_as(given: Option<u64>, text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("node.toml"), text, given.map(NodeId::new))
             .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
     }
 
@@ -156,6 +160,53 @@ members = [
         let with_defaults = parse(GOOD).unwrap();
         assert_eq!(parse(example).unwrap(), with_defaults);
         assert_eq!(with_defaults.shard_count, 8);
+    }
+
+    #[test]
+    fn the_files_that_nodes_share_leave_the_id_to_whoever_starts_them() {
+        for shared in
+            [include_str!("../../deploy/compose.toml"), include_str!("../../deploy/kubernetes/node.toml")]
+        {
+            for node_id in 1..=3 {
+                assert_eq!(parse_as(Some(node_id), shared).unwrap().node, NodeId::new(node_id));
+            }
+        }
+    }
+
+    #[test]
+    fn the_id_comes_from_the_file_or_from_whoever_starts_the_node() {
+        let shared = GOOD.replace("node_id = 1\ndata", "data");
+        assert_eq!(parse_as(Some(2), &shared).unwrap().node, NodeId::new(2));
+        assert_eq!(parse_as(Some(1), GOOD).unwrap(), parse(GOOD).unwrap());
+        let refusals = [
+            (
+                parse(&shared),
+                "node.toml:1: node_id is missing; write it here, or start the node with --node-id",
+            ),
+            (parse_as(Some(2), GOOD), "node.toml:2: node_id is 1 here, and 2 by --node-id or SKEIN_NODE_ID"),
+            (
+                parse_as(Some(4), &shared),
+                "node.toml:1: node_id is 4 by --node-id or SKEIN_NODE_ID, which cluster.members does not list",
+            ),
+        ];
+        for (refused, expected) in refusals {
+            let refused = refused.unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
+    }
+
+    #[test]
+    fn members_have_names_and_tell_clients_another_one_if_need_be() {
+        let named = GOOD.replace("grpc = \"127.0.0.1:7102\"", "grpc = \"skein-2.nodes:7102\"");
+        let member = |text: &str| parse(text).unwrap().members[&NodeId::new(2)].clone();
+        assert_eq!(member(&named).clients, "skein-2.nodes:7102");
+        let outside = named.replace(":7202\"", ":7202\", clients = \"queue.example.org:7102\"");
+        assert_eq!(member(&outside).grpc, "skein-2.nodes:7102");
+        assert_eq!(member(&outside).clients, "queue.example.org:7102");
+        let nowhere = outside.replace("queue.example.org:7102", "queue.example.org");
+        assert!(parse(&nowhere).unwrap_err().contains("\"queue.example.org\" is not an address"));
+        let taken = outside.replace("queue.example.org:7102", "127.0.0.1:7101");
+        assert!(parse(&taken).unwrap_err().contains("127.0.0.1:7101 is listed for node 1 and for node 2"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Arguments in, exit code out.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use skein_node::{program, telemetry};
@@ -16,11 +16,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run one node as its configuration says, until SIGTERM or SIGINT; a second one ends it at once.
-    Run {
-        /// The configuration, in TOML; deploy/node.example.toml documents every field.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
+    Run(program::RunOptions),
+    /// Ask a running node whether it is well. Ends with an error when it is not, or does not answer.
+    Health(program::HealthOptions),
     /// Run a cluster of real processes on this machine until Ctrl-C, for trying things out.
     Dev(program::DevOptions),
     /// Publish and consume on such a cluster while its leader is killed again and again, and check that nothing is
@@ -33,10 +31,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Run { config } => {
+        Command::Run(options) => {
             telemetry::start();
-            program::run(&config)
+            program::run(&options)
         }
+        Command::Health(options) => program::health(&options),
         Command::Dev(options) => program::dev(&options),
         Command::Demo(options) => program::demo(&options),
         Command::Dump(options) => program::dump(&options),

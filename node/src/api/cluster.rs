@@ -25,7 +25,7 @@ impl Api {
     pub(super) fn topology(&self) -> Topology {
         let nodes = self.connections.members().iter().map(|(id, member)| Node {
             node_id: id.get(),
-            grpc_address: member.grpc.clone(),
+            grpc_address: member.clients.clone(),
             http_address: member.http.clone(),
             reachable: self.sightings.borrow().reachable.contains(id),
             low_on_disk: self.is_low_on_disk(*id),

@@ -25,7 +25,7 @@ const SHARDS_MAX: u32 = 256;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
-    node_id: Spanned<u64>,
+    node_id: Option<Spanned<u64>>,
     data_dir: Spanned<PathBuf>,
     listen: ListenFile,
     cluster: ClusterFile,
@@ -60,6 +60,7 @@ struct MemberFile {
     node_id: u64,
     grpc: String,
     http: String,
+    clients: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -163,18 +164,10 @@ fn refuse<T, R>(value: &Spanned<T>, message: impl Into<String>) -> Result<R, Con
 }
 
 impl File {
-    pub(super) fn check(self) -> Result<Config, Contradiction> {
+    /// `given` is the node's id where the file leaves it to whoever starts the node.
+    pub(super) fn check(self, given: Option<NodeId>) -> Result<Config, Contradiction> {
         let members = self.cluster.check_members()?;
-        let node = NodeId::new(*self.node_id.get_ref());
-        if !members.contains_key(&node) {
-            let ids: Vec<_> = members.keys().map(ToString::to_string).collect();
-            let message = format!(
-                "node_id is {node}, which cluster.members does not list (it lists {}); add this node there, \
-                 or write one of those",
-                ids.join(", ")
-            );
-            return refuse(&self.node_id, message);
-        }
+        let node = self.check_node(given, &members)?;
         if self.data_dir.get_ref().as_os_str().is_empty() {
             return refuse(
                 &self.data_dir,
@@ -213,6 +206,37 @@ impl File {
             threads: self.runtime.check()?,
         })
     }
+
+    fn check_node(&self, given: Option<NodeId>, members: &Members) -> Result<NodeId, Contradiction> {
+        let written = match (&self.node_id, given) {
+            (Some(written), _) => written.clone(),
+            (None, Some(given)) => unwritten(given.get()),
+            (None, None) => {
+                let message = "node_id is missing; write it here, or start the node with --node-id or SKEIN_NODE_ID \
+                               where nodes share this file";
+                return refuse(&unwritten(()), message);
+            }
+        };
+        let node = NodeId::new(*written.get_ref());
+        // Neither wins: whichever is wrong, a node would run under the id of another one.
+        if let Some(given) = given.filter(|given| *given != node) {
+            let message = format!(
+                "node_id is {node} here, and {given} by --node-id or SKEIN_NODE_ID; leave one of them out"
+            );
+            return refuse(&written, message);
+        }
+        if !members.contains_key(&node) {
+            let ids: Vec<_> = members.keys().map(ToString::to_string).collect();
+            let by_whom = if self.node_id.is_none() { " by --node-id or SKEIN_NODE_ID" } else { "" };
+            let message = format!(
+                "node_id is {node}{by_whom}, which cluster.members does not list (it lists {}); add this node there, \
+                 or write one of those",
+                ids.join(", ")
+            );
+            return refuse(&written, message);
+        }
+        Ok(node)
+    }
 }
 
 impl ClusterFile {
@@ -220,21 +244,22 @@ impl ClusterFile {
         let mut members = Members::new();
         let mut addresses: BTreeMap<&str, u64> = BTreeMap::new();
         for member in self.members.get_ref() {
-            let MemberFile { node_id, grpc, http } = member.get_ref();
+            let MemberFile { node_id, grpc, http, clients } = member.get_ref();
             if *node_id == 0 {
                 return refuse(member, "node_id 0 stands for no node; number nodes from 1");
             }
-            let node = Member { grpc: grpc.clone(), http: http.clone() };
+            let clients = clients.as_ref().unwrap_or(grpc);
+            let node = Member { grpc: grpc.clone(), http: http.clone(), clients: clients.clone() };
             if members.insert(NodeId::new(*node_id), node).is_some() {
                 return refuse(member, format!("node {node_id} is listed twice; give each node its own id"));
             }
-            for address in [grpc, http] {
-                if address
-                    .rsplit_once(':')
-                    .is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
-                {
+            for address in [grpc, http, clients] {
+                if !is_host_and_port(address) {
                     return refuse(member, format!("{address:?} is not an address; write host:port"));
                 }
+            }
+            let own = [grpc, http].into_iter().chain((clients != grpc).then_some(clients));
+            for address in own {
                 if let Some(other) = addresses.insert(address, *node_id) {
                     return refuse(
                         member,
@@ -376,6 +401,11 @@ impl RaftFile {
             election_max: Duration::from_millis(max_ms),
         })
     }
+}
+
+/// Names are as good as numbers, and are looked up whenever a connection is made.
+fn is_host_and_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn address(field: &str, text: &Spanned<String>) -> Result<SocketAddr, Contradiction> {

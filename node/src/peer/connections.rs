@@ -30,10 +30,12 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where a node is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// host:port for clients and other nodes.
+    /// host:port for other nodes.
     pub grpc: String,
     /// host:port for health checks and metrics.
     pub http: String,
+    /// host:port that clients are told.
+    pub clients: String,
 }
 
 /// The nodes of the cluster.

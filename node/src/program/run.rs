@@ -1,8 +1,9 @@
 //! `skein-node run`: one node, until it is told to stop or fails.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use skein_proto::ids::NodeId;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -11,12 +12,29 @@ use crate::{
     tasks,
 };
 
+/// What `skein-node run` takes.
+#[derive(clap::Args)]
+pub struct RunOptions {
+    /// The configuration, in TOML; deploy/node.example.toml documents every field.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Which of cluster.members this node is, where the configuration does not say so because nodes share it.
+    #[arg(long, value_name = "ID", env = "SKEIN_NODE_ID", value_parser = node_id)]
+    node_id: Option<NodeId>,
+}
+
+fn node_id(text: &str) -> Result<NodeId, String> {
+    let number =
+        text.parse().map_err(|_| "write the number that cluster.members has for this node, such as 1")?;
+    Ok(NodeId::new(number))
+}
+
 /// Runs the node that a configuration describes.
 ///
 /// # Errors
 /// When the configuration or the data directory is refused, and when the node fails while it runs.
-pub fn run(config: &Path) -> anyhow::Result<()> {
-    let config = Config::load(config)?;
+pub fn run(options: &RunOptions) -> anyhow::Result<()> {
+    let config = Config::load(&options.config, options.node_id)?;
     abort_on_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads)
