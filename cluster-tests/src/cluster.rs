@@ -298,6 +298,14 @@ impl Cluster {
         figure.with_context(|| format!("{name} of node {node_id}"))
     }
 
+    /// Every figure of a running node, as `/metrics` gives them.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn metrics(&self, node_id: u64) -> Result<String> {
+        http::metrics(self.node(node_id)?.http).await.with_context(|| format!("node {node_id}"))
+    }
+
     /// Where a node keeps its data.
     ///
     /// # Errors

@@ -23,13 +23,22 @@ pub async fn status(address: SocketAddr, path: &str) -> Result<u16> {
     Ok(get(address, path).await?.0)
 }
 
+/// All that a node's `/metrics` gives.
+///
+/// # Errors
+/// When the node does not answer.
+pub async fn metrics(address: SocketAddr) -> Result<String> {
+    let (status, text) = get(address, "/metrics").await?;
+    ensure!(status == 200, "/metrics answers {status}");
+    Ok(text)
+}
+
 /// A figure that a node's `/metrics` gives without labels.
 ///
 /// # Errors
 /// When the node does not answer, or says nothing of the kind.
 pub async fn metric(address: SocketAddr, name: &str) -> Result<u64> {
-    let (status, text) = get(address, "/metrics").await?;
-    ensure!(status == 200, "/metrics answers {status}");
+    let text = metrics(address).await?;
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
     let (_, value) =
         lines.find(|(found, _)| *found == name).with_context(|| format!("there is no {name}"))?;

@@ -5,6 +5,7 @@
 
 pub mod checks;
 pub mod cluster;
+pub mod containers;
 pub mod disk_use;
 pub mod faults;
 pub mod history;

@@ -131,25 +131,37 @@ pub fn log_tail(log: &Path) -> String {
 }
 
 /// The node program of this build, brought up to date once.
-fn node_binary() -> Result<&'static Path> {
+///
+/// # Errors
+/// When it does not build.
+pub fn node_binary() -> Result<&'static Path> {
     static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match BINARY.get_or_init(|| find_node_binary().map_err(|error| format!("{error:#}"))) {
+    let find = || match env::var_os(BINARY_VARIABLE) {
+        Some(path) => Ok(path.into()),
+        None => build("skein-node", "skein-node"),
+    };
+    match BINARY.get_or_init(|| find().map_err(|error| format!("{error:#}"))) {
         Ok(path) => Ok(path),
-        Err(error) => bail!("no node program to test: {error}"),
+        Err(error) => bail!("no node program to test: {error}; or name one in {BINARY_VARIABLE}"),
     }
 }
 
-fn find_node_binary() -> Result<PathBuf> {
-    if let Some(path) = env::var_os(BINARY_VARIABLE) {
-        return Ok(path.into());
-    }
+/// The command line of this build.
+///
+/// # Errors
+/// When it does not build.
+pub fn command_line_binary() -> Result<PathBuf> {
+    build("skein-client", "skein").context("no command line to test")
+}
+
+fn build(package: &str, name: &str) -> Result<PathBuf> {
     let test = env::current_exe().context("where is this program?")?;
     // target/<profile>/deps/<test>
     let profile = test.ancestors().nth(2).context("this program does not lie in a target directory")?;
     // Cargo builds no binary of another package for a test; and one from yesterday must not be tested.
     if let Some(cargo) = env::var_os("CARGO") {
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--package", "skein-node", "--bin", "skein-node"]);
+        build.args(["build", "--quiet", "--package", package, "--bin", name]);
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
         if profile.ends_with("release") {
             build.arg("--release");
@@ -157,12 +169,8 @@ fn find_node_binary() -> Result<PathBuf> {
         let output = build.output().context("cannot run cargo")?;
         ensure!(output.status.success(), "it does not build:\n{}", String::from_utf8_lossy(&output.stderr));
     }
-    let binary = profile.join("skein-node");
-    ensure!(
-        binary.is_file(),
-        "cargo build --bin skein-node first, or name a program in {BINARY_VARIABLE} ({} is not there)",
-        binary.display()
-    );
+    let binary = profile.join(name);
+    ensure!(binary.is_file(), "cargo build --bin {name} first ({} is not there)", binary.display());
     Ok(binary)
 }
 
