@@ -143,14 +143,16 @@ impl Settlements {
         Some(request)
     }
 
-    /// Takes an answer. Returns whom to tell what, and which messages are not held any more. An answer to what was
-    /// never asked is passed over.
+    /// Takes an answer. Returns whom to tell what, and which messages are acked, and so not held any more. Those that
+    /// could not be acked may have been delivered again meanwhile. An answer to what was never asked is passed over.
     pub(super) fn answer(&mut self, result: SettleResult) -> Option<(Told, Vec<OffsetRange>)> {
         let index = self.unanswered.iter().position(|sent| sent.request.settle_id == result.settle_id)?;
         let Settlement { request, outcome, lost, .. } = self.unanswered.remove(index)?;
+        let failed: Vec<_> = result.failures.iter().filter_map(|failure| failure.offsets).collect();
+        let failed = Held::of(&failed);
+        let acked = request.acks.iter().flat_map(|range| failed.split(range).1).collect();
         let failures = result.failures.into_iter().chain(lost).collect();
-        let returned = request.nacks.into_iter().filter_map(|nack| nack.offsets);
-        Some(((outcome, Answer::Answered(failures)), request.acks.into_iter().chain(returned).collect()))
+        Some(((outcome, Answer::Answered(failures)), acked))
     }
 
     /// The stream is lost, and another one will go on. What was not answered is to be sent again.

@@ -66,6 +66,10 @@ impl Inbox {
             return (Settled::failed(SettleError::LeaseLost(cause)), None);
         }
         let settled = self.settlements.add(settle, first, count);
+        if matches!(settle, Settle::Nack { .. }) {
+            // Now, and not with the answer: it may be delivered here again before that comes.
+            self.held.remove(&node::OffsetRange { first: first.get(), count });
+        }
         (settled, self.sender_if_sendable())
     }
 
@@ -100,8 +104,8 @@ impl Inbox {
             answers.0 = self.resume(Held::of(&subscribed.resumed));
         }
         for result in response.settled {
-            if let Some((told, released)) = self.settlements.answer(result) {
-                released.iter().for_each(|range| self.held.remove(range));
+            if let Some((told, acked)) = self.settlements.answer(result) {
+                acked.iter().for_each(|range| self.held.remove(range));
                 answers.0.push(told);
             }
         }
@@ -144,6 +148,7 @@ impl Inbox {
             }
             // A batch is read from its first message on: what is left of a broken one goes back.
             for part in self.held.split(&offsets).0 {
+                self.held.remove(&part);
                 drop(self.settlements.add(
                     Settle::Nack { delay: Duration::ZERO },
                     Offset::new(part.first),
@@ -287,6 +292,22 @@ mod tests {
         assert!(sender.is_some());
         assert!(matches!(inbox.poll_send(stream, Waker::noop()), Poll::Ready(None)));
         assert!(inbox.holds_nothing());
+    }
+
+    #[tokio::test]
+    async fn what_is_given_back_may_come_again_before_the_answer() {
+        let mut inbox = Inbox::default();
+        let (stream, _) = inbox.begin_stream();
+        inbox.receive(delivery(0, 1)).0.publish();
+        let (given_back, _) = inbox.settle(Settle::Nack { delay: Duration::ZERO }, Offset::ZERO, 1);
+        let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
+        inbox.receive(delivery(0, 1)).0.publish();
+        let settled = vec![node::SettleResult { settle_id: sent.settle_id, failures: Vec::new() }];
+        inbox.receive(node::ConsumeResponse { settled, ..Default::default() }).0.publish();
+        given_back.await.unwrap();
+        inbox.settle(Settle::Ack, Offset::ZERO, 1);
+        let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
+        assert_eq!(sent.acks, [node::OffsetRange { first: 0, count: 1 }]);
     }
 
     #[test]
