@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::{
     codec::{self, EntryHead, Proposed},
+    leadership::{Follower, Leadership},
     log_store::LogStore,
     network::{Network, Transport},
     proposer::{CommandOutcome, MAILBOX_MAX, Proposal, ProposeError, Proposer},
@@ -30,7 +31,7 @@ use super::{
     types::{Body, Raft, TypeConfig},
     wire::{
         AppendRequest, AppendResult, SnapshotAnswer, SnapshotBegin, SnapshotPiece, Standing, TransferRequest,
-        VoteRequest, VoteResponse, entry_id,
+        Vote, VoteRequest, VoteResponse, entry_id,
     },
 };
 use crate::{
@@ -49,15 +50,6 @@ pub struct Timers {
     pub election_min: Duration,
     /// The longest.
     pub election_max: Duration,
-}
-
-/// Who leads a shard, as this node knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leadership {
-    /// The newest term this node knows of.
-    pub term: u64,
-    /// The leader of that term, once known.
-    pub leader: Option<NodeId>,
 }
 
 /// A group failed for good: its storage broke or it met a bug. The node must stop.
@@ -127,9 +119,16 @@ impl Group {
         let (proposals, mailbox) = mpsc::channel(MAILBOX_MAX);
         tasks::spawn(Proposer::new(raft.clone(), clock.clone(), Arc::clone(&replicated_index)).run(mailbox));
         let (leadership_sender, leadership) = watch::channel(Leadership { term: 0, leader: None });
-        tasks::spawn(watch_leadership(raft.clone(), shard, leadership_sender, failures));
+        let follower =
+            Follower { node, shard, raft: raft.clone(), clock: clock.clone(), lease: timers.election_max };
+        tasks::spawn(follower.run(leadership_sender, failures));
         let receiver = Receiver::new(saved.clone(), raft.clone(), clock);
         Ok(Self { node, shard, raft, saved, proposals, leadership, replicated_index, receiver, repairs })
+    }
+
+    /// This node.
+    pub(super) fn node(&self) -> NodeId {
+        self.node
     }
 
     /// The shard.
@@ -302,9 +301,8 @@ impl Group {
         Some(Standing { vote: vote.into(), last: last.as_ref().map(entry_id) })
     }
 
-    /// Stands for election at once, as if the leader that this replica knows had handed over to it.
-    pub(super) async fn stand(&self) {
-        let Some(Standing { vote, .. }) = self.standing().await else { return };
+    /// Stands for election at once, as if whoever has this replica's vote had handed over to it.
+    pub(super) async fn stand(&self, vote: Vote) {
         let request = TransferRequest { shard: self.shard, from: vote, to: self.node, last: None };
         // A refusal means that somebody else was faster.
         self.handle_transfer(request).await;
@@ -458,36 +456,4 @@ fn raft_config(shard: ShardId, timers: Timers) -> Result<Config, GroupError> {
     }
     .validate()
     .map_err(|error| GroupError::Config(error.to_string()))
-}
-
-/// Follows who leads until the group ends; an end that nobody asked for is a failure.
-async fn watch_leadership(
-    raft: Raft,
-    shard: ShardId,
-    leadership: watch::Sender<Leadership>,
-    failures: mpsc::UnboundedSender<GroupFailure>,
-) {
-    let mut metrics = raft.server_metrics();
-    loop {
-        let (term, leader) = {
-            let metrics = metrics.borrow_watched();
-            (metrics.vote.leader_id.term, metrics.current_leader.map(NodeId::new))
-        };
-        let now = Leadership { term, leader };
-        leadership.send_if_modified(|known| {
-            let changed = *known != now;
-            *known = now;
-            changed
-        });
-        if metrics.changed().await.is_err() {
-            break;
-        }
-    }
-    let ended = raft.metrics().borrow_watched().running_state.clone();
-    if let Err(fatal) = ended
-        && !matches!(fatal, openraft::errors::Fatal::Stopped)
-    {
-        // The node may be gone already, and then nobody needs to know.
-        let _ = failures.send(GroupFailure { shard, reason: fatal.to_string() });
-    }
 }

@@ -10,6 +10,7 @@
 pub mod codec;
 mod group;
 mod groups;
+mod leadership;
 mod load;
 mod log_store;
 mod network;
@@ -29,8 +30,9 @@ mod types;
 pub mod wire;
 
 pub use codec::Proposed;
-pub use group::{Group, GroupError, GroupFailure, Leadership, Timers};
+pub use group::{Group, GroupError, GroupFailure, Timers};
 pub use groups::{Groups, GroupsParts, OpenGroupsError, UpkeepFailure};
+pub use leadership::Leadership;
 pub use load::LoadError;
 pub use network::{
     AppendRequests, AppendResults, SnapshotAnswers, SnapshotPieces, Transport, TransportError,

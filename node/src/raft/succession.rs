@@ -21,6 +21,9 @@ const ASK_TIMEOUT: Duration = Duration::from_millis(25);
 /// things to do as well.
 const TURN: Duration = Duration::from_millis(60);
 
+/// One that was voted for has so long to lead.
+const VOTED_PAUSE: Duration = Duration::from_millis(300);
+
 /// How often one stands before it leaves the shard to the timers. The turns become longer each time.
 const ATTEMPTS_MAX: u32 = 3;
 
@@ -116,14 +119,26 @@ impl Turn {
 /// Stands for election, when it is its turn, until somebody leads.
 async fn campaign(group: Arc<Group>, began: Standing, turn: Turn) {
     let mut leadership = group.leadership();
-    for attempt in 0..=ATTEMPTS_MAX {
+    let mut voted_in = began.vote.term;
+    let mut attempt = 0;
+    let mut pause = turn.pause(attempt);
+    while attempt <= ATTEMPTS_MAX {
         let led = leadership.wait_for(|now| now.term > began.vote.term && now.leader.is_some());
-        if time::timeout(turn.pause(attempt), led).await.is_ok() {
+        if time::timeout(pause, led).await.is_ok() {
             return;
         }
-        if attempt < ATTEMPTS_MAX {
-            group.stand().await;
+        let Some(Standing { vote, .. }) = group.standing().await else { return };
+        if vote.node != group.node() && vote.term > voted_in {
+            // It has this replica's vote, and is about to lead: to stand now would only depose it.
+            voted_in = vote.term;
+            pause = VOTED_PAUSE;
+            continue;
         }
+        if attempt < ATTEMPTS_MAX {
+            group.stand(vote).await;
+        }
+        attempt += 1;
+        pause = turn.pause(attempt);
     }
     tracing::info!(shard = %group.shard(), "nobody was elected at once; the timers will see to it");
 }

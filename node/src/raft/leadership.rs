@@ -1,0 +1,89 @@
+//! Who leads a shard, as this node knows. A leader that no majority has answered for as long as a lease lasts is not
+//! one any more: others may have elected another.
+
+use std::time::Duration;
+
+use openraft::{Instant as _, async_runtime::watch::WatchReceiver as _, errors::Fatal};
+use skein_proto::ids::{NodeId, ShardId};
+use tokio::sync::{mpsc, watch};
+
+use super::{group::GroupFailure, types::Raft};
+use crate::clock::Clock;
+
+/// A leader looks so many times in a lease whether a majority still answers.
+const LOOKS_PER_LEASE: u32 = 4;
+
+/// Who leads a shard, as this node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leadership {
+    /// The newest term this node knows of.
+    pub term: u64,
+    /// The leader of that term, once known.
+    pub leader: Option<NodeId>,
+}
+
+/// Follows who leads a group.
+pub(super) struct Follower {
+    pub node: NodeId,
+    pub shard: ShardId,
+    pub raft: Raft,
+    pub clock: Clock,
+    /// After so long without an answer from a majority, followers may elect another leader.
+    pub lease: Duration,
+}
+
+impl Follower {
+    /// Runs until the group ends; an end that nobody asked for is a failure.
+    pub(super) async fn run(
+        self,
+        leadership: watch::Sender<Leadership>,
+        failures: mpsc::UnboundedSender<GroupFailure>,
+    ) {
+        let mut metrics = self.raft.server_metrics();
+        let mut looks = tokio::time::interval(self.lease / LOOKS_PER_LEASE);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The term in which this node leads, and since when.
+        let mut leads: Option<(u64, Duration)> = None;
+        loop {
+            let (term, leader) = {
+                let metrics = metrics.borrow_watched();
+                (metrics.vote.leader_id.term, metrics.current_leader.map(NodeId::new))
+            };
+            leads = match leads {
+                _ if leader != Some(self.node) => None,
+                Some((led, since)) if led == term => Some((led, since)),
+                _ => Some((term, self.clock.monotonic())),
+            };
+            let is_cut_off = leads.is_some_and(|(_, since)| self.is_cut_off(since));
+            let now = Leadership { term, leader: leader.filter(|_| !is_cut_off) };
+            let changed = leadership.send_if_modified(|known| std::mem::replace(known, now) != now);
+            if changed && is_cut_off {
+                tracing::warn!(shard = %self.shard, term, "no majority answers; this node stops serving as leader");
+            }
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { break },
+                _ = looks.tick(), if leads.is_some() => {}
+            }
+        }
+        let ended = self.raft.metrics().borrow_watched().running_state.clone();
+        if let Err(fatal) = ended
+            && !matches!(fatal, Fatal::Stopped)
+        {
+            // The node may be gone already, and then nobody needs to know.
+            let _ = failures.send(GroupFailure { shard: self.shard, reason: fatal.to_string() });
+        }
+    }
+
+    /// Whether a leader, which leads since then, has no majority that answers.
+    fn is_cut_off(&self, since: Duration) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let unanswered = match &metrics.last_quorum_acked {
+            // A majority of one is not asked.
+            _ if metrics.membership_config.voter_ids().count() <= 1 => return false,
+            Some(acked) => acked.elapsed(),
+            None => self.clock.monotonic().saturating_sub(since),
+        };
+        unanswered > self.lease
+    }
+}
