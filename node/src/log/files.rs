@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     error::{LogFailure, Operation},
-    format::SegmentNumber,
+    format::{NUMBER_MAX, SegmentNumber},
 };
 use crate::{
     disk::{Access, Disk, DiskFile},
@@ -146,7 +146,7 @@ impl SegmentFiles {
 fn parse_name(name: &str, suffix: &str) -> Option<SegmentNumber> {
     let digits = name.strip_suffix(suffix)?;
     let is_ours = digits.len() == NAME_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let is_number = |number: &u64| is_ours && (1..u64::MAX).contains(number);
+    let is_number = |number: &u64| is_ours && (1..=NUMBER_MAX).contains(number);
     digits.parse().ok().filter(is_number).map(SegmentNumber::new)
 }
 

@@ -19,6 +19,9 @@ pub(super) const RECORD_HEADER_BYTES: usize = 32;
 /// The size of a sealed segment's last bytes, which say where its index lies.
 pub(super) const TRAILER_BYTES: usize = 32;
 
+/// The highest number of a segment or a batch. No log gets there, and counting on from it overflows nothing.
+pub(super) const NUMBER_MAX: u64 = u64::MAX >> 1;
+
 const SEGMENT_MAGIC: [u8; 8] = *b"SKEINSEG";
 const BATCH_MAGIC: [u8; 4] = *b"SKBT";
 const TRAILER_MAGIC: [u8; 4] = *b"SKIX";
@@ -104,6 +107,7 @@ impl SegmentHeader {
             return Err(HeaderProblem::Unreadable);
         }
         match u32_at(block, 8) {
+            FORMAT_VERSION if u64_at(block, 32) > NUMBER_MAX => Err(HeaderProblem::Unreadable),
             FORMAT_VERSION => Ok(Self {
                 log_id: u64_at(block, 16),
                 segment: SegmentNumber(u64_at(block, 24)),
@@ -153,7 +157,8 @@ impl BatchHeader {
         let bytes = bytes.first_chunk::<BATCH_HEADER_BYTES>()?;
         let sound = has_batch_magic(bytes)
             && u32_at(bytes, 4) == seed.checksum(&bytes[8..])
-            && u32_at(bytes, 16) as usize >= BATCH_HEADER_BYTES;
+            && u32_at(bytes, 16) as usize >= BATCH_HEADER_BYTES
+            && u64_at(bytes, 8) <= NUMBER_MAX;
         sound.then(|| Self {
             number: u64_at(bytes, 8),
             bytes: u32_at(bytes, 16),
@@ -378,6 +383,10 @@ pub(super) fn decode_record(bytes: &[u8], seed: Seed) -> Result<RecordHeader, Un
         term: u64_at(header, 24),
         payload_bytes: u32_at(header, 4) as usize,
     };
+    if record.index == u64::MAX {
+        // Nothing has that index: no range of indexes could end behind it.
+        return Err(Unsound::Checksum);
+    }
     let summed = bytes.get(4..RECORD_HEADER_BYTES + record.payload_bytes).ok_or(Unsound::Checksum)?;
     match u32_at(header, 0) == seed.checksum(summed) {
         true => Ok(record),

@@ -68,7 +68,9 @@ pub(super) fn open_newest(
                 return Ok(Newest::Started(found));
             }
             // Reading it again, in order, says what is wrong with it.
-            FoundBatch::UnknownKind { .. } => return Ok(Newest::Started(found)),
+            FoundBatch::UnknownKind { number, .. } if number == header.first_batch => {
+                return Ok(Newest::Started(found));
+            }
             _ if first.is_none() => {
                 let from = BLOCK_BYTES as u64;
                 check_none_later(&found.segment, from, header.first_batch)?;

@@ -168,7 +168,8 @@ impl Index {
     }
 
     fn apply_segments(&mut self, payload: &[u8]) -> Option<()> {
-        let segments = SegmentSet::decode(payload)?;
+        let segments =
+            SegmentSet::decode(payload).filter(|segments| segments.newest() == Some(self.active))?;
         self.retain_segments(segments);
         Some(())
     }
@@ -184,7 +185,7 @@ impl Index {
     }
 
     fn apply_retire(&mut self, payload: &[u8]) -> Option<()> {
-        let numbers = decode_numbers(payload)?;
+        let numbers = decode_numbers(payload).filter(|numbers| !numbers.contains(&self.active))?;
         for number in &numbers {
             self.segments.remove(*number);
         }
@@ -197,7 +198,7 @@ impl Index {
     /// Takes over what a sealed segment, the active one, says of itself.
     pub(super) fn apply_sealed(&mut self, block: &IndexBlock) -> Result<(), Inconsistent> {
         let inconsistent = Inconsistent { shard: ShardId::CATALOG, index: 0 };
-        if !block.segments.contains(self.active) {
+        if block.segments.newest() != Some(self.active) {
             return Err(inconsistent);
         }
         self.retain_segments(block.segments.clone());
@@ -327,5 +328,30 @@ impl Span {
         let all = u128::from((self.end - self.first).max(1));
         let part = u128::from(self.bytes) * u128::from(entry_count) / all;
         u64::try_from(part).unwrap_or(self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_names_later_ones_or_gives_itself_up_is_refused() {
+        let set = |newest: u64| {
+            let mut segments = SegmentSet::default();
+            (1..=newest).for_each(|number| segments.push(SegmentNumber::new(number)));
+            segments
+        };
+        let mut index = Index::new(SegmentNumber::new(0));
+        (1..3).for_each(|number| drop(index.begin_segment(SegmentNumber::new(number))));
+        let retire = |number| Record::retire(SegmentNumber::new(number).get().to_le_bytes().to_vec().into());
+        for newest in [0, 1, 3, 9] {
+            assert!(index.apply(&Record::segments(set(newest).encoded()), 0).is_err(), "{newest} segments");
+            assert!(index.apply_sealed(&IndexBlock { segments: set(newest), shards: Vec::new() }).is_err());
+        }
+        assert!(index.apply(&retire(2), 0).is_err());
+        assert_eq!(index.apply(&retire(1), 0), Ok(()));
+        index.begin_segment(SegmentNumber::new(3));
+        assert_eq!(index.apply(&Record::segments(set(3).encoded()), 0), Ok(()));
     }
 }

@@ -59,18 +59,19 @@ pub(super) fn sealed_bytes_without_entries(index: &Index) -> usize {
     BATCH_HEADER_BYTES + record_bytes(outline_bytes(index)) + TRAILER_BYTES
 }
 
-/// The batch that seals a segment of `segment_bytes`, and where it starts; it reaches to the segment's end.
-pub(super) fn encode_sealing_batch(index: &Index, segment: &Segment, number: u64) -> (Vec<u8>, u64) {
+/// The batch that seals a segment, and where it starts; it reaches to the segment's end. `None` when it is larger than
+/// the segment.
+pub(super) fn encode_sealing_batch(index: &Index, segment: &Segment, number: u64) -> Option<(Vec<u8>, u64)> {
     let record = Record::index_block(encode(index));
     let used = BATCH_HEADER_BYTES + record.encoded_bytes();
     let mut batch = vec![0; pad_to_block(used)];
     encode_batch(&mut batch, segment.seed, number, std::iter::once(&record));
     // The trailer lies in the padding, which no checksum covers.
     batch.resize(pad_to_block(used + TRAILER_BYTES), 0);
-    let index_offset = segment.bytes - batch.len() as u64;
+    let index_offset = segment.bytes.checked_sub(batch.len() as u64)?;
     let at = batch.len() - TRAILER_BYTES;
     Trailer { index_offset }.encode(&mut batch[at..], segment.seed);
-    (batch, index_offset)
+    Some((batch, index_offset))
 }
 
 fn outline_bytes(index: &Index) -> usize {
@@ -178,7 +179,7 @@ fn decode_shard(bytes: &mut &[u8]) -> Option<ShardBlock> {
     }
     let mut kept = KeptPositions::default();
     for _ in 0..bytes.try_get_u32_le().ok()? {
-        let index = bytes.try_get_u64_le().ok()?;
+        let index = bytes.try_get_u64_le().ok().filter(|index| *index < u64::MAX)?;
         kept.insert(index, take_position(bytes)?);
     }
     Some(ShardBlock { shard, outline, positions: ShardPositions { entries, kept } })

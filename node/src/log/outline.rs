@@ -44,12 +44,15 @@ impl Outline {
     ) -> Option<Self> {
         let rising = terms.iter().zip(terms.iter().skip(1)).all(|(run, next)| run.first < next.first);
         let ends_after = terms.back().is_none_or(|run| run.first < end);
+        // Not always right after it: the first entry may have any index, and a purge point may come below it.
         let starts_after = match (terms.front(), purged) {
-            (Some(run), Some(purged)) => purged.index.checked_add(1) == Some(run.first),
+            (Some(run), Some(purged)) => purged.index < run.first,
             _ => true,
         };
+        // It goes up with the purge point.
+        let voids_purged = void_below <= purged.map_or(0, |purged| purged.index.saturating_add(1));
         let end = if terms.is_empty() { 0 } else { end };
-        (rising && ends_after && starts_after).then_some(Self {
+        (rising && ends_after && starts_after && voids_purged).then_some(Self {
             vote,
             committed,
             purged,
@@ -175,6 +178,15 @@ mod tests {
         let terms: Vec<_> = (0..=6).map(|index| outline.term_at(index)).collect();
         assert_eq!(terms, [None, Some(1), Some(1), Some(2), Some(2), Some(5), None]);
         assert_eq!(outline.last(), Some(id(5, 5)));
+    }
+
+    #[test]
+    fn what_voids_live_entries_is_refused() {
+        let restored = |void_below| {
+            let terms = VecDeque::from([TermRun { first: 5, term: 1 }]);
+            Outline::restored(None, None, Some(id(1, 4)), void_below, (terms, 9)).is_some()
+        };
+        assert_eq!([0, 5, 6, 9].map(restored), [true, true, false, false]);
     }
 
     #[test]

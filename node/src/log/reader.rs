@@ -304,7 +304,7 @@ impl State {
 
     /// The entry, if it is in memory.
     pub(super) fn cached_kept(&self, shard: ShardId, index: u64) -> Option<KeptEntry> {
-        let entry = self.cache.read(shard, index..index + 1, usize::MAX).pop()?;
+        let entry = self.cache.read(shard, index..index.saturating_add(1), usize::MAX).pop()?;
         Some(KeptEntry { index, term: entry.term, parts: Parts::whole(entry.payload) })
     }
 
@@ -403,8 +403,9 @@ impl Found {
         bytes: &Bytes,
         start: usize,
     ) -> Option<KeptEntry> {
-        let at = position.start() - start;
-        let record = decode_record(&bytes[at..], self.segment.seed).ok().filter(|record| {
+        // An index may be sound, and still not say how the records lie.
+        let at = position.start().checked_sub(start)?;
+        let record = decode_record(bytes.get(at..)?, self.segment.seed).ok().filter(|record| {
             (record.kind, record.shard, record.index) == (self.kind, shard, index)
                 && record.payload_bytes == position.payload_bytes as usize
         })?;

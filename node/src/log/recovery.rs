@@ -280,10 +280,10 @@ impl Recovery {
                 {
                     (header, bytes, records, damaged)
                 }
-                FoundBatch::UnknownKind { kind } => {
+                FoundBatch::UnknownKind { number, kind } if number == scanned.next_batch => {
                     return Err(damaged(&segment.path, scanned.end, Damage::UnknownKind { kind }));
                 }
-                FoundBatch::Sound { .. } | FoundBatch::Unsound => break,
+                FoundBatch::Sound { .. } | FoundBatch::UnknownKind { .. } | FoundBatch::Unsound => break,
             };
             let end = scanned.end + header.padded_bytes() as u64;
             if !damaged_records.is_empty() {

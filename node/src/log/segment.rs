@@ -51,7 +51,7 @@ pub(super) enum FoundBatch {
     /// No batch, or one that is not as it was written.
     Unsound,
     /// A batch as it was written, by a program that knows more.
-    UnknownKind { kind: u8 },
+    UnknownKind { number: u64, kind: u8 },
 }
 
 /// Reads a segment's header.
@@ -78,7 +78,7 @@ impl Segment {
         Ok(match decode_batch(&bytes, &header, self.seed) {
             Ok((records, damaged)) => FoundBatch::Sound { header, bytes: bytes.into(), records, damaged },
             Err(Unsound::Checksum | Unsound::Payload(_)) => FoundBatch::Unsound,
-            Err(Unsound::UnknownKind(kind)) => FoundBatch::UnknownKind { kind },
+            Err(Unsound::UnknownKind(kind)) => FoundBatch::UnknownKind { number: header.number, kind },
         })
     }
 

@@ -26,6 +26,10 @@ impl SegmentSet {
         self.runs.iter().flat_map(|(first, count)| (*first..first + count).map(SegmentNumber::new))
     }
 
+    pub(super) fn newest(&self) -> Option<SegmentNumber> {
+        self.runs.last().map(|(first, count)| SegmentNumber::new(first + count - 1))
+    }
+
     /// Adds one that is newer than all others.
     pub(super) fn push(&mut self, number: SegmentNumber) {
         let number = number.get();

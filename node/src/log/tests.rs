@@ -111,6 +111,7 @@ fn what_was_appended_comes_back_from_cache_disk_and_after_reopening() {
         assert_eq!(log.read(A, 10..40, 1).unwrap(), all_a[10..11]);
         assert!(log.read(A, 10..10, 1).unwrap().is_empty());
         assert!(matches!(log.read(A, 40..41, 1), Err(ReadError::NotFound { index: 40, .. })));
+        assert_eq!(log.read_kept_cached(A, u64::MAX), None);
         assert!(matches!(log.read(B, 0..41, 1), Err(ReadError::NotFound { index: 0, .. })));
         assert_eq!(log.term_at(A, 39).unwrap(), Some(3));
         assert_eq!(log.shard_state(A).last, Some(id(3, 39)));
@@ -307,4 +308,17 @@ fn the_real_disk_keeps_it_with_and_without_direct_writes() {
         append(&log, A, entries(100..200, 1, 3000));
         assert_eq!(read_all(&log, A).unwrap(), entries(31..200, 1, 3000));
     }
+}
+
+#[test]
+fn a_purge_point_may_come_below_the_first_entry() {
+    let disk = FaultyDisk::new(5);
+    let log = open(&disk);
+    append(&log, A, entries(5..8, 1, 20 << 10));
+    log.purge(A, id(1, 2));
+    append(&log, A, entries(8..11, 1, 20 << 10));
+    assert!(log.stats().segment_count > 1, "the next segment says it again");
+    let state = log.shard_state(A);
+    log.close();
+    assert_eq!(open(&disk).shard_state(A), state);
 }

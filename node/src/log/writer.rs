@@ -167,9 +167,11 @@ impl Writer {
     /// Seals the active segment and goes on to the next.
     fn roll(&mut self) -> Result<(), LogFailure> {
         let segment = self.active.segment.clone();
-        let (batch, index_offset) =
-            index_block::encode_sealing_batch(&self.shared.lock().index, &segment, self.next_batch);
-        assert!(index_offset >= self.active.tail, "room for the index was kept");
+        let sealing = index_block::encode_sealing_batch(&self.shared.lock().index, &segment, self.next_batch);
+        let Some((batch, index_offset)) = sealing.filter(|(_, offset)| *offset >= self.active.tail) else {
+            // It was kept, if it was a log that wrote the segment.
+            return Err(LogFailure::new(&segment.path, Operation::Write, "there is no room for the index"));
+        };
         let out = self.buffer.take(batch.len());
         out.copy_from_slice(&batch);
         self.active.write(out, index_offset)?;

@@ -90,7 +90,8 @@ pub(super) fn entry_to_proto(entry: &KeptEntry) -> peer::KeptEntry {
 }
 
 pub(super) fn entry_from_proto(entry: peer::KeptEntry) -> Result<KeptEntry, Incomplete> {
-    let id = required(entry.id, "KeptEntry", "id")?;
+    // Nothing has the last index: no range of indexes could end behind it.
+    let id = required(entry.id.filter(|id| id.index < u64::MAX), "KeptEntry", "id")?;
     let parts = entry.parts.into_iter().map(|part| (part.position, part.bytes)).collect();
     let parts = required(Parts::new(parts), "KeptEntry", "order of parts")?;
     Ok(KeptEntry { index: id.index, term: id.term, parts })

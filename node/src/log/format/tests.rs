@@ -44,6 +44,21 @@ fn segment_headers_tell_damage_from_a_newer_version() {
 }
 
 #[test]
+fn numbers_that_cannot_be_counted_on_from_are_refused() {
+    let last = Record { index: u64::MAX, ..record(Kind::Kept, 9) };
+    let bytes = batch(&[last]);
+    assert_eq!(decode_record(&bytes[BATCH_HEADER_BYTES..], SEED), Err(Unsound::Checksum));
+    let mut out = vec![0; BLOCK_BYTES];
+    for (number, is_sound) in [(NUMBER_MAX, true), (NUMBER_MAX + 1, false), (u64::MAX, false)] {
+        encode_batch(&mut out, SEED, number, [record(Kind::Vote, 1)].iter());
+        assert_eq!(BatchHeader::decode(&out, SEED).is_some(), is_sound, "batch {number}");
+        let segment = SegmentNumber::FIRST;
+        SegmentHeader { log_id: 1, segment, first_batch: number, segment_bytes: 4 }.encode(&mut out);
+        assert_eq!(SegmentHeader::decode(&out).is_ok(), is_sound, "first batch {number}");
+    }
+}
+
+#[test]
 fn what_is_left_of_two_torn_batches_is_none() {
     let first = batch(&[record(Kind::Entry, 3000), record(Kind::Entry, 3000)]);
     let other = |index| Record { index, ..record(Kind::Entry, 3000) };
