@@ -18,6 +18,9 @@ pub mod disk;
 pub mod dispatch;
 pub mod formation;
 pub mod free_space;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod http;
 pub mod log;
 pub mod node;

@@ -246,11 +246,11 @@ fn apply(names: &mut BTreeMap<PathBuf, usize>, change: NameChange) {
             names.insert(path, id);
         }
         NameChange::Rename(from, to) => {
-            let id = names.remove(&from).unwrap();
+            let id = names.remove(&from).expect("it was found before the change");
             names.insert(to, id);
         }
         NameChange::Remove(path) => {
-            names.remove(&path).unwrap();
+            names.remove(&path).expect("it was found before the change");
         }
     }
 }
@@ -281,7 +281,7 @@ impl Disk for FaultyDisk {
         let twin = self.lock();
         twin.powered()?;
         let inside = twin.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect())
+        Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
     }
 
     fn create(&self, path: &Path, bytes: u64) -> io::Result<()> {
@@ -294,7 +294,7 @@ impl Disk for FaultyDisk {
         if twin.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let zeros = vec![0; usize::try_from(bytes).unwrap()];
+        let zeros = vec![0; usize::try_from(bytes).expect("files fit in memory")];
         twin.files.push(FileState { durable: zeros.clone(), bytes: zeros, dirty: BTreeSet::new() });
         let id = twin.files.len() - 1;
         twin.names.insert(path.to_owned(), id);
@@ -399,7 +399,7 @@ impl DiskFile for FaultyFile {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let twin = self.lock()?;
-        let start = usize::try_from(offset).unwrap();
+        let start = usize::try_from(offset).expect("files fit in memory");
         let found = twin.files[self.id].bytes.get(start..start + buffer.len());
         buffer.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
@@ -407,7 +407,7 @@ impl DiskFile for FaultyFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let is_aligned = |number: usize| number.is_multiple_of(WRITE_ALIGNMENT_BYTES);
-        let offset = usize::try_from(offset).unwrap();
+        let offset = usize::try_from(offset).expect("files fit in memory");
         assert!(is_aligned(offset) && is_aligned(bytes.len()) && is_aligned(bytes.as_ptr().addr()));
         let (mut twin, fault) = self.begin_change()?;
         let written = match fault {

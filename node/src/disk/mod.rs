@@ -1,6 +1,6 @@
 //! What the log asks of a file system: little enough that a faulty twin can stand in for it.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod faulty;
 mod real;
 mod text;

@@ -463,5 +463,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod reseal;
 #[cfg(test)]
 mod tests;

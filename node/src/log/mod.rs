@@ -12,6 +12,8 @@ mod error;
 mod files;
 mod format;
 mod found;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod index;
 mod index_block;
 mod inspect;

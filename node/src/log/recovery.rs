@@ -344,7 +344,7 @@ enum Place {
     Open { tail: u64 },
 }
 
-fn read_record(header: &RecordHeader, bytes: &Bytes, at: usize) -> Record {
+pub(super) fn read_record(header: &RecordHeader, bytes: &Bytes, at: usize) -> Record {
     let start = at + RECORD_HEADER_BYTES;
     let payload = bytes.slice(start..start + header.payload_bytes);
     let payload = match header.kind {

@@ -6,6 +6,8 @@
 mod connections;
 mod convert;
 mod credentials;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod heartbeats;
 mod presence;
 mod service;

@@ -8,6 +8,8 @@
 //! reached through [`Transport`], in the plain types of [`wire`].
 
 pub mod codec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod group;
 mod groups;
 mod leadership;

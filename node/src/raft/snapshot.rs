@@ -18,6 +18,8 @@ use crate::{
 
 pub use receive::ReceiveError;
 pub(super) use receive::Receiver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use receive::last_index;
 
 /// How many bytes of entries or of records make a piece. Small, because on the receiver's disk each is in the way of
 /// everybody's next write.

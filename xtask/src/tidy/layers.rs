@@ -17,11 +17,13 @@ struct Layer {
 const AMBIENT: [&str; 4] = ["clock", "random", "tasks", "telemetry"];
 
 /// From the top down. Dependencies point down only.
-const LAYERS: [Layer; 25] = [
+const LAYERS: [Layer; 26] = [
     layer("main", &["program"]),
     // One file for each subcommand.
     layer("program", &["node", "config", "raft", "log", "disk"]),
     layer("lib", &[]),
+    // Opens the decoders to fuzz targets and to the tests with what those found.
+    layer("fuzz", &["peer", "raft", "log", "batch"]),
     // The only place that wires parts.
     layer(
         "node",

@@ -183,14 +183,7 @@ impl Receiver {
 
     /// Writes entries down, and gives the last one's index when they are durable.
     async fn keep(&self, entries: Vec<KeptEntry>) -> Result<u64, ReceiveError> {
-        let before = self.resume_index();
-        let rises = entries.is_sorted_by(|one, next| one.index < next.index);
-        let Some(last) = entries.last().map(|entry| entry.index).filter(|_| rises) else {
-            return Err(ReceiveError::NotWhole("entries are not in order"));
-        };
-        if entries.first().is_some_and(|first| first.index <= before) {
-            return Err(ReceiveError::NotWhole("an entry came twice"));
-        }
+        let last = last_index(&entries, self.resume_index())?;
         let (done, durable) = oneshot::channel();
         let shard = self.saved.replica.shard();
         self.saved.log.keep(shard, &entries, Box::new(move |result| drop(done.send(result))));
@@ -235,6 +228,18 @@ impl Receiver {
             self.saved.replica.wait_applied(committed).await;
         }
     }
+}
+
+/// The index of the last of these entries, which follow those up to `before`.
+pub(in crate::raft) fn last_index(entries: &[KeptEntry], before: u64) -> Result<u64, ReceiveError> {
+    let rises = entries.is_sorted_by(|one, next| one.index < next.index);
+    let Some(last) = entries.last().map(|entry| entry.index).filter(|_| rises) else {
+        return Err(ReceiveError::NotWhole("entries are not in order"));
+    };
+    if entries.first().is_some_and(|first| first.index <= before) {
+        return Err(ReceiveError::NotWhole("an entry came twice"));
+    }
+    Ok(last)
 }
 
 async fn add(staged: Staged, records: Vec<StoredRecord>) -> Result<Staged, ReceiveError> {
