@@ -4,8 +4,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::future::select_ok;
 use skein_proto::{
-    broker::{GetQueueRequest, Reason, queues_client::QueuesClient},
-    ids::ShardId,
+    broker::{self, GetQueueRequest, Reason, cluster_client::ClusterClient, queues_client::QueuesClient},
+    ids::{NodeId, ShardId},
 };
 use tokio::{
     task::JoinHandle,
@@ -112,6 +112,21 @@ impl Client {
             }
             time::sleep(delay).await;
         }
+    }
+
+    /// Lets another replica lead a shard, and waits until it does. Gives the term in which it leads.
+    ///
+    /// # Errors
+    /// When there is no such shard, the node has no replica of it or lacks too much of its log, or the cluster does
+    /// not answer.
+    pub async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<u64, Error> {
+        let request = broker::TransferLeaderRequest { shard_id: shard.get(), node_id: to.get() };
+        let answer = self
+            .call(Repeat::Always, Some(shard), |channel| async move {
+                ClusterClient::new(channel).transfer_leader(request).await
+            })
+            .await?;
+        Ok(answer.term)
     }
 
     pub(crate) async fn start(servers: Vec<String>, timeouts: Timeouts) -> Result<Self, ConnectError> {

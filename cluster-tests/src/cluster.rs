@@ -12,7 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use skein_proto::broker::{
-    GetClusterRequest, GetQueueRequest, Topology, cluster_client::ClusterClient, queues_client::QueuesClient,
+    GetClusterRequest, GetQueueRequest, Topology, TransferLeaderRequest, cluster_client::ClusterClient,
+    queues_client::QueuesClient,
 };
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -50,10 +51,6 @@ const NODES: u64 = 3;
 /// Shards of a cluster, unless a test says otherwise. The default of the design.
 const SHARDS: u32 = 8;
 
-/// Timers of a node that is to lead. Longer than the heartbeats of the others, shorter than the shortest of the timers
-/// that they have by default.
-const EAGER: &str = "\n[raft]\nheartbeat_ms = 80\nelection_min_ms = 300\nelection_max_ms = 450\n";
-
 /// What kind of cluster a test wants.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -61,7 +58,7 @@ pub struct Setup {
     pub node_count: u64,
     /// Message shards.
     pub shards: u32,
-    /// More lines for every node's configuration: whole sections other than `listen`, `cluster` and `raft`.
+    /// More lines for every node's configuration: whole sections other than `listen` and `cluster`.
     pub settings: String,
     /// What each node's data directory lies on.
     pub disk: DiskKind,
@@ -202,18 +199,20 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes a node stand for election sooner than the others, from its next start on. False when it does already.
+    /// Makes a node lead a queue's shard.
     ///
     /// # Errors
-    /// When its configuration cannot be written.
-    pub fn make_eager(&self, node_id: u64) -> Result<bool> {
-        let config = &self.node(node_id)?.config;
-        let text = fs::read_to_string(config).context("cannot read a configuration")?;
-        if text.contains(EAGER) {
-            return Ok(false);
-        }
-        fs::write(config, text + EAGER).context("cannot configure")?;
-        Ok(true)
+    /// When it does not within [`LEADER_LIMIT`].
+    pub async fn make_leader(&self, queue: &str, node_id: u64) -> Result<()> {
+        let shard_id = self.shard_of(queue).await?;
+        wait::until(&format!("node {node_id} to lead {queue}"), LEADER_LIMIT, async || {
+            let request = TransferLeaderRequest { shard_id, node_id };
+            ClusterClient::new(self.channel(node_id)?).transfer_leader(request).await?;
+            let leader = self.leader_of(queue).await?;
+            ensure!(leader == node_id, "node {leader} leads");
+            Ok(())
+        })
+        .await
     }
 
     /// The process of a running node, to stop and resume it.

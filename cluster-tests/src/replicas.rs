@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use skein_proto::broker::{
     BrowseRequest, BrowsedBatch, ListQueuesRequest, Queue, broker_client::BrokerClient,
     queues_client::QueuesClient,
@@ -18,10 +18,6 @@ use crate::{
 
 /// Followers apply what the leader applied within this.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(15);
-
-/// A node that has everything leads after so many leaders have died: it stands for election before the others, and
-/// loses only when the machine holds it up.
-const LEADERS_KILLED_MAX: usize = 8;
 
 /// Records what each node counts, and what two leaders of every kept queue show, and the suspect if there is one.
 /// Nothing may be published or consumed meanwhile. Leaders are killed for it; the cluster is whole again afterwards.
@@ -41,8 +37,12 @@ pub async fn compare(cluster: &mut Cluster, recorder: &Recorder, suspect: Option
         first_leaders.insert(queue, view(cluster, recorder, queue).await?);
     }
     if let Some(suspect) = suspect {
+        // What it shows shall come from its disk.
+        faults::kill::kill(cluster, recorder, suspect)?;
+        cluster.heal().await?;
+        wait_applied(cluster).await?;
         for queue in &queues {
-            make_leader(cluster, recorder, queue, suspect).await?;
+            cluster.make_leader(queue, suspect).await?;
             let shown_by = view(cluster, recorder, queue).await?;
             ensure!(shown_by == suspect, "node {suspect} led {queue}, and node {shown_by} showed it");
             first_leaders.insert(queue, suspect);
@@ -57,26 +57,6 @@ pub async fn compare(cluster: &mut Cluster, recorder: &Recorder, suspect: Option
         cluster.heal().await?;
     }
     Ok(())
-}
-
-/// Makes a node lead a queue's shard: it becomes eager, and leaders die until it leads. Afterwards the cluster is
-/// whole.
-async fn make_leader(cluster: &mut Cluster, recorder: &Recorder, queue: &str, node_id: u64) -> Result<()> {
-    for _ in 0..=LEADERS_KILLED_MAX {
-        let leader = cluster.leader_of(queue).await?;
-        if leader == node_id {
-            return Ok(());
-        }
-        if cluster.make_eager(node_id)? {
-            faults::kill::kill(cluster, recorder, node_id)?;
-            cluster.heal().await?;
-        }
-        wait_applied(cluster).await?;
-        faults::kill::kill(cluster, recorder, leader)?;
-        cluster.leader_of(queue).await?;
-        cluster.heal().await?;
-    }
-    bail!("node {node_id} does not come to lead {queue}")
 }
 
 /// Waits until every running node has applied every shard as far as all others.

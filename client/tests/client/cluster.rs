@@ -250,6 +250,20 @@ impl cluster_server::Cluster for Node {
         let views = WatchStream::new(self.shared.topology.subscribe());
         Ok(Response::new(views.map(|view| Ok(broker::WatchClusterResponse { topology: Some(view) })).boxed()))
     }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<broker::TransferLeaderRequest>,
+    ) -> Result<Response<broker::TransferLeaderResponse>, Status> {
+        let broker::TransferLeaderRequest { node_id, .. } = request.into_inner();
+        let mut term = 0;
+        self.shared.topology.send_modify(|topology| {
+            topology.shards[0].leader_node_id = node_id;
+            topology.shards[0].term += 1;
+            term = topology.shards[0].term;
+        });
+        Ok(Response::new(broker::TransferLeaderResponse { term }))
+    }
 }
 
 #[tonic::async_trait]

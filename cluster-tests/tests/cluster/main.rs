@@ -12,3 +12,4 @@ mod full_disk;
 mod power_loss;
 mod space;
 mod stalled;
+mod succession;

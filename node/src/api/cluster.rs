@@ -1,4 +1,4 @@
-//! What the cluster looks like from this node.
+//! What the cluster looks like from this node, and who is to lead in it.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use futures::{
     stream::{self, BoxStream},
 };
 use skein_proto::{
-    ids::NodeId,
-    node::{Node, Shard, Topology, WatchClusterResponse},
+    ids::{NodeId, ShardId},
+    node::{Node, Shard, Topology, TransferLeaderRequest, TransferLeaderResponse, WatchClusterResponse},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::Status;
 
-use super::Api;
+use super::{Api, status};
 use crate::{raft::Group, tasks};
 
 /// Topologies that wait for the client to read them.
@@ -36,6 +36,17 @@ impl Api {
             nodes: nodes.collect(),
             shards: self.groups.iter().map(|group| shard(group)).collect(),
         }
+    }
+
+    /// Lets another replica lead a shard that this node leads.
+    pub(super) async fn transfer_leader(
+        &self,
+        request: TransferLeaderRequest,
+    ) -> Result<TransferLeaderResponse, Status> {
+        let TransferLeaderRequest { shard_id, node_id } = request;
+        let transferred = self.group(ShardId::new(shard_id))?.transfer_to(NodeId::new(node_id)).await;
+        let term = transferred.map_err(|error| status::from_transfer(error, shard_id, node_id))?;
+        Ok(TransferLeaderResponse { term })
     }
 
     /// The topology now, and again whenever a leader changes or something about a node does.

@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt as _, stream::BoxStream};
 use skein_proto::{
     REASON_TRAILER,
     limits::GRPC_MESSAGE_BYTES_MAX,
-    node::{broker_client::BrokerClient, queues_client::QueuesClient},
+    node::{broker_client::BrokerClient, cluster_client::ClusterClient, queues_client::QueuesClient},
 };
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
@@ -23,6 +23,10 @@ pub(super) fn broker(channel: Channel) -> BrokerClient<Channel> {
 
 pub(super) fn queues(channel: Channel) -> QueuesClient<Channel> {
     QueuesClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+}
+
+pub(super) fn cluster(channel: Channel) -> ClusterClient<Channel> {
+    ClusterClient::new(channel)
 }
 
 /// A client's stream: the message that was read to see where it goes, and the rest. A client's error ends the stream

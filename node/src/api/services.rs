@@ -15,8 +15,9 @@ use skein_proto::{
         GetGroupRequest, GetGroupResponse, GetQueueRequest, GetQueueResponse, ListQueuesRequest,
         ListQueuesResponse, PublishRequest, PublishResponse, PurgeQueueRequest, PurgeQueueResponse,
         ReceiveRequest, ReceiveResponse, SendRequest, SendResponse, SettleRequest, SettleResponse,
-        WatchClusterRequest, WatchClusterResponse, broker_server::Broker, cluster_server::Cluster,
-        consume_request, publish_request, queues_server::Queues,
+        TransferLeaderRequest, TransferLeaderResponse, WatchClusterRequest, WatchClusterResponse,
+        broker_server::Broker, cluster_server::Cluster, consume_request, publish_request,
+        queues_server::Queues,
     },
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -273,6 +274,26 @@ impl Cluster for ClusterService {
         _: Request<WatchClusterRequest>,
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
         Ok(Response::new(Arc::clone(self.0.api()?).watch_topology()))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let forwarded = is_forwarded(&request);
+        let request = request.into_inner();
+        let api = self.0.api()?;
+        let shard = ShardId::new(request.shard_id);
+        if api.groups.get(shard).is_none() {
+            return Err(status::shard_not_found(request.shard_id, api.shard_count));
+        }
+        match api.route(shard, forwarded).await? {
+            Route::Local => api.transfer_leader(request).await.map(Response::new),
+            Route::Remote(channel) => {
+                let passed_on = forward::cluster(channel).transfer_leader(route::forwarded(request)).await;
+                passed_on.map_err(forward::failed)
+            }
+        }
     }
 }
 

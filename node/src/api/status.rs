@@ -12,7 +12,7 @@ use crate::{
     batch::BatchError,
     broker::Outcome,
     dispatch::{AddConsumerError, Refusal},
-    raft::ProposeError,
+    raft::{ProposeError, TransferError},
     shard::{BodyError, MalformedToken, SettleError, SubscribeError},
 };
 
@@ -84,6 +84,28 @@ pub(super) fn not_leader(node: NodeId) -> Status {
 pub(super) fn starting() -> Status {
     let message = "the node is starting; try again in a moment, or connect to another one";
     status(Code::Unavailable, Reason::NoLeader, message)
+}
+
+pub(super) fn shard_not_found(shard_id: u32, shard_count: u32) -> Status {
+    let message = format!("there is no shard {shard_id}; the cluster has 0, the catalog, to {shard_count}");
+    status(Code::NotFound, Reason::ShardNotFound, message)
+}
+
+pub(super) fn from_transfer(error: TransferError, shard_id: u32, node_id: u64) -> Status {
+    let refuse = |reason, advice: &str| {
+        let message = format!("node {node_id} cannot lead shard {shard_id}: {error}; {advice}");
+        status(Code::FailedPrecondition, reason, message)
+    };
+    match error {
+        TransferError::NotLeader => leader_moved(),
+        TransferError::NotAReplica => refuse(Reason::NotAReplica, "name one of its replicas"),
+        TransferError::Behind { .. } => {
+            refuse(Reason::ReplicaNotReady, "see whether the node is up, and try again when it has caught up")
+        }
+        TransferError::NotTaken => {
+            refuse(Reason::ReplicaNotReady, "see skein cluster status for who leads, and try again")
+        }
+    }
 }
 
 pub(super) fn shutting_down() -> Status {

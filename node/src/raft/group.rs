@@ -131,6 +131,11 @@ impl Group {
         self.node
     }
 
+    /// openraft's handle.
+    pub(super) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
     /// The shard.
     #[must_use]
     pub fn shard(&self) -> ShardId {
@@ -308,23 +313,12 @@ impl Group {
         self.handle_transfer(request).await;
     }
 
-    /// A leader asks this node to take over, or to make way for who will.
+    /// A leader asks this node to take over, or to make way for who will. It does not take over with a damaged log.
     pub async fn handle_transfer(&self, request: TransferRequest) -> bool {
+        if request.to == self.node && self.repairs.is_unfit(self.shard) {
+            return false;
+        }
         self.raft.handle_transfer_leader(request.into_raft()).await.is_ok_and(|answer| answer.is_ok())
-    }
-
-    /// Hands leadership to the follower that has most of the log, if this node leads and there is one.
-    /// Returns whom it asked.
-    pub async fn hand_over(&self) -> Option<NodeId> {
-        let metrics = self.metrics();
-        let followers = metrics.replication?;
-        let (&to, matched) = followers
-            .iter()
-            .filter(|(id, _)| **id != self.node.get())
-            .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index()))?;
-        matched.as_ref()?;
-        self.raft.trigger().transfer_leader(to).await.ok()?;
-        Some(NodeId::new(to))
     }
 
     /// Saves a checkpoint if anything was applied since the last one. False when the checkpoint is being sent to
@@ -452,6 +446,9 @@ fn raft_config(shard: ShardId, timers: Timers) -> Result<Config, GroupError> {
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
+        // A replica whose last write was damaged on disk comes back without it, though it had answered for it. The
+        // leader sends it again, rather than to end its process.
+        allow_log_reversion: Some(true),
         ..Config::default()
     }
     .validate()

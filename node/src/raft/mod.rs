@@ -28,6 +28,7 @@ mod state_machine;
 mod succession;
 #[cfg(test)]
 mod suite;
+mod transfer;
 mod types;
 pub mod wire;
 
@@ -46,3 +47,4 @@ pub use replica::Replica;
 pub use scrub::Scrubbing;
 pub use snapshot::ReceiveError;
 pub use succession::Succession;
+pub use transfer::TransferError;

@@ -1,8 +1,8 @@
-//! `skein cluster`: what the cluster looks like.
+//! `skein cluster`: what the cluster looks like, and who leads in it.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use skein_client::{Client, NodeId, Topology};
+use skein_client::{Client, NodeId, ShardId, Topology};
 
 use crate::output::{Output, table};
 
@@ -11,6 +11,16 @@ pub(crate) enum ClusterCommand {
     /// Show nodes, shards and their leaders.
     #[command(after_help = "Example:\n  skein cluster status --json")]
     Status,
+    /// Let another replica lead a shard, as before a node is taken down.
+    #[command(after_help = "Example:\n  skein cluster transfer 3 2     node 2 leads shard 3")]
+    Transfer {
+        /// The shard; skein cluster status lists them, skein queue show tells a queue's.
+        #[arg(value_name = "SHARD")]
+        shard: u32,
+        /// The node that shall lead it.
+        #[arg(value_name = "NODE")]
+        node: u64,
+    },
 }
 
 pub(crate) async fn run(client: &Client, command: ClusterCommand, output: &Output) -> anyhow::Result<()> {
@@ -18,6 +28,11 @@ pub(crate) async fn run(client: &Client, command: ClusterCommand, output: &Outpu
         ClusterCommand::Status => {
             let topology = client.topology().await?;
             output.result(&topology_value(&topology), || topology_text(&topology))?;
+        }
+        ClusterCommand::Transfer { shard, node } => {
+            let term = client.transfer_leader(ShardId::new(shard), NodeId::new(node)).await?;
+            let value = json!({ "shard_id": shard, "leader_node_id": node, "term": term });
+            output.result(&value, || format!("node {node} leads shard {shard}, in term {term}"))?;
         }
     }
     Ok(())

@@ -1,0 +1,81 @@
+//! Hands a shard's leadership over, to whomever is asked for or to whoever has most of the log.
+
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use skein_proto::ids::NodeId;
+use tokio::time;
+
+use super::group::Group;
+
+/// Entries that a replica may lack and still be handed leadership: nobody leads until it has them.
+const LACKING_ENTRIES_MAX: u64 = 1_024;
+
+/// A replica that was handed leadership leads within this, or somebody else does.
+const TAKEN_WITHIN: Duration = Duration::from_secs(3);
+
+/// Why another node does not lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This node does not lead.
+    #[error("this node does not lead the shard")]
+    NotLeader,
+    /// The other one has no replica.
+    #[error("it has no replica of the shard")]
+    NotAReplica,
+    /// The other one is down, or catching up.
+    #[error("it lacks {entries} entries of the shard's log, and may lack {LACKING_ENTRIES_MAX}")]
+    Behind {
+        /// How many.
+        entries: u64,
+    },
+    /// The other one was asked, and did nothing.
+    #[error("it did not take over within {TAKEN_WITHIN:?}")]
+    NotTaken,
+}
+
+impl Group {
+    /// Lets a replica lead, and waits until it does. Gives the term in which it does.
+    ///
+    /// # Errors
+    /// See [`TransferError`]. Whoever leads then is known from [`Group::leadership`].
+    pub async fn transfer_to(&self, to: NodeId) -> Result<u64, TransferError> {
+        let mut leadership = self.leadership();
+        let now = *leadership.borrow();
+        if now.leader == Some(to) {
+            return Ok(now.term);
+        }
+        let metrics = self.raft().metrics().borrow_watched().clone();
+        let Some(followers) = metrics.replication.filter(|_| self.is_leader()) else {
+            return Err(TransferError::NotLeader);
+        };
+        let matched = followers.get(&to.get()).filter(|_| self.voters().contains(&to));
+        let matched = matched.ok_or(TransferError::NotAReplica)?.as_ref().map(|id| id.index());
+        let end = |last: Option<u64>| last.map_or(0, |last| last + 1);
+        let entries = end(metrics.last_log_index).saturating_sub(end(matched));
+        if entries > LACKING_ENTRIES_MAX {
+            return Err(TransferError::Behind { entries });
+        }
+        let asked = self.raft().trigger().transfer_leader(to.get()).await;
+        asked.map_err(|_| TransferError::NotLeader)?;
+        let taken = leadership.wait_for(|now| now.leader == Some(to));
+        match time::timeout(TAKEN_WITHIN, taken).await {
+            Ok(Ok(now)) => Ok(now.term),
+            _ => Err(TransferError::NotTaken),
+        }
+    }
+
+    /// Hands leadership to the follower that has most of the log, if this node leads and there is one.
+    /// Returns whom it asked.
+    pub async fn hand_over(&self) -> Option<NodeId> {
+        let metrics = self.raft().metrics().borrow_watched().clone();
+        let followers = metrics.replication?;
+        let (&to, matched) = followers
+            .iter()
+            .filter(|(id, _)| **id != self.node().get())
+            .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index()))?;
+        matched.as_ref()?;
+        self.raft().trigger().transfer_leader(to).await.ok()?;
+        Some(NodeId::new(to))
+    }
+}
