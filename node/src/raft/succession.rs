@@ -51,9 +51,13 @@ impl Succession {
 
     async fn succeed(self: Arc<Self>, dead: NodeId) {
         let mut orphans = Vec::new();
-        for group in self.groups.iter().filter(|group| group.leadership().borrow().leader == Some(dead)) {
+        for group in self.groups.iter() {
+            let led = *group.leadership().borrow();
+            if led.leader != Some(dead) {
+                continue;
+            }
             if let Some(standing) = group.standing().await {
-                orphans.push((Arc::clone(group), standing));
+                orphans.push(Orphan { group: Arc::clone(group), term: led.term, standing });
             }
         }
         if orphans.is_empty() {
@@ -61,7 +65,8 @@ impl Succession {
         }
         tracing::info!(%dead, shards = orphans.len(), "looking for new leaders of a dead node's shards");
         let others = self.ask_others(dead, &orphans).await;
-        for (group, standing) in orphans {
+        for orphan in orphans {
+            let Orphan { group, standing, .. } = &orphan;
             let living = group.voters().into_iter().filter(|voter| ![self.node, dead].contains(voter));
             // Whoever did not answer is taken to stand where this replica does.
             let stands = |node: NodeId| others.get(&node)?.get(&group.shard());
@@ -69,7 +74,7 @@ impl Succession {
             let others: Vec<_> = living.map(|node| (node, last_of(node))).collect();
             let rank = rank((self.node, standing.last), &others);
             let turn = Turn { rank, of: u32::try_from(others.len()).unwrap_or(u32::MAX).saturating_add(1) };
-            tasks::spawn(campaign(group, standing, turn));
+            tasks::spawn(campaign(orphan, turn));
         }
     }
 
@@ -77,10 +82,10 @@ impl Succession {
     async fn ask_others(
         &self,
         dead: NodeId,
-        orphans: &[(Arc<Group>, Standing)],
+        orphans: &[Orphan],
     ) -> BTreeMap<NodeId, BTreeMap<ShardId, Standing>> {
         let mut questions: BTreeMap<NodeId, Vec<ShardId>> = BTreeMap::new();
-        for (group, _) in orphans {
+        for Orphan { group, .. } in orphans {
             for voter in group.voters().into_iter().filter(|voter| ![self.node, dead].contains(voter)) {
                 questions.entry(voter).or_default().push(group.shard());
             }
@@ -97,6 +102,15 @@ impl Succession {
 fn rank(own: (NodeId, Option<EntryId>), others: &[(NodeId, Option<EntryId>)]) -> u32 {
     let order = |(node, last): (NodeId, Option<EntryId>)| (last.map(|id| (id.term, id.index)), Reverse(node));
     others.iter().filter(|other| order(**other) > order(own)).map(|_| 1).sum()
+}
+
+/// A shard whose leader is dead.
+struct Orphan {
+    group: Arc<Group>,
+    /// In which it led.
+    term: u64,
+    /// Where this node's replica stands since.
+    standing: Standing,
 }
 
 /// When one stands among those who might.
@@ -117,13 +131,14 @@ impl Turn {
 }
 
 /// Stands for election, when it is its turn, until somebody leads.
-async fn campaign(group: Arc<Group>, began: Standing, turn: Turn) {
+async fn campaign(orphan: Orphan, turn: Turn) {
+    let Orphan { group, term: dead_term, .. } = orphan;
     let mut leadership = group.leadership();
-    let mut voted_in = began.vote.term;
+    let mut voted_in = dead_term;
     let mut attempt = 0;
     let mut pause = turn.pause(attempt);
     while attempt <= ATTEMPTS_MAX {
-        let led = leadership.wait_for(|now| now.term > began.vote.term && now.leader.is_some());
+        let led = leadership.wait_for(|now| now.term > dead_term && now.leader.is_some());
         if time::timeout(pause, led).await.is_ok() {
             return;
         }
