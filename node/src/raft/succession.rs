@@ -72,8 +72,7 @@ impl Succession {
             let stands = |node: NodeId| others.get(&node)?.get(&group.shard());
             let last_of = |node| stands(node).map_or(standing.last, |standing| standing.last);
             let others: Vec<_> = living.map(|node| (node, last_of(node))).collect();
-            let rank = rank((self.node, standing.last), &others);
-            let turn = Turn { rank, of: u32::try_from(others.len()).unwrap_or(u32::MAX).saturating_add(1) };
+            let turn = Turn::new((self.node, standing.last), &others);
             tasks::spawn(campaign(orphan, turn));
         }
     }
@@ -98,12 +97,6 @@ impl Succession {
     }
 }
 
-/// How many of the others should lead rather than this one: the longest log first, then the lowest node.
-fn rank(own: (NodeId, Option<EntryId>), others: &[(NodeId, Option<EntryId>)]) -> u32 {
-    let order = |(node, last): (NodeId, Option<EntryId>)| (last.map(|id| (id.term, id.index)), Reverse(node));
-    others.iter().filter(|other| order(**other) > order(own)).map(|_| 1).sum()
-}
-
 /// A shard whose leader is dead.
 struct Orphan {
     group: Arc<Group>,
@@ -116,17 +109,36 @@ struct Orphan {
 /// When one stands among those who might.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
+    /// How many of the others should lead rather than this one: the longest log first, then the lowest node.
     rank: u32,
+    /// How many of the others are lower nodes. Two may think that they have the longest log, since logs grow while
+    /// they ask; no two have the same seat.
+    seat: u32,
     of: u32,
 }
 
 impl Turn {
-    /// How long one waits before an attempt. Each round takes twice as long as the one before.
-    fn pause(self, attempt: u32) -> Duration {
+    fn new(own: (NodeId, Option<EntryId>), others: &[(NodeId, Option<EntryId>)]) -> Self {
+        let order =
+            |(node, last): (NodeId, Option<EntryId>)| (last.map(|id| (id.term, id.index)), Reverse(node));
+        let rank = others.iter().filter(|other| order(**other) > order(own)).map(|_| 1).sum();
+        let seat = others.iter().filter(|(node, _)| *node < own.0).map(|_| 1).sum();
+        Self { rank, seat, of: others.iter().map(|_| 1).sum::<u32>() + 1 }
+    }
+
+    /// When one makes an attempt, counted from the beginning: first by rank, then by seat, in rounds each of which
+    /// takes twice as long as the one before.
+    fn at(self, attempt: u32) -> Duration {
         match attempt {
             0 => TURN * self.rank,
-            _ => TURN * self.of * (1 << (attempt - 1)),
+            _ => TURN * (self.of * ((1 << attempt) - 1) + self.seat),
         }
+    }
+
+    /// How long one waits before an attempt.
+    fn pause(self, attempt: u32) -> Duration {
+        let before = attempt.checked_sub(1).map_or(Duration::ZERO, |before| self.at(before));
+        self.at(attempt).saturating_sub(before)
     }
 }
 
@@ -164,24 +176,31 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn no_two_stand_at_the_same_time() {
-        let mut stands = BTreeSet::new();
-        for rank in 0..3 {
-            let turn = Turn { rank, of: 3 };
-            let mut at = Duration::ZERO;
-            for attempt in 0..ATTEMPTS_MAX {
-                at += turn.pause(attempt);
-                assert!(stands.insert(at), "rank {rank}, attempt {attempt}");
-            }
-        }
-        let stands: Vec<_> = stands.into_iter().collect();
-        assert_eq!(stands.first(), Some(&Duration::ZERO), "the first one does not wait");
-        assert!(stands.windows(2).all(|pair| pair[1] - pair[0] >= TURN), "{stands:?}");
-    }
-
     fn replica(node: u64, term: u64, index: u64) -> (NodeId, Option<EntryId>) {
         (NodeId::new(node), Some(EntryId { term, index }))
+    }
+
+    fn rank(own: (NodeId, Option<EntryId>), others: &[(NodeId, Option<EntryId>)]) -> u32 {
+        Turn::new(own, others).rank
+    }
+
+    #[test]
+    fn no_two_stand_at_the_same_time() {
+        // Whatever their logs; and from the second round on also when each thinks that it has the longest one.
+        for ranks in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 0, 0]] {
+            let mut stands = BTreeSet::new();
+            for (seat, rank) in (0..).zip(ranks) {
+                let turn = Turn { rank, seat, of: 3 };
+                let first = if ranks == [0, 0, 0] { 1 } else { 0 };
+                for attempt in first..ATTEMPTS_MAX {
+                    let pauses: Duration = (0..=attempt).map(|attempt| turn.pause(attempt)).sum();
+                    assert!(stands.insert(pauses), "{ranks:?}, seat {seat}, attempt {attempt}");
+                }
+            }
+            let stands: Vec<_> = stands.into_iter().collect();
+            assert!(stands.windows(2).all(|pair| pair[1] - pair[0] >= TURN), "{ranks:?}: {stands:?}");
+        }
+        assert_eq!(Turn { rank: 0, seat: 2, of: 3 }.at(0), Duration::ZERO, "the first one does not wait");
     }
 
     #[test]
