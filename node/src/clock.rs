@@ -41,8 +41,14 @@ impl Clock {
     /// core makes monotonic.
     #[must_use]
     pub fn wall_ms(&self) -> u64 {
-        u64::try_from(self.0.wall().as_millis()).unwrap_or(u64::MAX)
+        millis(self.0.wall())
     }
+}
+
+/// A duration in whole milliseconds.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 struct RealTime {

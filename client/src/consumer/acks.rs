@@ -143,16 +143,20 @@ impl Settlements {
         Some(request)
     }
 
-    /// Takes an answer. Returns whom to tell what, and which messages are acked, and so not held any more. Those that
-    /// could not be acked may have been delivered again meanwhile. An answer to what was never asked is passed over.
-    pub(super) fn answer(&mut self, result: SettleResult) -> Option<(Told, Vec<OffsetRange>)> {
+    /// Takes an answer. Returns whom to tell what. An answer to what was never asked is passed over.
+    pub(super) fn answer(&mut self, result: SettleResult) -> Option<Told> {
         let index = self.unanswered.iter().position(|sent| sent.request.settle_id == result.settle_id)?;
-        let Settlement { request, outcome, lost, .. } = self.unanswered.remove(index)?;
-        let failed: Vec<_> = result.failures.iter().filter_map(|failure| failure.offsets).collect();
-        let failed = Held::of(&failed);
-        let acked = request.acks.iter().flat_map(|range| failed.split(range).1).collect();
-        let failures = result.failures.into_iter().chain(lost).collect();
-        Some(((outcome, Answer::Answered(failures)), acked))
+        let Settlement { outcome, lost, .. } = self.unanswered.remove(index)?;
+        Some((outcome, Answer::Answered(result.failures.into_iter().chain(lost).collect())))
+    }
+
+    /// What is to be acked or returned, as far as no node has answered.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = &OffsetRange> {
+        let all = self.unanswered.iter().chain(&self.next).chain(&self.gathering);
+        all.flat_map(|settlement| {
+            let returned = settlement.request.nacks.iter().filter_map(|nack| nack.offsets.as_ref());
+            settlement.request.acks.iter().chain(returned)
+        })
     }
 
     /// The stream is lost, and another one will go on. What was not answered is to be sent again.
@@ -359,8 +363,7 @@ mod tests {
         assert_eq!(ack(&mut settlements, 100), None);
         assert_eq!(ack(&mut settlements, 101), None);
 
-        let (_, released) = settlements.answer(SettleResult { settle_id: 2, failures: Vec::new() }).unwrap();
-        assert_eq!(released, [range(2, 1)]);
+        assert!(settlements.answer(SettleResult { settle_id: 2, failures: Vec::new() }).is_some());
         assert_eq!(settlements.next_to_send().unwrap().acks, [range(100, 2)]);
         assert!(settlements.answer(SettleResult { settle_id: 2, failures: Vec::new() }).is_none());
     }
@@ -376,7 +379,7 @@ mod tests {
             message: "too late".into(),
         };
         let result = SettleResult { settle_id: sent.settle_id, failures: vec![failure] };
-        let ((outcome, answer), _) = settlements.answer(result).unwrap();
+        let (outcome, answer) = settlements.answer(result).unwrap();
         outcome.set(answer);
         let results = futures::future::join_all(settled).await;
         assert!(matches!(&results[..], [Ok(()), Err(SettleError::LeaseLost(_)), Ok(())]), "{results:?}");
@@ -395,7 +398,7 @@ mod tests {
         while let Some(request) = settlements.next_to_send() {
             resent.extend(request.acks.clone());
             let result = SettleResult { settle_id: request.settle_id, failures: Vec::new() };
-            let ((outcome, answer), _) = settlements.answer(result).unwrap();
+            let (outcome, answer) = settlements.answer(result).unwrap();
             outcome.set(answer);
         }
         assert_eq!(resent, [range(1, 1), range(2, 1)]);

@@ -5,8 +5,12 @@ use std::ops::Range;
 use rangemap::RangeSet;
 use skein_proto::{limits, node::OffsetRange};
 
+/// Ranges that are kept: no more messages than this are delivered to one consumer and not settled. Of more, some were
+/// dropped by whoever took them, and their leases have run out.
+const RANGES_MAX: usize = limits::CREDIT_MESSAGES_MAX as usize;
+
 /// A set of offsets.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Held(RangeSet<u64>);
 
 impl Held {
@@ -19,6 +23,16 @@ impl Held {
         if !range.is_empty() {
             self.0.insert(range);
         }
+        if self.0.len() > RANGES_MAX
+            && let Some(lowest) = self.0.first().cloned()
+        {
+            self.0.remove(lowest);
+        }
+    }
+
+    /// Forgets what the other one has not.
+    pub(super) fn retain(&mut self, other: &Self) {
+        self.0 = self.0.intersection(&other.0).collect();
     }
 
     pub(super) fn remove(&mut self, range: &OffsetRange) {
@@ -85,5 +99,16 @@ mod tests {
         let (kept, missing) = held.split(&range(4, 5));
         assert_eq!((kept, missing), (vec![range(5, 1), range(7, 2)], vec![range(4, 1), range(6, 1)]));
         assert_eq!(held.split(&range(7, 0)), (Vec::new(), Vec::new()));
+        held.retain(&Held::of(&[range(0, 6), range(9, 20)]));
+        assert_eq!(held.ranges(), [range(5, 1), range(9, 3), range(20, 1)]);
+    }
+
+    #[test]
+    fn what_nobody_settles_is_forgotten_in_the_end() {
+        let mut held = Held::default();
+        for message in 0..RANGES_MAX as u64 + 2 {
+            held.insert(&range(message * 2, 1));
+        }
+        assert!(!held.has_all(&range(2, 1)) && held.has_all(&range(4, 1)));
     }
 }

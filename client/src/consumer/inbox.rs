@@ -23,7 +23,7 @@ pub(super) struct Inbox {
     settlements: Settlements,
     /// Numbers the streams.
     stream: u64,
-    /// What was delivered and is not settled, as far as nodes have answered.
+    /// What was delivered, and not been acked or returned here since.
     held: Held,
     /// The last stream is lost, and the next one has not yet said what of it goes on.
     is_suspended: bool,
@@ -60,15 +60,17 @@ impl Inbox {
 
     /// Settles messages. Returns whom to wake.
     pub(super) fn settle(&mut self, settle: Settle, first: Offset, count: u32) -> (Settled, Option<Waker>) {
-        if !self.held.has_all(&node::OffsetRange { first: first.get(), count }) {
+        let range = node::OffsetRange { first: first.get(), count };
+        // Two that settle the same, as when a slow one's message came here again, are both for the node to judge.
+        if !self.held.has_all(&range) && !self.unanswered().has_all(&range) {
             let sentence = "it is not held any more: it was settled, or lost with the stream it came on";
             let cause = Cause::new(Code::Aborted, Reason::LeaseLost, sentence);
             return (Settled::failed(SettleError::LeaseLost(cause)), None);
         }
         let settled = self.settlements.add(settle, first, count);
-        if matches!(settle, Settle::Nack { .. }) {
-            // Now, and not with the answer: it may be delivered here again before that comes.
-            self.held.remove(&node::OffsetRange { first: first.get(), count });
+        if !matches!(settle, Settle::Extend { .. }) {
+            // Now, and not with the answer: it may be delivered here again before that comes, and it may be refused.
+            self.held.remove(&range);
         }
         (settled, self.sender_if_sendable())
     }
@@ -76,8 +78,15 @@ impl Inbox {
     /// Begins a stream; the one before must have been lost. Returns what to resume, if there was one.
     pub(super) fn begin_stream(&mut self) -> (u64, Option<node::Resume>) {
         self.stream += 1;
-        let resume = self.is_suspended.then(|| node::Resume { held: self.held.ranges() });
+        let resume = self.is_suspended.then(|| node::Resume { held: self.unanswered().ranges() });
         (self.stream, resume)
+    }
+
+    /// What was delivered and, as far as nodes have answered, not been acked or returned.
+    fn unanswered(&self) -> Held {
+        let mut unanswered = self.held.clone();
+        self.settlements.ranges().for_each(|range| unanswered.insert(range));
+        unanswered
     }
 
     /// What is to be sent on `stream`: None at its end.
@@ -101,13 +110,10 @@ impl Inbox {
     pub(super) fn receive(&mut self, response: node::ConsumeResponse) -> (Answers, [Option<Waker>; 2]) {
         let mut answers = Answers::default();
         if let Some(subscribed) = response.subscribed.filter(|_| self.is_suspended) {
-            answers.0 = self.resume(Held::of(&subscribed.resumed));
+            answers.0 = self.resume(&Held::of(&subscribed.resumed));
         }
         for result in response.settled {
-            if let Some((told, acked)) = self.settlements.answer(result) {
-                acked.iter().for_each(|range| self.held.remove(range));
-                answers.0.push(told);
-            }
+            answers.0.extend(self.settlements.answer(result));
         }
         let mut reader = None;
         if !self.is_closed && !response.deliveries.is_empty() {
@@ -136,10 +142,10 @@ impl Inbox {
     }
 
     /// Another stream goes on with what is held there. Everything else is delivered again, to whomever.
-    fn resume(&mut self, held: Held) -> Vec<Told> {
+    fn resume(&mut self, resumed: &Held) -> Vec<Told> {
         self.is_suspended = false;
-        let told = self.settlements.resume(&held);
-        self.held = held;
+        let told = self.settlements.resume(resumed);
+        self.held.retain(resumed);
         for batch in mem::take(&mut self.batches) {
             let offsets = offsets_of(&batch);
             if self.held.has_all(&offsets) {
@@ -177,7 +183,7 @@ impl Inbox {
 
     /// Ending the stream would cause no message to be delivered again.
     pub(super) fn holds_nothing(&self) -> bool {
-        self.held.is_empty()
+        self.held.is_empty() && self.settlements.is_idle()
     }
 
     fn sender_if_sendable(&mut self) -> Option<Waker> {
@@ -308,6 +314,66 @@ mod tests {
         inbox.settle(Settle::Ack, Offset::ZERO, 1);
         let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
         assert_eq!(sent.acks, [node::OffsetRange { first: 0, count: 1 }]);
+    }
+
+    #[tokio::test]
+    async fn a_refused_ack_leaves_nothing_behind_and_takes_nothing_along() {
+        let mut inbox = Inbox::default();
+        let (stream, _) = inbox.begin_stream();
+        for comes_again in [false, true] {
+            inbox.receive(delivery(0, 1)).0.publish();
+            let (acked, _) = inbox.settle(Settle::Ack, Offset::ZERO, 1);
+            let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else {
+                panic!("nothing sent")
+            };
+            if comes_again {
+                inbox.receive(delivery(0, 1)).0.publish();
+            }
+            let offsets = Some(node::OffsetRange { first: 0, count: 1 });
+            let failure =
+                node::SettleFailure { offsets, reason: Reason::LeaseLost.into(), ..Default::default() };
+            let settled = vec![node::SettleResult { settle_id: sent.settle_id, failures: vec![failure] }];
+            inbox.receive(node::ConsumeResponse { settled, ..Default::default() }).0.publish();
+            assert!(matches!(acked.await, Err(SettleError::LeaseLost(_))));
+            assert_eq!(inbox.holds_nothing(), !comes_again);
+        }
+    }
+
+    #[tokio::test]
+    async fn two_that_settle_the_same_share_an_answer() {
+        let mut inbox = Inbox::default();
+        let (stream, _) = inbox.begin_stream();
+        inbox.receive(delivery(0, 1)).0.publish();
+        let both = [(); 2].map(|()| inbox.settle(Settle::Ack, Offset::ZERO, 1).0);
+        let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
+        let settled = vec![node::SettleResult { settle_id: sent.settle_id, failures: Vec::new() }];
+        inbox.receive(node::ConsumeResponse { settled, ..Default::default() }).0.publish();
+        for one in both {
+            one.await.unwrap();
+        }
+        let (late, _) = inbox.settle(Settle::Ack, Offset::ZERO, 1);
+        assert!(matches!(late.await, Err(SettleError::LeaseLost(_))));
+    }
+
+    #[test]
+    fn what_no_node_has_answered_is_resumed_to_be_settled_again() {
+        let mut inbox = Inbox::default();
+        let (stream, _) = inbox.begin_stream();
+        inbox.receive(delivery(0, 3)).0.publish();
+        drop(inbox.settle(Settle::Ack, Offset::ZERO, 1));
+        assert!(inbox.poll_send(stream, Waker::noop()).is_ready());
+        drop(inbox.settle(Settle::Nack { delay: Duration::ZERO }, Offset::new(1), 1));
+        drop(inbox.suspend());
+        let (stream, resume) = inbox.begin_stream();
+        let resumed = resume.unwrap().held;
+        assert_eq!(resumed, [node::OffsetRange { first: 0, count: 3 }]);
+        let subscribed = Some(node::Subscribed { resumed, ..Default::default() });
+        inbox.receive(node::ConsumeResponse { subscribed, ..Default::default() }).0.publish();
+        let Poll::Ready(Some(again)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
+        assert_eq!(again.acks, [node::OffsetRange { first: 0, count: 1 }]);
+        let Poll::Ready(Some(next)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
+        assert_eq!(next.nacks[0].offsets, Some(node::OffsetRange { first: 1, count: 1 }));
+        assert!(!inbox.holds_nothing(), "the third message is neither");
     }
 
     #[test]

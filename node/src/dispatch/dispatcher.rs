@@ -131,8 +131,8 @@ impl Dispatcher {
     }
 
     /// Gives a consumer that has come back what it held on a stream that is lost, where nobody else has it and it is
-    /// not settled. Says what that is. A group that is held back is from now on held back until `others_until_ms` at
-    /// most, for the others to come back as well.
+    /// not settled; no more than its credit allows. Says what that is. A group that is held back is from now on held
+    /// back until `others_until_ms` at most, for the others to come back as well.
     pub fn resume(
         &mut self,
         id: ConsumerId,
@@ -146,21 +146,14 @@ impl Dispatcher {
         let key = consumer.key;
         let Some(group) = self.groups.get_mut(&key) else { return resumed };
         let until_ms = now_ms.saturating_add(u64::from(group.lease_ms));
-        let parts: Vec<_> = held.iter().flat_map(|range| group.resume(*range)).collect();
-        for Work { range, attempt } in parts {
-            let mut rest = range;
-            while !rest.is_empty() {
-                let count_max = u32::try_from(rest.count).unwrap_or(u32::MAX);
-                let Some((count, bytes)) = sizes.fit(key.queue, rest.first, count_max, u64::MAX) else {
-                    // Not kept any more: nobody needs it.
-                    group.leased.remove(rest);
-                    break;
-                };
-                let (part, after) = rest.split_at(rest.first.plus(u64::from(count)));
-                consumer.grant(Lease { range: part, until_ms, attempt, bytes });
-                self.lease_ends.insert((until_ms, id, part.first));
-                resumed.insert(part);
-                rest = after;
+        for range in held {
+            // What it held was within its credit.
+            for Work { range, attempt } in group.resume(*range, consumer.messages_left()) {
+                for (part, bytes) in kept_parts(group, key.queue, range, sizes) {
+                    consumer.grant(Lease { range: part, until_ms, attempt, bytes });
+                    self.lease_ends.insert((until_ms, id, part.first));
+                    resumed.insert(part);
+                }
             }
         }
         if group.held_back_until_ms > others_until_ms {
@@ -402,6 +395,35 @@ enum Settle {
 
 fn groups_of(queue: QueueId) -> std::ops::RangeInclusive<GroupKey> {
     GroupKey { queue, group: GroupId::new(0) }..=GroupKey { queue, group: GroupId::new(u32::MAX) }
+}
+
+/// The parts of a leased range that are kept, a block each at most, and their bytes. The lease on the others ends:
+/// nobody needs them any more.
+fn kept_parts(
+    group: &mut Group,
+    queue: QueueId,
+    range: OffsetRange,
+    sizes: &dyn Sizes,
+) -> Vec<(OffsetRange, u64)> {
+    let mut parts = Vec::new();
+    let mut rest = range;
+    while !rest.is_empty() {
+        let count_max = u32::try_from(rest.count).unwrap_or(u32::MAX);
+        match sizes.fit(queue, rest.first, count_max, u64::MAX).filter(|&(count, _)| count > 0) {
+            Some((count, bytes)) => {
+                let (part, after) = rest.split_at(rest.first.plus(u64::from(count)));
+                parts.push((part, bytes));
+                rest = after;
+            }
+            None => {
+                let kept_from = sizes.kept_from(queue).unwrap_or(rest.end());
+                let (missing, after) = rest.split_at(kept_from.max(rest.first.plus(1)));
+                group.leased.remove(missing);
+                rest = after;
+            }
+        }
+    }
+    parts
 }
 
 /// Says why messages that a consumer does not hold cannot be settled.

@@ -85,19 +85,26 @@ impl Group {
         self.leased.insert(range);
     }
 
-    /// Leases what nobody holds of a range that an earlier leader delivered. Gives the parts, and their attempts.
-    pub(super) fn resume(&mut self, range: OffsetRange) -> Vec<Work> {
+    /// Leases what nobody holds of a range that an earlier leader delivered, up to so many messages. Gives the parts,
+    /// and their attempts.
+    pub(super) fn resume(&mut self, range: OffsetRange, count_max: u32) -> Vec<Work> {
         let range = range.intersect(OffsetRange::between(Offset::ZERO, self.next_offset));
         if !range.is_empty() && range.end() > self.fresh_from {
             // That leader delivered in order: what lies before it may have been delivered as well.
             self.ready.insert(OffsetRange::between(self.fresh_from, range.end()), 0);
             self.fresh_from = range.end();
         }
-        let free = self.ready.overlapping(range).map(|(run, &attempts)| Work {
-            range: run.intersect(range),
-            attempt: attempts.saturating_add(1),
-        });
-        let free: Vec<_> = free.collect();
+        let mut left = u64::from(count_max);
+        let mut free = Vec::new();
+        for (run, &attempts) in self.ready.overlapping(range) {
+            let run = run.intersect(range);
+            let taken = OffsetRange::new(run.first, run.count.min(left));
+            if taken.is_empty() {
+                break;
+            }
+            left -= taken.count;
+            free.push(Work { range: taken, attempt: attempts.saturating_add(1) });
+        }
         for work in &free {
             self.lease(work.range);
         }

@@ -341,7 +341,7 @@ impl Place {
 impl Limits {
     /// Nothing is read along.
     fn only(index: u64) -> Self {
-        Self { end: index + 1, bytes_max: 0 }
+        Self { end: index.saturating_add(1), bytes_max: 0 }
     }
 }
 

@@ -120,7 +120,10 @@ impl Peer for PeerService {
             let low_on_disk = disk.borrow_and_update().is_low;
             Some((Ok(AttendResponse { low_on_disk }), (ticks, disk)))
         });
-        Ok(Response::new(beats.take_until(wait_true(self.closed.clone())).boxed()))
+        let mut closed = self.closed.clone();
+        // An error means that the node is gone, which is as good.
+        let closed = async move { drop(closed.wait_for(|closed| *closed).await) };
+        Ok(Response::new(beats.take_until(closed).boxed()))
     }
 
     async fn standings(
@@ -223,11 +226,6 @@ impl Peer for PeerService {
             .ok_or_else(|| Status::failed_precondition("this node does not lead the shard"))?;
         Ok(Response::new(ReadIndexResponse { index }))
     }
-}
-
-async fn wait_true(mut flag: watch::Receiver<bool>) {
-    // An error means that the node is gone, which is as good.
-    let _ = flag.wait_for(|flag| *flag).await;
 }
 
 fn invalid(error: convert::Incomplete) -> Status {

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::{
     codec::{self, EntryHead, Proposed},
-    leadership::{Follower, Leadership},
+    leadership::{Leadership, LeadershipWatch},
     log_store::LogStore,
     network::{Network, Transport},
     proposer::{CommandOutcome, MAILBOX_MAX, Proposal, ProposeError, Proposer},
@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    clock::Clock,
+    clock::{Clock, millis},
     log::{KeptEntry, Log},
     tasks,
 };
@@ -119,9 +119,9 @@ impl Group {
         let (proposals, mailbox) = mpsc::channel(MAILBOX_MAX);
         tasks::spawn(Proposer::new(raft.clone(), clock.clone(), Arc::clone(&replicated_index)).run(mailbox));
         let (leadership_sender, leadership) = watch::channel(Leadership { term: 0, leader: None });
-        let follower =
-            Follower { node, shard, raft: raft.clone(), clock: clock.clone(), lease: timers.election_max };
-        tasks::spawn(follower.run(leadership_sender, failures));
+        let lease = timers.election_max;
+        let watch = LeadershipWatch { node, shard, raft: raft.clone(), clock: clock.clone(), lease };
+        tasks::spawn(watch.run(leadership_sender, failures));
         let receiver = Receiver::new(saved.clone(), raft.clone(), clock);
         Ok(Self { node, shard, raft, saved, proposals, leadership, replicated_index, receiver, repairs })
     }
@@ -433,7 +433,6 @@ impl Group {
 
 /// What we set, and why, is in `docs/decisions/0001-openraft.md`.
 fn raft_config(shard: ShardId, timers: Timers) -> Result<Config, GroupError> {
-    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Config {
         cluster_name: format!("shard-{shard}"),
         heartbeat_interval: millis(timers.heartbeat),

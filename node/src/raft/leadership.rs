@@ -23,7 +23,7 @@ pub struct Leadership {
 }
 
 /// Follows who leads a group.
-pub(super) struct Follower {
+pub(super) struct LeadershipWatch {
     pub node: NodeId,
     pub shard: ShardId,
     pub raft: Raft,
@@ -32,7 +32,7 @@ pub(super) struct Follower {
     pub lease: Duration,
 }
 
-impl Follower {
+impl LeadershipWatch {
     /// Runs until the group ends; an end that nobody asked for is a failure.
     pub(super) async fn run(
         self,

@@ -121,9 +121,13 @@ impl Turn {
     fn new(own: (NodeId, Option<EntryId>), others: &[(NodeId, Option<EntryId>)]) -> Self {
         let order =
             |(node, last): (NodeId, Option<EntryId>)| (last.map(|id| (id.term, id.index)), Reverse(node));
-        let rank = others.iter().filter(|other| order(**other) > order(own)).map(|_| 1).sum();
-        let seat = others.iter().filter(|(node, _)| *node < own.0).map(|_| 1).sum();
-        Self { rank, seat, of: others.iter().map(|_| 1).sum::<u32>() + 1 }
+        let mut turn = Self { rank: 0, seat: 0, of: 1 };
+        for other in others {
+            turn.rank += u32::from(order(*other) > order(own));
+            turn.seat += u32::from(other.0 < own.0);
+            turn.of += 1;
+        }
+        turn
     }
 
     /// When one makes an attempt, counted from the beginning: first by rank, then by seat, in rounds each of which

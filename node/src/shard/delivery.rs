@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     broker::{Command, Event, Outcome, Return, Shard},
-    clock::Clock,
+    clock::{Clock, millis},
     dispatch::{
         ConsumerId, Credit, Delivery, Dispatcher, GroupKey, GroupStart, Ready, Refusal, Returned, Sizes,
     },
@@ -392,10 +392,6 @@ impl Deliverer {
             .map_or(IDLE_SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)))
             .min(IDLE_SLEEP_MAX)
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The next part of each; nothing when both are used up.

@@ -63,6 +63,28 @@ fn a_new_leader_waits_for_those_who_hold_messages() {
 }
 
 #[test]
+fn what_is_resumed_is_within_the_credit_and_the_rest_is_delivered() {
+    let mut dispatcher = taken_over(20);
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, ..PLENTY }).unwrap();
+    let claimed = [range_of(2, 3), range_of(5, u64::from(u32::MAX))];
+    assert_eq!(resume(&mut dispatcher, 1, &claimed, 0), [range_of(2, 4)]);
+    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    let delivered: u32 = poll(&mut dispatcher, 250).iter().map(|delivery| delivery.count).sum();
+    assert_eq!(delivered, 16, "nothing is left behind");
+}
+
+#[test]
+fn what_is_resumed_and_not_kept_takes_nothing_else_along() {
+    let mut dispatcher = taken_over(10);
+    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    // Purged below 7, and the event has not come yet.
+    let sizes = TestSizes { first: 7 };
+    let resumed = dispatcher.resume(id(1), &[range_of(2, 8)], 0, 250, &sizes);
+    assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(7, 3)]);
+    assert_eq!(dispatcher.counts(key(1)).leased, 3);
+}
+
+#[test]
 fn when_nobody_comes_back_all_of_it_is_delivered_in_the_end() {
     let mut dispatcher = taken_over(4);
     dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{Saved, SnapshotData};
 use crate::{
     checkpoint::{CheckpointError, Staged, StoredRecord},
-    clock::Clock,
+    clock::{Clock, millis},
     log::{KeptEntry, LogFailure},
     raft::{
         records::{self, RecordError},
@@ -250,8 +250,4 @@ async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CheckpointError> + Send + 'static,
 ) -> Result<T, ReceiveError> {
     Ok(tasks::spawn_blocking(work).await.expect("writing a checkpoint does not panic")?)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
