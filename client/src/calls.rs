@@ -183,6 +183,8 @@ impl Client {
             queue: queue.to_owned(),
             from_offset: from.get(),
             messages_max: messages_max.unwrap_or_default(),
+            from_time_ms: 0,
+            follow: false,
         };
         let shard = self.shard_of(queue).await?;
         let responses = self
@@ -232,7 +234,7 @@ impl Settlement {
     fn into_wire(self, queue: &str, group: &str) -> node::SettleRequest {
         let nack = |(token, delay): (LeaseToken, Duration)| node::TokenNack {
             lease_token: token.0,
-            delay_ms: duration_ms(delay),
+            delay_ms: Some(duration_ms(delay)),
         };
         let extend = |(token, lease): (LeaseToken, Duration)| node::TokenExtend {
             lease_token: token.0,

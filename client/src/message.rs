@@ -120,7 +120,9 @@ impl From<Bytes> for Message {
 
 impl From<broker::Message> for Message {
     fn from(wire: broker::Message) -> Self {
-        let broker::Message { body, key, headers, message_id, correlation_id, reply_to, content_type } = wire;
+        let broker::Message {
+            body, key, headers, message_id, correlation_id, reply_to, content_type, ..
+        } = wire;
         Self { body, key, headers, message_id, correlation_id, reply_to, content_type }
     }
 }

@@ -194,6 +194,7 @@ impl Client {
             queue: queue.to_owned(),
             group: group.to_owned(),
             start: start.into(),
+            position: None,
         };
         let answer = self
             .call(Repeat::Always, self.router().shard_of(queue), |channel| {
@@ -256,6 +257,7 @@ impl QueueSettings {
             max_deliveries: self.max_deliveries.unwrap_or_default(),
             dead_letter_queue: self.dead_letter_queue.unwrap_or_default(),
             lease_ms,
+            ..broker::QueueSettings::default()
         })
     }
 }

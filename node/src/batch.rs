@@ -6,6 +6,8 @@
 use bytes::{Buf as _, Bytes};
 use skein_proto::limits;
 
+use crate::broker::{BatchRun, Properties};
+
 /// The tag of `MessageBatch.messages`: field 1, length-delimited.
 const MESSAGE_TAG: u8 = 0x0a;
 
@@ -14,6 +16,28 @@ const FIELD_BODY: u64 = 1;
 const FIELD_KEY: u64 = 2;
 const FIELD_HEADERS: u64 = 3;
 const FIELDS_STRING: std::ops::RangeInclusive<u64> = 4..=7;
+const FIELD_TTL_MS: u64 = 8;
+const FIELD_DELIVER_AT_MS: u64 = 9;
+const FIELD_DELAY_MS: u64 = 10;
+const FIELD_PRIORITY: u64 = 11;
+
+/// What is allowed of a message.
+#[derive(Debug, Clone, Copy)]
+pub struct MessageLimits {
+    /// The largest one, encoded, in bytes.
+    pub bytes_max: usize,
+    /// The latest time of delivery, in milliseconds since the Unix epoch.
+    pub deliver_at_ms_max: u64,
+}
+
+/// A batch that was found to be sound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// How many messages it has.
+    pub count: u32,
+    /// Its parts that are to be treated alike; none where all is ordinary.
+    pub runs: Vec<BatchRun>,
+}
 
 /// Why a batch is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +72,18 @@ pub enum BatchError {
         /// The limit.
         bytes_max: usize,
     },
+    /// A number is out of range.
+    #[error("message {position} of the batch has {field} {value}, and {value_max} is the most")]
+    Property {
+        /// Which one, counted from 0.
+        position: usize,
+        /// Which number.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+        /// The most it may be.
+        value_max: u64,
+    },
     /// Not the protobuf it should be.
     #[error(
         "message {position} of the batch is not a skein.broker.v1.Message; encode it with the published \
@@ -59,31 +95,35 @@ pub enum BatchError {
     },
 }
 
-/// Checks a batch and counts its messages.
+/// Checks a batch, counts its messages, and finds those that are to be treated differently.
 ///
 /// # Errors
 /// See [`BatchError`].
-pub fn check(batch: &[u8], message_bytes_max: usize) -> Result<u32, BatchError> {
+pub fn check(batch: &[u8], limits: &MessageLimits) -> Result<Checked, BatchError> {
     if batch.len() > limits::BATCH_BYTES_MAX {
         return Err(BatchError::TooManyBytes { bytes: batch.len(), bytes_max: limits::BATCH_BYTES_MAX });
     }
     let mut rest = batch;
     let mut position = 0;
+    let mut runs = Runs::default();
     while !rest.is_empty() {
         if position == limits::BATCH_MESSAGES_MAX {
             return Err(BatchError::TooManyMessages { messages_max: limits::BATCH_MESSAGES_MAX });
         }
+        let before = rest.len();
         let message = take_message(&mut rest).ok_or(BatchError::Malformed { position })?;
-        if message.len() > message_bytes_max {
+        if message.len() > limits.bytes_max {
             let bytes = message.len();
-            return Err(BatchError::MessageTooLarge { position, bytes, bytes_max: message_bytes_max });
+            return Err(BatchError::MessageTooLarge { position, bytes, bytes_max: limits.bytes_max });
         }
-        check_message(message).ok_or(BatchError::Malformed { position })?;
+        let delivery = check_message(message).ok_or(BatchError::Malformed { position })?;
+        delivery.check(limits, position)?;
+        runs.push(delivery, before - rest.len());
         position += 1;
     }
     match u32::try_from(position).expect("bounded by BATCH_MESSAGES_MAX") {
         0 => Err(BatchError::Empty),
-        count => Ok(count),
+        count => Ok(Checked { count, runs: runs.finish() }),
     }
 }
 
@@ -129,18 +169,87 @@ fn take_message<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     take_delimited(rest)
 }
 
-fn check_message(mut rest: &[u8]) -> Option<()> {
+/// What a message says about its delivery.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct DeliveryFields {
+    ttl_ms: u64,
+    deliver_at_ms: u64,
+    delay_ms: u64,
+    priority: u64,
+}
+
+impl DeliveryFields {
+    fn check(&self, limits: &MessageLimits, position: usize) -> Result<(), BatchError> {
+        let bounds = [
+            ("ttl_ms", self.ttl_ms, limits::DELAY_MS_MAX),
+            ("deliver_at_ms", self.deliver_at_ms, limits.deliver_at_ms_max),
+            ("delay_ms", self.delay_ms, limits::DELAY_MS_MAX),
+            ("priority", self.priority, limits::PRIORITY_MAX.into()),
+        ];
+        match bounds.into_iter().find(|(_, value, value_max)| value > value_max) {
+            Some((field, value, value_max)) => {
+                Err(BatchError::Property { position, field, value, value_max })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Gathers the parts of a batch that are to be treated alike.
+#[derive(Default)]
+struct Runs {
+    before: Vec<BatchRun>,
+    last: DeliveryFields,
+    count: u32,
+    length: usize,
+}
+
+impl Runs {
+    fn push(&mut self, fields: DeliveryFields, length: usize) {
+        if fields != self.last && self.count > 0 {
+            self.end_run();
+        }
+        self.last = fields;
+        self.count += 1;
+        self.length += length;
+    }
+
+    fn end_run(&mut self) {
+        let DeliveryFields { ttl_ms, deliver_at_ms, delay_ms, priority } = self.last;
+        let priority = u8::try_from(priority).expect("bounded by PRIORITY_MAX");
+        self.before.push(BatchRun {
+            count: std::mem::take(&mut self.count),
+            length: u32::try_from(std::mem::take(&mut self.length)).expect("bounded by BATCH_BYTES_MAX"),
+            properties: Properties { ttl_ms, deliver_at_ms, priority },
+            delay_ms,
+        });
+    }
+
+    fn finish(mut self) -> Vec<BatchRun> {
+        if !self.before.is_empty() || self.last != DeliveryFields::default() {
+            self.end_run();
+        }
+        self.before
+    }
+}
+
+fn check_message(mut rest: &[u8]) -> Option<DeliveryFields> {
+    let mut delivery = DeliveryFields::default();
     while !rest.is_empty() {
         let (field, wire_type) = take_tag(&mut rest)?;
         match (field, wire_type) {
             (FIELD_BODY | FIELD_KEY, 2) => drop(take_delimited(&mut rest)?),
             (FIELD_HEADERS, 2) => check_header(take_delimited(&mut rest)?)?,
             (field, 2) if FIELDS_STRING.contains(&field) => check_string(take_delimited(&mut rest)?)?,
-            (field, _) if field <= *FIELDS_STRING.end() => return None,
+            (FIELD_TTL_MS, 0) => delivery.ttl_ms = take_varint(&mut rest)?,
+            (FIELD_DELIVER_AT_MS, 0) => delivery.deliver_at_ms = take_varint(&mut rest)?,
+            (FIELD_DELAY_MS, 0) => delivery.delay_ms = take_varint(&mut rest)?,
+            (FIELD_PRIORITY, 0) => delivery.priority = take_varint(&mut rest)?,
+            (field, _) if field <= FIELD_PRIORITY => return None,
             (_, wire_type) => skip(&mut rest, wire_type)?,
         }
     }
-    Some(())
+    Some(delivery)
 }
 
 /// A map entry: field 1 the name, a string; field 2 the value, bytes.
@@ -207,16 +316,43 @@ mod tests {
 
     use super::*;
 
+    const ANY: MessageLimits = MessageLimits { bytes_max: 1 << 20, deliver_at_ms_max: 1_000 };
+
     fn any_message() -> impl Strategy<Value = Message> {
         let bytes = || collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
         let headers = collection::btree_map(".{0,8}", bytes(), 0..4);
-        (bytes(), bytes(), headers, ".{0,8}").prop_map(|(body, key, headers, message_id)| Message {
-            body,
-            key,
-            headers,
-            message_id,
-            ..Message::default()
-        })
+        let numbers = prop_oneof![
+            3 => Just((0, 0, 0, 0)),
+            1 => (0..3_u64, 0..3_u64, 0..3_u64, 0..3_u32),
+        ];
+        (bytes(), bytes(), headers, ".{0,8}", numbers).prop_map(
+            |(body, key, headers, message_id, numbers)| {
+                let (ttl_ms, deliver_at_ms, delay_ms, priority) = numbers;
+                let message = Message { body, key, headers, message_id, ..Message::default() };
+                Message { ttl_ms, deliver_at_ms, delay_ms, priority, ..message }
+            },
+        )
+    }
+
+    /// What is wrong with a batch.
+    fn refused(batch: &[u8], bytes_max: usize) -> Option<BatchError> {
+        check(batch, &MessageLimits { bytes_max, ..ANY }).err()
+    }
+
+    /// How each message of a batch is to be treated, by its parts.
+    fn treated(batch: &Bytes) -> Vec<(Message, Properties, u64)> {
+        let Checked { count, runs } = check(batch, &ANY).unwrap();
+        let whole =
+            BatchRun { count, length: batch.len() as u32, properties: Properties::default(), delay_ms: 0 };
+        let mut rest = batch.clone();
+        let mut treated = Vec::new();
+        for run in if runs.is_empty() { vec![whole] } else { runs } {
+            let messages = MessageBatch::decode(rest.split_to(run.length as usize)).unwrap().messages;
+            assert_eq!(messages.len(), run.count as usize);
+            treated.extend(messages.into_iter().map(|message| (message, run.properties, run.delay_ms)));
+        }
+        assert!(rest.is_empty());
+        treated
     }
 
     proptest! {
@@ -226,7 +362,18 @@ mod tests {
             at in any::<(prop::sample::Index, prop::sample::Index)>(),
         ) {
             let bytes = Bytes::from(MessageBatch { messages: messages.clone() }.encode_to_vec());
-            prop_assert_eq!(check(&bytes, 1 << 20), Ok(messages.len() as u32));
+            let checked = check(&bytes, &ANY).unwrap();
+            prop_assert_eq!(checked.count, messages.len() as u32);
+            let expected: Vec<_> = messages.iter().cloned().map(|message| {
+                let Message { ttl_ms, deliver_at_ms, delay_ms, priority, .. } = message;
+                let properties = Properties { ttl_ms, deliver_at_ms, priority: priority as u8 };
+                (message, properties, delay_ms)
+            }).collect();
+            prop_assert_eq!(treated(&bytes), expected);
+            let ordinary = |message: &Message| {
+                (message.ttl_ms, message.deliver_at_ms, message.delay_ms, message.priority) == (0, 0, 0, 0)
+            };
+            prop_assert_eq!(checked.runs.is_empty(), messages.iter().all(ordinary));
             let skip = at.0.index(messages.len());
             let take = at.1.index(messages.len() - skip + 1);
             let part = cut(&bytes, skip as u32, take as u32).unwrap();
@@ -243,9 +390,9 @@ mod tests {
                 let at = at.index(bytes.len());
                 bytes[at] = value;
             }
-            if let Ok(count) = check(&bytes, 1 << 20) {
+            if let Ok(checked) = check(&bytes, &ANY) {
                 let decoded = MessageBatch::decode(&bytes[..]);
-                prop_assert_eq!(decoded.map(|batch| batch.messages.len() as u32), Ok(count));
+                prop_assert_eq!(decoded.map(|batch| batch.messages.len() as u32), Ok(checked.count));
             }
         }
     }
@@ -254,20 +401,38 @@ mod tests {
     fn each_limit_has_its_error() {
         let batch = |messages: Vec<Message>| MessageBatch { messages }.encode_to_vec();
         let body = |bytes: usize| Message { body: vec![7; bytes].into(), ..Message::default() };
-        assert_eq!(check(&[], 10), Err(BatchError::Empty));
+        assert_eq!(refused(&[], 10), Some(BatchError::Empty));
         assert_eq!(
-            check(&batch(vec![body(1), body(9)]), 10),
-            Err(BatchError::MessageTooLarge { position: 1, bytes: 11, bytes_max: 10 })
+            refused(&batch(vec![body(1), body(9)]), 10),
+            Some(BatchError::MessageTooLarge { position: 1, bytes: 11, bytes_max: 10 })
         );
         assert_eq!(
-            check(&batch(vec![Message::default(); limits::BATCH_MESSAGES_MAX + 1]), 10),
-            Err(BatchError::TooManyMessages { messages_max: limits::BATCH_MESSAGES_MAX })
+            refused(&batch(vec![Message::default(); limits::BATCH_MESSAGES_MAX + 1]), 10),
+            Some(BatchError::TooManyMessages { messages_max: limits::BATCH_MESSAGES_MAX })
         );
         assert!(matches!(
-            check(&vec![0; limits::BATCH_BYTES_MAX + 1], 10),
-            Err(BatchError::TooManyBytes { .. })
+            refused(&vec![0; limits::BATCH_BYTES_MAX + 1], 10),
+            Some(BatchError::TooManyBytes { .. })
         ));
-        assert_eq!(check(b"GET / HTTP/1.1", 10), Err(BatchError::Malformed { position: 0 }));
+        assert_eq!(refused(b"GET / HTTP/1.1", 10), Some(BatchError::Malformed { position: 0 }));
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_named() {
+        let ordinary = Message::default();
+        let wrong = [
+            ("ttl_ms", Message { ttl_ms: u64::MAX, ..ordinary.clone() }),
+            ("deliver_at_ms", Message { deliver_at_ms: 1_001, ..ordinary.clone() }),
+            ("delay_ms", Message { delay_ms: limits::DELAY_MS_MAX + 1, ..ordinary.clone() }),
+            ("priority", Message { priority: 10, ..ordinary.clone() }),
+        ];
+        for (wrong_field, message) in wrong {
+            let batch = MessageBatch { messages: vec![ordinary.clone(), message] }.encode_to_vec();
+            match refused(&batch, 100) {
+                Some(BatchError::Property { position: 1, field, .. }) => assert_eq!(field, wrong_field),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]
@@ -276,7 +441,7 @@ mod tests {
         let message = Message { body: "b".into(), headers: headers("one"), ..Message::default() };
         let more = Message { headers: headers("two"), ..Message::default() };
         let batch = single(&message.encode_to_vec(), &more.encode_to_vec());
-        assert_eq!(check(&batch, 1 << 20), Ok(1));
+        assert_eq!(check(&batch, &ANY), Ok(Checked { count: 1, runs: Vec::new() }));
         let joined = MessageBatch::decode(batch).unwrap().messages.remove(0);
         assert_eq!(joined.body, "b");
         assert_eq!(joined.headers.len(), 2);

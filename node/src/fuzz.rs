@@ -11,7 +11,10 @@ use bytes::Bytes;
 use prost::Message as _;
 use skein_proto::{broker::MessageBatch, ids::ShardId};
 
-use crate::{batch, log, peer, raft};
+use crate::{
+    batch::{self, Checked, MessageLimits},
+    log, peer, raft,
+};
 
 /// What is before each part: its length, in bytes.
 const LENGTH_BYTES: usize = 2;
@@ -64,18 +67,24 @@ pub fn entry(bytes: &[u8]) -> bool {
 /// A batch that is accepted is one to whoever decodes it, and to whoever cuts it.
 fn messages(bytes: &[u8]) -> bool {
     let batch = Bytes::copy_from_slice(bytes);
-    let Ok(count) = batch::check(&batch, bytes.len()) else {
+    let limits = MessageLimits { bytes_max: bytes.len(), deliver_at_ms_max: u64::MAX };
+    let Ok(Checked { count, runs }) = batch::check(&batch, &limits) else {
         let _ = (batch::messages(&batch).count(), batch::cut(&batch, 1, 2));
         return false;
     };
     let decoded = MessageBatch::decode(&batch[..]).expect("it was accepted");
     assert_eq!(decoded.messages.len(), count as usize);
     assert_eq!(batch::messages(&batch).count(), count as usize);
+    if !runs.is_empty() {
+        assert_eq!(runs.iter().map(|run| run.count).sum::<u32>(), count);
+        assert_eq!(runs.iter().map(|run| run.length as usize).sum::<usize>(), batch.len());
+    }
     assert_eq!(batch::cut(&batch, 0, count), Some(batch.clone()));
     assert_eq!(batch::cut(&batch, count, 1), None);
     for (message, at) in batch::messages(&batch).zip(0..) {
         let cut = batch::cut(&batch, at, 1).expect("there are so many");
-        assert_eq!(batch::check(&batch::single(&message, &[]), bytes.len()), Ok(1));
+        let checked = batch::check(&batch::single(&message, &[]), &limits);
+        assert_eq!(checked.map(|checked| checked.count), Ok(1));
         assert_eq!(
             MessageBatch::decode(cut).expect("a part is a batch").messages,
             decoded.messages[at as usize..][..1]

@@ -41,6 +41,12 @@ pub const GROUP_CONSUMERS_MAX: usize = 1_024;
 /// The most groups of one queue.
 pub const QUEUE_GROUPS_MAX: usize = 1_024;
 
+/// The highest priority of a message.
+pub const PRIORITY_MAX: u8 = 9;
+
+/// The longest that a message can be delayed or can wait, in milliseconds: a year.
+pub const DELAY_MS_MAX: u64 = 366 * 24 * 60 * 60 * 1_000;
+
 /// The flow-control window of one gRPC stream, in bytes: two of the largest messages, so that one can be in flight
 /// while the other is read.
 pub const STREAM_WINDOW_BYTES: u32 = 2 * GRPC_MESSAGE_BYTES_MAX as u32;

@@ -234,7 +234,9 @@ impl Settlement {
         match settle {
             Settle::Ack => push(&mut self.request.acks, range),
             Settle::Nack { delay } => {
-                self.request.nacks.push(StreamNack { offsets: Some(range), delay_ms: duration_ms(delay) });
+                self.request
+                    .nacks
+                    .push(StreamNack { offsets: Some(range), delay_ms: Some(duration_ms(delay)) });
             }
             Settle::Extend { lease } => {
                 self.request

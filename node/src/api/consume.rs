@@ -30,7 +30,7 @@ use super::{
     status,
 };
 use crate::{
-    broker::{GroupStart, Outcome},
+    broker::{Outcome, Position},
     dispatch::{ConsumerId, Credit, GroupKey},
     offsets::OffsetRange,
     shard::{
@@ -73,20 +73,21 @@ impl Api {
         queue: &QueueRef,
         group_name: &str,
         credit: Credit,
+        priority: i32,
         resume: Option<Vec<OffsetRange>>,
     ) -> Result<(GroupKey, DeliveryHandle, Subscription), Status> {
         names::check_group_name(group_name)?;
         self.ensure_open(queue).await?;
         let delivery = self.delivery(queue.shard).await?;
         let server = self.server(queue.shard)?;
-        let made = server.ensure_group(queue.id, group_name, GroupStart::First).await;
+        let made = server.ensure_group(queue.id, group_name, Position::First).await;
         let group = match made.map_err(status::from_propose)? {
             Outcome::GroupCreated { group, .. } => group,
             outcome => return Err(status::from_outcome(&outcome, &queue.name)),
         };
         let key = GroupKey { queue: queue.id, group };
         let subscription = delivery
-            .subscribe(key, credit, resume)
+            .subscribe(key, credit, priority, resume)
             .await
             .map_err(|error| status::from_subscribe(error, &queue.name, group_name))?;
         Ok((key, delivery, subscription))
@@ -101,7 +102,8 @@ impl Api {
     ) -> Result<BoxStream<'static, Result<ConsumeResponse, Status>>, Status> {
         let credit = subscribe.credit.map_or(Ok(CREDIT_DEFAULT), check_credit)?;
         let resume = subscribe.resume.map(held_ranges).transpose()?;
-        let (key, delivery, subscription) = self.subscribe(&queue, &subscribe.group, credit, resume).await?;
+        let Subscribe { group, priority, .. } = subscribe;
+        let (key, delivery, subscription) = self.subscribe(&queue, &group, credit, priority, resume).await?;
         let consumer = subscription.consumer();
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let first = ConsumeResponse {
@@ -295,7 +297,7 @@ fn settle_items(consumer: ConsumerId, settle: StreamSettle) -> Result<Vec<Settle
     };
     let acks = settle.acks.into_iter().map(|range| Ok(item(range, SettleKind::Ack)));
     let nacks = settle.nacks.into_iter().map(|nack| {
-        let kind = SettleKind::Nack { delay_ms: check_duration("delay_ms", nack.delay_ms)? };
+        let kind = SettleKind::Nack { delay_ms: check_delay(nack.delay_ms)? };
         Ok(item(nack.offsets.unwrap_or_default(), kind))
     });
     let extends = settle.extends.into_iter().map(|extend| {
@@ -369,6 +371,10 @@ pub(super) fn check_settle_count(count: usize) -> Result<(), Status> {
         return Err(status::invalid_setting(message));
     }
     Ok(())
+}
+
+pub(super) fn check_delay(delay_ms: Option<u32>) -> Result<Option<u32>, Status> {
+    delay_ms.map(|delay_ms| check_duration("delay_ms", delay_ms)).transpose()
 }
 
 pub(super) fn check_duration(field: &str, duration_ms: u32) -> Result<u32, Status> {

@@ -7,6 +7,7 @@ mod cluster;
 mod consume;
 mod courier;
 mod forward;
+mod groups;
 mod names;
 mod publish;
 mod queues;
@@ -14,6 +15,7 @@ mod receive;
 mod room;
 mod route;
 mod services;
+mod settings;
 mod status;
 
 use std::sync::Arc;

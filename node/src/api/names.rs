@@ -10,7 +10,7 @@ use skein_proto::{
 use tonic::Status;
 
 use super::{Api, status};
-use crate::broker::Settings;
+use crate::broker::{CatalogQueue, Settings};
 
 /// How long a lookup waits for this node's catalog to catch up with its leader's.
 const CATCH_UP_MAX: Duration = Duration::from_secs(2);
@@ -22,6 +22,20 @@ pub(super) struct QueueRef {
     pub id: QueueId,
     pub shard: ShardId,
     pub settings: Settings,
+    /// The catalog's revision when it took its settings.
+    pub settings_revision: u64,
+}
+
+impl QueueRef {
+    pub(super) fn new(name: &str, queue: &CatalogQueue) -> Self {
+        Self {
+            name: name.to_owned(),
+            id: queue.queue,
+            shard: queue.shard,
+            settings: queue.settings.clone(),
+            settings_revision: queue.settings_revision,
+        }
+    }
 }
 
 impl Api {
@@ -37,15 +51,8 @@ impl Api {
 
     /// Looks up a queue in what this node's catalog has seen.
     pub(super) fn known_queue(&self, name: &str) -> Option<QueueRef> {
-        self.groups.catalog().replica().with_catalog(|catalog| {
-            let queue = catalog.queue(name)?;
-            Some(QueueRef {
-                name: name.to_owned(),
-                id: queue.queue,
-                shard: queue.shard,
-                settings: queue.settings.clone(),
-            })
-        })
+        let catalog = self.groups.catalog().replica();
+        catalog.with_catalog(|catalog| Some(QueueRef::new(name, catalog.queue(name)?)))
     }
 
     /// Waits until this node's catalog has everything that was confirmed before the call, or for a while.

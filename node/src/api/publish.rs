@@ -18,7 +18,7 @@ use tonic::{Status, Streaming};
 
 use super::{Api, names::QueueRef, status};
 use crate::{
-    batch,
+    batch::{self, Checked, MessageLimits},
     broker::Outcome,
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     tasks,
@@ -101,11 +101,13 @@ impl Api {
         batch: Bytes,
         message_bytes_max: usize,
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
-        let count = batch::check(&batch, message_bytes_max).map_err(status::from_batch)?;
+        let deliver_at_ms_max = self.clock.wall_ms() + limits::DELAY_MS_MAX;
+        let message_limits = MessageLimits { bytes_max: message_bytes_max, deliver_at_ms_max };
+        let Checked { count, runs } = batch::check(&batch, &message_limits).map_err(status::from_batch)?;
         let permit = self.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
         self.ensure_room(group)?;
         let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
-        let publish = Proposed::publish(queue.id, producer, count, batch);
+        let publish = Proposed::publish(queue.id, producer, count, batch, &runs);
         Ok(group.propose_later(publish, Some(permit)).await)
     }
 }

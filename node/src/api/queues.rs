@@ -1,41 +1,31 @@
-//! Creating, listing and deleting queues and groups.
+//! Creating, changing, listing and deleting queues.
 
 use std::{sync::Arc, time::Duration};
 
 use skein_proto::{
     ids::NodeId,
     node::{
-        CreateGroupRequest, CreateGroupResponse, CreateQueueRequest, CreateQueueResponse, DeleteGroupRequest,
-        DeleteGroupResponse, DeleteQueueRequest, DeleteQueueResponse, GetGroupRequest, GetGroupResponse,
-        GetQueueRequest, GetQueueResponse, Group as GroupInfo, GroupStart as StartRequest, ListQueuesRequest,
-        ListQueuesResponse, PurgeQueueRequest, PurgeQueueResponse, Queue as QueueInfo, QueueCounts,
-        QueueSettings, Reason,
+        CreateQueueRequest, CreateQueueResponse, DeleteQueueRequest, DeleteQueueResponse, GetQueueRequest,
+        GetQueueResponse, ListQueuesRequest, ListQueuesResponse, PurgeQueueRequest, PurgeQueueResponse,
+        Queue as QueueInfo, QueueCounts, Reason, UpdateQueueRequest, UpdateQueueResponse,
     },
 };
 use tonic::{Code, Status};
 
 use super::{
-    Api,
-    consume::{DURATION_MS_MAX, check_duration},
+    Api, groups,
     names::{self, QueueRef},
-    status,
+    settings, status,
 };
 use crate::{
-    broker::{self, CatalogCommand, CatalogOutcome, Command, GroupStart, Outcome, Settings},
+    broker::{self, CatalogCommand, CatalogOutcome, Command, Outcome, Settings},
     dispatch::GroupKey,
     raft::{CommandOutcome, Proposed},
     shard::GroupCounts,
 };
 
-/// Deliveries of a message before it is given up, when the queue does not say. As elsewhere: high enough that only a
-/// message that can never be handled gets there.
-const MAX_DELIVERIES_DEFAULT: u32 = 20;
-
-/// How long a consumer may hold a message, when the queue does not say.
-const LEASE_MS_DEFAULT: u32 = 30_000;
-
-/// The shortest lease. Anything shorter expires on its way to the consumer.
-const LEASE_MS_MIN: u32 = 100;
+/// How often changing a queue's settings begins anew because others change them too.
+const UPDATES_MAX: u32 = 8;
 
 /// Queues in one page of a list.
 const PAGE_MAX: u32 = 1_000;
@@ -50,20 +40,54 @@ impl Api {
         request: CreateQueueRequest,
     ) -> Result<CreateQueueResponse, Status> {
         names::check_queue_name(&request.name)?;
-        let settings = check_settings(&request.name, request.settings.unwrap_or_default())?;
+        let settings = settings::check(&request.name, request.settings.unwrap_or_default())?;
         let command = CatalogCommand::CreateQueue {
             name: request.name.clone(),
             settings: settings.clone(),
             shard_count: self.shard_count,
         };
-        let (id, shard, created) = match self.propose_to_catalog(&command).await? {
-            CatalogOutcome::Created { queue, shard } => (queue, shard, true),
-            CatalogOutcome::Exists { queue, shard } => (queue, shard, false),
+        let created = match self.propose_to_catalog(&command).await? {
+            CatalogOutcome::Created { .. } => true,
+            CatalogOutcome::Exists { .. } => false,
             outcome => return Err(refused_by_catalog(&outcome, &request.name, &settings)),
         };
-        let queue = QueueRef { name: request.name, id, shard, settings };
+        // This node leads the catalog; somebody may have deleted the queue since.
+        let queue = self.known_queue(&request.name).ok_or_else(|| status::queue_not_found(&request.name))?;
         self.wait_open(&queue).await?;
         Ok(CreateQueueResponse { queue: Some(self.describe(&queue).await), created })
+    }
+
+    /// Lets a queue behave differently. This node leads the catalog.
+    pub(super) async fn update_queue(
+        &self,
+        request: UpdateQueueRequest,
+    ) -> Result<UpdateQueueResponse, Status> {
+        names::check_queue_name(&request.name)?;
+        let name = request.name;
+        let given = request.settings.unwrap_or_default();
+        for _ in 0..UPDATES_MAX {
+            let queue = self.known_queue(&name).ok_or_else(|| status::queue_not_found(&name))?;
+            let expected = queue.settings;
+            let merged =
+                settings::merge(settings::to_wire(&expected), given.clone(), &request.update_fields)?;
+            let settings = settings::check(&name, merged)?;
+            let command =
+                CatalogCommand::UpdateQueue { name: name.clone(), expected, settings: settings.clone() };
+            match self.propose_to_catalog(&command).await? {
+                CatalogOutcome::Updated { .. } => {
+                    let queue = self.known_queue(&name).ok_or_else(|| status::queue_not_found(&name))?;
+                    self.wait_open(&queue).await?;
+                    return Ok(UpdateQueueResponse { queue: Some(self.describe(&queue).await) });
+                }
+                // Somebody else changed it meanwhile; what they changed is to stay, where this call does not name it.
+                CatalogOutcome::NotAsExpected => {}
+                CatalogOutcome::NotFound => return Err(status::queue_not_found(&name)),
+                outcome => return Err(refused_by_catalog(&outcome, &name, &settings)),
+            }
+        }
+        let message =
+            format!("others keep changing the settings of queue {name:?}; nothing was changed, try again");
+        Err(status::status(Code::Aborted, Reason::Busy, message))
     }
 
     /// Deletes a queue. This node leads the catalog.
@@ -105,12 +129,7 @@ impl Api {
                 .queues_after(&request.after)
                 .filter(|(name, _)| name.starts_with(&request.prefix))
                 .take(asked as usize + 1)
-                .map(|(name, queue)| QueueRef {
-                    name: name.to_owned(),
-                    id: queue.queue,
-                    shard: queue.shard,
-                    settings: queue.settings.clone(),
-                })
+                .map(|(name, queue)| QueueRef::new(name, queue))
                 .collect()
         });
         let more = page.len() > asked as usize;
@@ -132,59 +151,8 @@ impl Api {
         }
     }
 
-    /// Creates a group of a queue whose shard this node leads.
-    pub(super) async fn create_group(
-        &self,
-        queue: &QueueRef,
-        request: CreateGroupRequest,
-    ) -> Result<CreateGroupResponse, Status> {
-        names::check_group_name(&request.group)?;
-        self.ensure_open(queue).await?;
-        let start = match StartRequest::try_from(request.start) {
-            Ok(StartRequest::First) => GroupStart::First,
-            Ok(StartRequest::Next) => GroupStart::Next,
-            Err(_) => return Err(status::invalid_setting("start is neither the first nor the next message")),
-        };
-        match self
-            .propose(queue, Command::CreateGroup { queue: queue.id, name: request.group, start })
-            .await?
-        {
-            Outcome::GroupCreated { created, .. } => Ok(CreateGroupResponse { created }),
-            outcome => Err(status::from_outcome(&outcome, &queue.name)),
-        }
-    }
-
-    /// Deletes a group of a queue whose shard this node leads.
-    pub(super) async fn delete_group(
-        &self,
-        queue: &QueueRef,
-        request: DeleteGroupRequest,
-    ) -> Result<DeleteGroupResponse, Status> {
-        let group = self.find_group(queue, &request.group)?;
-        match self.propose(queue, Command::DeleteGroup { queue: queue.id, group }).await? {
-            // Somebody else deleted it a moment ago: the caller has what it wants.
-            Outcome::GroupDeleted | Outcome::GroupNotFound => Ok(DeleteGroupResponse {}),
-            outcome => Err(status::from_outcome(&outcome, &queue.name)),
-        }
-    }
-
-    /// Describes a group of a queue whose shard this node leads.
-    pub(super) async fn get_group(
-        &self,
-        queue: &QueueRef,
-        request: GetGroupRequest,
-    ) -> Result<GetGroupResponse, Status> {
-        self.find_group(queue, &request.group)?;
-        let described = self.describe(queue).await;
-        let groups = described.counts.unwrap_or_default().groups;
-        let group = groups.into_iter().find(|group| group.name == request.group);
-        Ok(GetGroupResponse {
-            group: Some(group.ok_or_else(|| status::group_not_found(&queue.name, &request.group))?),
-        })
-    }
-
     /// A queue with what only the leader knows.
-    async fn describe(&self, queue: &QueueRef) -> QueueInfo {
+    pub(super) async fn describe(&self, queue: &QueueRef) -> QueueInfo {
         let mut described = self.describe_locally(queue);
         let delivery = self.shards.get(queue.shard).and_then(|server| server.delivery().borrow().clone());
         if let (Some(delivery), Some(counts)) = (delivery, &mut described.counts) {
@@ -209,11 +177,7 @@ impl Api {
             name: queue.name.clone(),
             queue_id: queue.id.get(),
             shard_id: queue.shard.get(),
-            settings: Some(QueueSettings {
-                max_deliveries: queue.settings.max_deliveries,
-                dead_letter_queue: queue.settings.dead_letter_queue.clone().unwrap_or_default(),
-                lease_ms: queue.settings.lease_ms,
-            }),
+            settings: Some(settings::to_wire(&queue.settings)),
             leader_node_id: leader.map_or(0, NodeId::get),
             counts: Some(counts.unwrap_or_default()),
         }
@@ -227,13 +191,14 @@ impl Api {
         }
     }
 
-    /// Waits until the queue is open on this node's replica of its shard; the shard's leader opens it as soon as its
-    /// own catalog tells it to.
+    /// Waits until the queue is open with its settings on this node's replica of its shard; the shard's leader opens it
+    /// as soon as its own catalog tells it to.
     async fn wait_open(&self, queue: &QueueRef) -> Result<(), Status> {
         let replica = Arc::clone(self.group(queue.shard)?.replica());
         let mut applied = replica.applied_index();
         let opened = async {
-            while !replica.with_messages(|shard| shard.queue(queue.id).is_some()) {
+            let is_open = |open: &broker::Queue| open.settings_revision() >= queue.settings_revision;
+            while !replica.with_messages(|shard| shard.queue(queue.id).is_some_and(is_open)) {
                 if applied.changed().await.is_err() {
                     return;
                 }
@@ -241,8 +206,8 @@ impl Api {
         };
         tokio::time::timeout(OPEN_WAIT_MAX, opened).await.map_err(|_| {
             let message = format!(
-                "queue {:?} is created, but shard {} has no leader to open it; it opens by itself once \
-                there is one",
+                "queue {:?} is created or changed, but shard {} has no leader to hear of it; it hears of it by \
+                itself once there is one",
                 queue.name, queue.shard
             );
             status::status(Code::Unavailable, Reason::NoLeader, message)
@@ -256,58 +221,19 @@ fn counts(queue: &broker::Queue) -> QueueCounts {
         next_offset: queue.next_offset().get(),
         messages: queue.message_count(),
         bytes: queue.kept_bytes(),
-        groups: queue.groups().map(|group| group_info(queue, group)).collect(),
+        groups: queue.groups().map(|group| groups::describe(queue, group)).collect(),
     }
-}
-
-fn group_info(queue: &broker::Queue, group: &broker::Group) -> GroupInfo {
-    GroupInfo {
-        name: group.name().to_owned(),
-        acked_floor: group.acked_floor().get(),
-        unacked_messages: group.unacked_count(queue.next_offset()),
-        returned_messages: group.returned_count(),
-        dead_lettered_total: group.dead_lettered_total(),
-        dropped_total: group.dropped_total(),
-        leased_messages: 0,
-        consumers: 0,
-    }
-}
-
-fn check_settings(name: &str, settings: QueueSettings) -> Result<Settings, Status> {
-    let QueueSettings { max_deliveries, dead_letter_queue, lease_ms } = settings;
-    let lease_ms = if lease_ms == 0 { LEASE_MS_DEFAULT } else { check_duration("lease_ms", lease_ms)? };
-    if lease_ms < LEASE_MS_MIN {
-        let message =
-            format!("lease_ms is {lease_ms}; give {LEASE_MS_MIN} to {DURATION_MS_MAX}, or 0 for the default");
-        return Err(status::invalid_setting(message));
-    }
-    if !dead_letter_queue.is_empty() {
-        names::check_queue_name(&dead_letter_queue)?;
-        if dead_letter_queue == name {
-            let message = format!("dead_letter_queue is the queue {name:?} itself; name another one");
-            return Err(status::invalid_setting(message));
-        }
-    }
-    Ok(Settings {
-        max_deliveries: if max_deliveries == 0 { MAX_DELIVERIES_DEFAULT } else { max_deliveries },
-        dead_letter_queue: (!dead_letter_queue.is_empty()).then_some(dead_letter_queue),
-        lease_ms,
-    })
 }
 
 fn refused_by_catalog(outcome: &CatalogOutcome, name: &str, asked: &Settings) -> Status {
     let dead_letter_queue = asked.dead_letter_queue.as_deref().unwrap_or_default();
     match outcome {
-        CatalogOutcome::ExistsDifferent { settings, .. } => status::status(
+        CatalogOutcome::ExistsDifferent { settings: existing, .. } => status::status(
             Code::AlreadyExists,
             Reason::QueueExists,
             format!(
-                "queue {name:?} exists with other settings (max_deliveries {}, dead_letter_queue {:?}, \
-                lease_ms {}); \
-                 use those, or delete it first",
-                settings.max_deliveries,
-                settings.dead_letter_queue.as_deref().unwrap_or_default(),
-                settings.lease_ms
+                "queue {name:?} exists with other settings: {}; use those, or change them with UpdateQueue",
+                settings::differences(existing, asked)
             ),
         ),
         CatalogOutcome::DeadLetterQueueNotFound => status::status(
@@ -319,6 +245,6 @@ fn refused_by_catalog(outcome: &CatalogOutcome, name: &str, asked: &Settings) ->
             "dead_letter_queue {dead_letter_queue:?} would send messages back to {name:?}; name one \
             that does not"
         )),
-        outcome => unreachable!("creating a queue came out as {outcome:?}"),
+        outcome => unreachable!("creating or changing a queue came out as {outcome:?}"),
     }
 }

@@ -40,7 +40,8 @@ impl Api {
         let credit = Credit { messages: request.messages_max.clamp(1, RECEIVE_MESSAGES_MAX), bytes };
         let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
 
-        let (key, delivery, mut subscription) = self.subscribe(queue, &request.group, credit, None).await?;
+        let (key, delivery, mut subscription) =
+            self.subscribe(queue, &request.group, credit, 0, None).await?;
         let mut items = Vec::new();
         let items_max = credit.messages as usize;
         let mut stopping = self.stopping.clone();
@@ -81,7 +82,7 @@ impl Api {
         for OutboxItem { delivery, slice } in items {
             if bytes >= RESPONSE_BYTES {
                 let range = OffsetRange::new(delivery.first, u64::from(delivery.count));
-                left.push(SettleItem { consumer, range, kind: SettleKind::Nack { delay_ms: 0 } });
+                left.push(SettleItem { consumer, range, kind: SettleKind::Nack { delay_ms: Some(0) } });
                 continue;
             }
             let batch = match bodies.read(queue.id, &slice).await {
@@ -118,7 +119,7 @@ impl Api {
             settlement.add(token, SettleKind::Ack);
         }
         for nack in request.nacks {
-            let delay_ms = consume::check_duration("delay_ms", nack.delay_ms)?;
+            let delay_ms = consume::check_delay(nack.delay_ms)?;
             settlement.add(nack.lease_token, SettleKind::Nack { delay_ms });
         }
         for extend in request.extends {

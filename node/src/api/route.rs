@@ -107,6 +107,7 @@ impl Api {
             queue: queue.id,
             name: queue.name.clone(),
             settings: queue.settings.clone(),
+            revision: queue.settings_revision,
         };
         match self.propose(queue, open).await? {
             Outcome::Opened => Ok(()),

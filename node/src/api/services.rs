@@ -14,10 +14,10 @@ use skein_proto::{
         DeleteGroupResponse, DeleteQueueRequest, DeleteQueueResponse, GetClusterRequest, GetClusterResponse,
         GetGroupRequest, GetGroupResponse, GetQueueRequest, GetQueueResponse, ListQueuesRequest,
         ListQueuesResponse, PublishRequest, PublishResponse, PurgeQueueRequest, PurgeQueueResponse,
-        ReceiveRequest, ReceiveResponse, SendRequest, SendResponse, SettleRequest, SettleResponse,
-        TransferLeaderRequest, TransferLeaderResponse, WatchClusterRequest, WatchClusterResponse,
-        broker_server::Broker, cluster_server::Cluster, consume_request, publish_request,
-        queues_server::Queues,
+        ReceiveRequest, ReceiveResponse, SeekGroupRequest, SeekGroupResponse, SendRequest, SendResponse,
+        SettleRequest, SettleResponse, TransferLeaderRequest, TransferLeaderResponse, UpdateQueueRequest,
+        UpdateQueueResponse, WatchClusterRequest, WatchClusterResponse, broker_server::Broker,
+        cluster_server::Cluster, consume_request, publish_request, queues_server::Queues,
     },
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -220,6 +220,27 @@ impl Queues for QueuesService {
         request: Request<ListQueuesRequest>,
     ) -> Result<Response<ListQueuesResponse>, Status> {
         Ok(Response::new(self.0.api()?.list_queues(request.get_ref())))
+    }
+
+    async fn update_queue(
+        &self,
+        request: Request<UpdateQueueRequest>,
+    ) -> Result<Response<UpdateQueueResponse>, Status> {
+        let api = self.0.api()?;
+        match api.route(ShardId::CATALOG, is_forwarded(&request)).await? {
+            Route::Local => api.update_queue(request.into_inner()).await.map(Response::new),
+            Route::Remote(channel) => forward::queues(channel)
+                .update_queue(route::forwarded(request.into_inner()))
+                .await
+                .map_err(forward::failed),
+        }
+    }
+
+    async fn seek_group(
+        &self,
+        request: Request<SeekGroupRequest>,
+    ) -> Result<Response<SeekGroupResponse>, Status> {
+        by_queue!(self, request, queue, seek_group, queues.seek_group)
     }
 
     async fn get_queue(

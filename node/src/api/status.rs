@@ -123,6 +123,7 @@ pub(super) fn from_batch(error: BatchError) -> Status {
         BatchError::Empty => Reason::BatchEmpty,
         BatchError::TooManyBytes { .. } | BatchError::TooManyMessages { .. } => Reason::BatchTooLarge,
         BatchError::MessageTooLarge { .. } => Reason::MessageTooLarge,
+        BatchError::Property { .. } => Reason::InvalidProperty,
         BatchError::Malformed { .. } => Reason::MalformedMessage,
     };
     status(Code::InvalidArgument, reason, error.to_string())
@@ -164,6 +165,26 @@ pub(super) fn from_outcome(outcome: &Outcome, queue: &str) -> Status {
             Code::FailedPrecondition,
             Reason::SequenceTooOld,
             "the batch was stored long ago and its offsets are forgotten; do not send it again",
+        ),
+        Outcome::QueueFull => status(
+            Code::ResourceExhausted,
+            Reason::QueueFull,
+            format!(
+                "queue {queue:?} has as many messages or bytes as it may; consume some, raise max_messages or \
+                 max_bytes, or let the oldest go (skein queue update {queue} --overflow drop-oldest)"
+            ),
+        ),
+        Outcome::PositionAfterEnd { next_offset } => status(
+            Code::OutOfRange,
+            Reason::InvalidPosition,
+            format!(
+                "the position is after the end of queue {queue:?}; {next_offset} is the last possible one"
+            ),
+        ),
+        Outcome::DeadLettersPending => status(
+            Code::Unavailable,
+            Reason::Busy,
+            "messages that the group gave up are being moved to the dead-letter queue; try again in a moment",
         ),
         Outcome::TooManyGroups => status(
             Code::ResourceExhausted,

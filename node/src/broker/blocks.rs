@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ops::Range};
 use skein_proto::ids::Offset;
 
 use super::{
-    BlockSpan, PageRecord,
+    BlockSpan, PageRecord, Properties,
     live::LiveTally,
     page::{Page, Sums},
 };
@@ -31,6 +31,8 @@ pub struct Block {
     pub span: BlockSpan,
     /// How many messages it has.
     pub count: u32,
+    /// How to treat them.
+    pub properties: Properties,
 }
 
 /// Some messages of one stored block.
@@ -109,8 +111,35 @@ impl Blocks {
 
     /// The block that holds the first kept message from `offset` on.
     pub(super) fn first_ending_after(&self, offset: Offset) -> Option<Block> {
+        self.ending_after(offset).next()
+    }
+
+    /// The blocks that hold messages from `offset` on.
+    pub(super) fn ending_after(&self, offset: Offset) -> impl Iterator<Item = Block> {
         let page = self.pages.partition_point(|page| page.last().end() <= offset);
-        self.pages.get(page)?.blocks_after(|block| block.end() <= offset).next()
+        self.pages.range(page..).flat_map(move |page| page.blocks_after(move |block| block.end() <= offset))
+    }
+
+    /// The first block that was published at this time or later.
+    pub(super) fn first_published_from(&self, time_ms: u64) -> Option<Block> {
+        let page = self.pages.partition_point(|page| page.last().published_at_ms < time_ms);
+        self.pages.get(page)?.blocks_after(|block| block.published_at_ms < time_ms).next()
+    }
+
+    /// What the blocks that hold messages from `offset` on come to. Looks at each page before it.
+    pub(super) fn sums_from(&self, offset: Offset) -> Sums {
+        let mut sums = self.sums;
+        for page in &self.pages {
+            if page.last().end() <= offset {
+                sums -= page.sums();
+                continue;
+            }
+            page.blocks()
+                .take_while(|block| block.end() <= offset)
+                .for_each(|block| sums -= Sums::of(&block));
+            break;
+        }
+        sums
     }
 
     /// The parts of `range` that are in no block.

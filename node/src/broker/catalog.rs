@@ -21,7 +21,7 @@ pub struct Catalog {
     /// For each dead-letter queue, the names of the queues that name it.
     dead_letter_sources: BTreeMap<String, BTreeSet<String>>,
     head_changed: bool,
-    /// Queues created or deleted since the last checkpoint.
+    /// Queues created, changed or deleted since the last checkpoint.
     changed: BTreeMap<QueueId, Option<CatalogQueueRecord>>,
 }
 
@@ -34,6 +34,8 @@ pub struct CatalogQueue {
     pub shard: ShardId,
     /// How it behaves.
     pub settings: Settings,
+    /// The catalog's revision when it took its settings.
+    pub settings_revision: u64,
 }
 
 impl Catalog {
@@ -61,6 +63,9 @@ impl Catalog {
             .map(|command| match command {
                 CatalogCommand::CreateQueue { name, settings, shard_count } => {
                     self.create_queue(name, settings, *shard_count)
+                }
+                CatalogCommand::UpdateQueue { name, expected, settings } => {
+                    self.update_queue(name, expected, settings)
                 }
                 CatalogCommand::DeleteQueue { name } => self.delete_queue(name),
             })
@@ -138,14 +143,14 @@ impl Catalog {
                     catalog.replicated_index = record.replicated_index;
                 }
                 (RecordKey::CatalogQueue { queue }, Record::CatalogQueue(record)) => {
-                    let CatalogQueueRecord { name, shard, settings } = record;
+                    let CatalogQueueRecord { name, shard, settings, settings_revision } = record;
                     if catalog.queues.contains_key(&name) {
                         return Err(RestoreError::Contradiction {
                             key,
                             what: "another queue has the same name",
                         });
                     }
-                    catalog.insert(name, CatalogQueue { queue, shard, settings });
+                    catalog.insert(name, CatalogQueue { queue, shard, settings, settings_revision });
                 }
                 _ => return Err(RestoreError::Misplaced(key)),
             }
@@ -162,37 +167,74 @@ impl Catalog {
                 CatalogOutcome::ExistsDifferent { queue, shard, settings: existing.settings.clone() }
             };
         }
-        // Settings never change and a dead-letter queue exists before the queues that name it, so that no longer
-        // cycle than this one can come about.
-        if let Some(dead_letter_queue) = &settings.dead_letter_queue {
-            if dead_letter_queue == name {
-                return CatalogOutcome::DeadLetterQueueCycle;
-            }
-            if !self.queues.contains_key(dead_letter_queue) {
-                return CatalogOutcome::DeadLetterQueueNotFound;
-            }
+        if let Err(refused) = self.check_dead_letter_queue(name, settings) {
+            return refused;
         }
         let shard = self.place(shard_count);
         let queue = self.next_queue;
         self.next_queue = QueueId::new(queue.get() + 1);
         self.revision += 1;
-        let created = CatalogQueue { queue, shard, settings: settings.clone() };
+        let settings = settings.clone();
+        let created = CatalogQueue { queue, shard, settings, settings_revision: self.revision };
         self.changed.insert(queue, Some(created.record(name)));
         self.insert(name.to_owned(), created);
         CatalogOutcome::Created { queue, shard }
+    }
+
+    fn update_queue(&mut self, name: &str, expected: &Settings, settings: &Settings) -> CatalogOutcome {
+        let Some(existing) = self.queues.get(name) else {
+            return CatalogOutcome::NotFound;
+        };
+        if existing.settings != *expected {
+            return CatalogOutcome::NotAsExpected;
+        }
+        if let Err(refused) = self.check_dead_letter_queue(name, settings) {
+            return refused;
+        }
+        let Some(mut updated) = self.remove(name) else {
+            return CatalogOutcome::NotFound;
+        };
+        self.revision += 1;
+        updated.settings.clone_from(settings);
+        updated.settings_revision = self.revision;
+        let CatalogQueue { queue, shard, settings_revision: revision, .. } = updated;
+        self.changed.insert(queue, Some(updated.record(name)));
+        self.insert(name.to_owned(), updated);
+        CatalogOutcome::Updated { queue, shard, revision }
     }
 
     fn delete_queue(&mut self, name: &str) -> CatalogOutcome {
         if let Some(by) = self.dead_letter_sources.get(name).and_then(BTreeSet::first) {
             return CatalogOutcome::InUse { by: by.clone() };
         }
-        let Some(CatalogQueue { queue, shard, settings }) = self.queues.remove(name) else {
+        let Some(CatalogQueue { queue, shard, .. }) = self.remove(name) else {
             return CatalogOutcome::NotFound;
         };
-        if let Some(load) = self.shard_loads.get_mut(&shard) {
+        self.revision += 1;
+        self.changed.insert(queue, None);
+        CatalogOutcome::Deleted { queue, shard }
+    }
+
+    /// A dead-letter queue must exist, and messages must not come back from there to where they were given up.
+    fn check_dead_letter_queue(&self, name: &str, settings: &Settings) -> Result<(), CatalogOutcome> {
+        let mut next = settings.dead_letter_queue.as_deref();
+        while let Some(dead_letter_queue) = next {
+            if dead_letter_queue == name {
+                return Err(CatalogOutcome::DeadLetterQueueCycle);
+            }
+            // Those that exist make no cycle, so that this ends.
+            let queue = self.queues.get(dead_letter_queue).ok_or(CatalogOutcome::DeadLetterQueueNotFound)?;
+            next = queue.settings.dead_letter_queue.as_deref();
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &str) -> Option<CatalogQueue> {
+        let queue = self.queues.remove(name)?;
+        if let Some(load) = self.shard_loads.get_mut(&queue.shard) {
             *load -= 1;
         }
-        if let Some(dead_letter_queue) = &settings.dead_letter_queue
+        if let Some(dead_letter_queue) = &queue.settings.dead_letter_queue
             && let Some(sources) = self.dead_letter_sources.get_mut(dead_letter_queue)
         {
             sources.remove(name);
@@ -200,9 +242,7 @@ impl Catalog {
                 self.dead_letter_sources.remove(dead_letter_queue);
             }
         }
-        self.revision += 1;
-        self.changed.insert(queue, None);
-        CatalogOutcome::Deleted { queue, shard }
+        Some(queue)
     }
 
     fn insert(&mut self, name: String, queue: CatalogQueue) {
@@ -237,6 +277,11 @@ impl Default for Catalog {
 
 impl CatalogQueue {
     fn record(&self, name: &str) -> CatalogQueueRecord {
-        CatalogQueueRecord { name: name.to_owned(), shard: self.shard, settings: self.settings.clone() }
+        CatalogQueueRecord {
+            name: name.to_owned(),
+            shard: self.shard,
+            settings: self.settings.clone(),
+            settings_revision: self.settings_revision,
+        }
     }
 }

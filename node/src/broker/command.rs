@@ -1,7 +1,8 @@
 //! What can be done to a shard and to the catalog. Commands are replicated.
 
-use skein_proto::ids::{GroupId, ProducerId, QueueId, Sequence};
+use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
+use super::{BatchRun, Settings};
 use crate::offsets::OffsetRange;
 
 /// What an entry says about itself, besides its commands.
@@ -15,22 +16,11 @@ pub struct EntryMeta {
     pub replicated_index: u64,
 }
 
-/// How a queue behaves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// A message that was returned after this many deliveries is given up.
-    pub max_deliveries: u32,
-    /// Where messages go that are given up. Without one they are dropped, and counted.
-    pub dead_letter_queue: Option<String>,
-    /// How long a consumer may hold a message before it is delivered again.
-    pub lease_ms: u32,
-}
-
 /// One change of a shard that carries messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Begins a queue that the catalog placed here; one that is open takes the name and settings, and one that was
-    /// closed stays closed.
+    /// Begins a queue that the catalog placed here; one that is open takes the name and settings if they are not older
+    /// than those it has, and one that was closed stays closed.
     OpenQueue {
         /// The id that the catalog gave it.
         queue: QueueId,
@@ -38,6 +28,8 @@ pub enum Command {
         name: String,
         /// How it behaves.
         settings: Settings,
+        /// The catalog's revision when it took these settings.
+        revision: u64,
     },
     /// Forgets a queue with everything in it, and for ever: its id does not open again, whether or not it was open.
     CloseQueue {
@@ -59,6 +51,8 @@ pub enum Command {
         count: u32,
         /// Where the batch lies in the entry that carries this command.
         block: BlockSpan,
+        /// The batch in parts that are to be treated alike, which together are the whole; none where all is ordinary.
+        runs: Vec<BatchRun>,
     },
     /// Creates a consumer group, unless one of that name exists.
     CreateGroup {
@@ -67,7 +61,16 @@ pub enum Command {
         /// Its name, unique in the queue.
         name: String,
         /// Where it begins.
-        start: GroupStart,
+        start: Position,
+    },
+    /// Lets a group go on from elsewhere, with everything there as if it had never been delivered.
+    SeekGroup {
+        /// The queue that it reads.
+        queue: QueueId,
+        /// The group to move.
+        group: GroupId,
+        /// Where it goes on.
+        to: Position,
     },
     /// Forgets a consumer group.
     DeleteGroup {
@@ -86,6 +89,15 @@ pub enum Command {
         acks: Vec<OffsetRange>,
         /// To be delivered again, or given up.
         returns: Vec<Return>,
+        /// Given up: nobody took them in time.
+        expired: Vec<OffsetRange>,
+        /// How often the group had been moved when they were delivered. When it was moved since, nothing happens.
+        seek_count: u32,
+    },
+    /// Lets go of what the queue keeps too long.
+    Trim {
+        /// The queue to trim.
+        queue: QueueId,
     },
     /// The group's dead letters up to a sequence are in the dead-letter queue.
     DeadLettersMoved {
@@ -107,13 +119,17 @@ pub struct BlockSpan {
     pub length: u32,
 }
 
-/// Where a new group begins to read.
+/// A place in a queue to read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GroupStart {
-    /// At the oldest message that is kept.
+pub enum Position {
+    /// The oldest message that is kept.
     First,
-    /// At the next message that is published.
+    /// The next message that is published.
     Next,
+    /// This message or, where it is gone, the first one after it. At most that of the next message.
+    Offset(Offset),
+    /// The first message that was published at this time or later, in milliseconds since the Unix epoch.
+    Time(u64),
 }
 
 /// Messages that come back from a consumer.
@@ -138,6 +154,15 @@ pub enum CatalogCommand {
         settings: Settings,
         /// Shards 1 to this one carry messages; 0 is taken for 1.
         shard_count: u32,
+    },
+    /// Lets a queue behave differently.
+    UpdateQueue {
+        /// Its name.
+        name: String,
+        /// How it must behave now, or else nothing happens.
+        expected: Settings,
+        /// How it shall behave.
+        settings: Settings,
     },
     /// Deletes a queue.
     DeleteQueue {

@@ -24,6 +24,13 @@ pub enum Event {
         /// The offset after the last message.
         next_offset: Offset,
     },
+    /// A group goes on from elsewhere: what is known of its deliveries is void.
+    GroupMoved {
+        /// The queue.
+        queue: QueueId,
+        /// The group.
+        group: GroupId,
+    },
     /// A group was created.
     GroupCreated {
         /// The queue.
@@ -51,11 +58,11 @@ pub enum Event {
         /// Not to be delivered before this wall-clock time; 0 for at once.
         not_before_ms: u64,
     },
-    /// All messages below an offset were deleted.
+    /// All messages below an offset were deleted or given up.
     Purged {
         /// The queue.
         queue: QueueId,
-        /// The offset of the next message.
+        /// The first one that was not, or the next one.
         below: Offset,
     },
     /// A group has messages that wait to be moved to the dead-letter queue.

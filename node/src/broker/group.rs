@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use skein_proto::ids::{GroupId, Offset, Sequence};
 
-use super::{GroupRecord, GroupStart, Return};
+use super::{GroupRecord, Return};
 use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 
 /// A named reader of a queue.
@@ -21,6 +21,8 @@ pub struct Group {
     dead_letters: DeadLetters,
     dead_lettered_total: u64,
     dropped_total: u64,
+    /// How often it was moved.
+    seek_count: u32,
 }
 
 /// What is known of a message that came back.
@@ -39,8 +41,30 @@ pub struct DeadLetter {
     pub sequence: Sequence,
     /// Which message.
     pub offset: Offset,
+    /// How it came to this.
+    pub given_up: GivenUp,
+}
+
+/// How a message came to be given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivenUp {
     /// How often it was delivered.
     pub attempts: u32,
+    /// Why.
+    pub reason: GiveUpReason,
+    /// When, by the core's time.
+    pub at_ms: u64,
+}
+
+/// Why a group gives a message up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GiveUpReason {
+    /// It came back too often.
+    MaxDeliveries,
+    /// Nobody took it in time.
+    Expired,
+    /// The queue was full, and it was the oldest.
+    Overflow,
 }
 
 /// Consecutive messages with consecutive dead-letter sequences.
@@ -50,11 +74,11 @@ pub struct DeadLetterRun {
     pub first_sequence: Sequence,
     /// Which messages.
     pub range: OffsetRange,
-    /// How often they were delivered.
-    pub attempts: u32,
+    /// How it came to this.
+    pub given_up: GivenUp,
 }
 
-/// What became of messages that came back.
+/// What became of messages that came back, or that the group may not keep.
 #[derive(Debug, Default)]
 pub(super) struct TakenBack {
     /// To be delivered again.
@@ -63,6 +87,10 @@ pub(super) struct TakenBack {
     pub(super) has_dead_letters: bool,
     /// Given up without a dead-letter queue, and so acked.
     pub(super) dropped: Vec<OffsetRange>,
+    /// Nothing below it is to be delivered any more, to no group.
+    pub(super) dropped_below: Option<Offset>,
+    /// The groups that gave something up because of that, which waits for the dead-letter queue.
+    pub(super) dead_letter_groups: Vec<GroupId>,
 }
 
 /// When to give a message up, and what to do then.
@@ -70,23 +98,23 @@ pub(super) struct TakenBack {
 pub(super) struct GiveUp {
     pub(super) max_deliveries: u32,
     pub(super) has_dead_letter_queue: bool,
+    /// The core's time.
+    pub(super) now_ms: u64,
 }
 
 impl Group {
-    pub(super) fn new(id: GroupId, name: String, start: GroupStart, kept: OffsetRange) -> Self {
-        let acked_floor = match start {
-            GroupStart::First => kept.first,
-            GroupStart::Next => kept.end(),
-        };
+    /// A group that has everything before `start` behind it.
+    pub(super) fn new(id: GroupId, name: String, start: Offset) -> Self {
         Self {
             id,
             name,
-            acked_floor,
+            acked_floor: start,
             acked: OffsetSet::new(),
             returned: OffsetRuns::new(),
             dead_letters: DeadLetters::starting_at(Sequence::FIRST),
             dead_lettered_total: 0,
             dropped_total: 0,
+            seek_count: 0,
         }
     }
 
@@ -130,6 +158,12 @@ impl Group {
     #[must_use]
     pub const fn dropped_total(&self) -> u64 {
         self.dropped_total
+    }
+
+    /// How often it was moved: what was delivered before the last time is void.
+    #[must_use]
+    pub const fn seek_count(&self) -> u32 {
+        self.seek_count
     }
 
     /// The messages that wait to be moved to the dead-letter queue, in order of sequence.
@@ -220,15 +254,47 @@ impl Group {
             if returned.attempts < give_up.max_deliveries {
                 self.returned.insert(range, returned);
                 taken.redeliver.push((range, returned));
-            } else if give_up.has_dead_letter_queue {
-                self.returned.remove(range);
-                self.dead_letters.push(range, returned.attempts);
-                taken.has_dead_letters = true;
             } else {
-                self.ack(range, next_offset);
-                self.dropped_total += range.count;
-                taken.dropped.push(range);
+                let reason = GiveUpReason::MaxDeliveries;
+                self.give_up_part(range, returned.attempts, reason, next_offset, give_up, taken);
             }
+        }
+    }
+
+    /// Gives up what is neither acked nor given up of a range.
+    pub(super) fn give_up(
+        &mut self,
+        range: OffsetRange,
+        reason: GiveUpReason,
+        next_offset: Offset,
+        give_up: GiveUp,
+        taken: &mut TakenBack,
+    ) {
+        let range = range.intersect(OffsetRange::between(self.acked_floor, next_offset));
+        // As if it came back from no delivery: what is known of earlier ones counts.
+        let back = Return { range, attempt: 0, not_before_ms: 0 };
+        for (range, returned) in self.merge_attempts(back, range) {
+            self.give_up_part(range, returned.attempts, reason, next_offset, give_up, taken);
+        }
+    }
+
+    fn give_up_part(
+        &mut self,
+        range: OffsetRange,
+        attempts: u32,
+        reason: GiveUpReason,
+        next_offset: Offset,
+        give_up: GiveUp,
+        taken: &mut TakenBack,
+    ) {
+        if give_up.has_dead_letter_queue {
+            self.returned.remove(range);
+            self.dead_letters.push(range, GivenUp { attempts, reason, at_ms: give_up.now_ms });
+            taken.has_dead_letters = true;
+        } else {
+            self.ack(range, next_offset);
+            self.dropped_total += range.count;
+            taken.dropped.push(range);
         }
     }
 
@@ -250,6 +316,19 @@ impl Group {
         self.dead_letters.clear();
     }
 
+    /// Goes on from elsewhere, as if nothing from there on had ever been delivered.
+    pub(super) fn seek(&mut self, to: Offset) {
+        self.skip_to(to);
+        self.seek_count += 1;
+    }
+
+    /// Counts as dropped what is not acked below `below`, and acks it.
+    pub(super) fn drop_below(&mut self, below: Offset, next_offset: Offset) {
+        let range = OffsetRange::between(self.acked_floor, below);
+        self.dropped_total += self.acked.gaps(range).map(|gap| gap.count).sum::<u64>();
+        self.ack(range, next_offset);
+    }
+
     pub(super) fn record(&self) -> GroupRecord {
         GroupRecord {
             name: self.name.clone(),
@@ -260,6 +339,7 @@ impl Group {
             next_dead_letter: self.dead_letters.next,
             dead_lettered_total: self.dead_lettered_total,
             dropped_total: self.dropped_total,
+            seek_count: self.seek_count,
         }
     }
 
@@ -277,6 +357,7 @@ impl Group {
             dead_letters,
             dead_lettered_total: record.dead_lettered_total,
             dropped_total: record.dropped_total,
+            seek_count: record.seek_count,
         }
     }
 
@@ -304,11 +385,11 @@ impl Group {
 impl DeadLetterRun {
     /// Its messages, one by one.
     pub fn messages(self) -> impl Iterator<Item = DeadLetter> {
-        let Self { first_sequence, range, attempts } = self;
+        let Self { first_sequence, range, given_up } = self;
         (0..range.count).map(move |n| DeadLetter {
             sequence: Sequence::new(first_sequence.get() + n),
             offset: range.first.plus(n),
-            attempts,
+            given_up,
         })
     }
 
@@ -323,7 +404,7 @@ impl DeadLetterRun {
 /// What waits to be moved to the dead-letter queue.
 #[derive(Debug)]
 struct DeadLetters {
-    by_sequence: BTreeMap<Sequence, (OffsetRange, u32)>,
+    by_sequence: BTreeMap<Sequence, (OffsetRange, GivenUp)>,
     offsets: OffsetSet,
     next: Sequence,
 }
@@ -334,32 +415,32 @@ impl DeadLetters {
     }
 
     fn runs(&self) -> impl Iterator<Item = DeadLetterRun> {
-        self.by_sequence.iter().map(|(&first_sequence, &(range, attempts))| DeadLetterRun {
+        self.by_sequence.iter().map(|(&first_sequence, &(range, given_up))| DeadLetterRun {
             first_sequence,
             range,
-            attempts,
+            given_up,
         })
     }
 
-    fn push(&mut self, range: OffsetRange, attempts: u32) {
-        self.put(DeadLetterRun { first_sequence: self.next, range, attempts });
+    fn push(&mut self, range: OffsetRange, given_up: GivenUp) {
+        self.put(DeadLetterRun { first_sequence: self.next, range, given_up });
         self.next = Sequence::new(self.next.get() + range.count);
     }
 
     fn put(&mut self, run: DeadLetterRun) {
         if !run.range.is_empty() {
-            self.by_sequence.insert(run.first_sequence, (run.range, run.attempts));
+            self.by_sequence.insert(run.first_sequence, (run.range, run.given_up));
             self.offsets.insert(run.range);
         }
     }
 
     fn take_up_to(&mut self, up_to: Sequence) -> Vec<DeadLetterRun> {
         let mut taken = Vec::new();
-        while let Some((&first_sequence, &(range, attempts))) = self.by_sequence.first_key_value()
+        while let Some((&first_sequence, &(range, given_up))) = self.by_sequence.first_key_value()
             && first_sequence <= up_to
         {
             let count = (up_to.get() - first_sequence.get()).saturating_add(1);
-            let run = DeadLetterRun { first_sequence, range, attempts };
+            let run = DeadLetterRun { first_sequence, range, given_up };
             let (moved, rest) = range.split_at(OffsetRange::new(range.first, count).end());
             self.by_sequence.pop_first();
             self.offsets.remove(range);

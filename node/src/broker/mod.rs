@@ -14,23 +14,27 @@ mod outcome;
 mod packed;
 mod page;
 mod producers;
+mod properties;
 mod queue;
 mod record;
+mod settings;
 mod shard;
 #[cfg(test)]
 mod tests;
 
 pub use blocks::{Block, BlockSlice, PAGE_BLOCKS};
 pub use catalog::{Catalog, CatalogQueue};
-pub use command::{BlockSpan, CatalogCommand, Command, EntryMeta, GroupStart, Return, Settings};
+pub use command::{BlockSpan, CatalogCommand, Command, EntryMeta, Position, Return};
 pub use event::Event;
-pub use group::{DeadLetter, DeadLetterRun, Group, Returned};
+pub use group::{DeadLetter, DeadLetterRun, GiveUpReason, GivenUp, Group, Returned};
 pub use live::{Live, LivePart};
 pub use outcome::{CatalogOutcome, Outcome};
 pub use producers::{PRODUCER_IDLE_MAX_MS, PublishedBatch, QUEUE_PRODUCERS_MAX};
-pub use queue::Queue;
+pub use properties::{BatchRun, Properties};
+pub use queue::{Queue, Waiting};
 pub use record::{
     CatalogQueueRecord, CatalogRecord, GroupRecord, PageRecord, ProducerRecord, QueuePart, QueueRecord,
     Record, RecordKey, RestoreError, ShardRecord,
 };
+pub use settings::{Backoff, Overflow, Retention, Settings};
 pub use shard::Shard;

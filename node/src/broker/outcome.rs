@@ -32,6 +32,8 @@ pub enum Outcome {
     },
     /// The batch was appended so long ago that its offsets are forgotten; nothing was appended.
     SequenceTooOld,
+    /// The queue keeps as much as it may; nothing was appended.
+    QueueFull,
     /// There is no such queue here.
     QueueNotFound,
     /// The queue has no such group.
@@ -43,6 +45,18 @@ pub enum Outcome {
         /// False when it existed already; its position is then left as it was.
         created: bool,
     },
+    /// The group goes on from elsewhere.
+    GroupMoved {
+        /// From where.
+        offset: Offset,
+    },
+    /// The position lies after the end of the queue; nothing happened.
+    PositionAfterEnd {
+        /// The last possible position.
+        next_offset: Offset,
+    },
+    /// The group has messages that wait to be moved to the dead-letter queue, and stays where it is.
+    DeadLettersPending,
     /// The group was forgotten.
     GroupDeleted,
     /// The queue has as many groups as it may.
@@ -51,6 +65,8 @@ pub enum Outcome {
     Settled,
     /// The dead letters are acked.
     DeadLettersMoved,
+    /// What was kept too long is gone.
+    Trimmed,
 }
 
 /// What became of a [`CatalogCommand`](super::CatalogCommand).
@@ -79,6 +95,17 @@ pub enum CatalogOutcome {
         /// The settings that it has.
         settings: Settings,
     },
+    /// The queue has new settings.
+    Updated {
+        /// Its id.
+        queue: QueueId,
+        /// The shard that carries it.
+        shard: ShardId,
+        /// The catalog's revision, by which newer settings are told from older ones.
+        revision: u64,
+    },
+    /// The queue has other settings than it was expected to have; nothing happened.
+    NotAsExpected,
     /// The queue was deleted.
     Deleted {
         /// The id that it had.

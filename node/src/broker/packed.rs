@@ -4,10 +4,10 @@
 
 use skein_proto::ids::Offset;
 
-use super::{Block, BlockSpan};
+use super::{Block, BlockSpan, Properties};
 
 /// The fields of a [`Block`].
-const FIELDS: usize = 6;
+const FIELDS: usize = 9;
 
 /// Rising blocks, to be read only.
 #[derive(Debug)]
@@ -78,18 +78,32 @@ impl Packed {
 }
 
 const fn fields(block: &Block) -> [u64; FIELDS] {
-    let Block { index, first, published_at_ms, span, count } = *block;
-    [index, first.get(), published_at_ms, span.position as u64, span.length as u64, count as u64]
+    let Block { index, first, published_at_ms, span, count, properties } = *block;
+    let Properties { ttl_ms, deliver_at_ms, priority } = properties;
+    [
+        index,
+        first.get(),
+        published_at_ms,
+        span.position as u64,
+        span.length as u64,
+        count as u64,
+        ttl_ms,
+        deliver_at_ms,
+        priority as u64,
+    ]
 }
 
-fn block([index, first, published_at_ms, position, length, count]: [u64; FIELDS]) -> Block {
+fn block(fields: [u64; FIELDS]) -> Block {
+    let [index, first, published_at_ms, position, length, count, ttl_ms, deliver_at_ms, priority] = fields;
     let narrow = |value| u32::try_from(value).expect("it was one when it was packed");
+    let priority = u8::try_from(priority).expect("it was one when it was packed");
     Block {
         index,
         first: Offset::new(first),
         published_at_ms,
         span: BlockSpan { position: narrow(position), length: narrow(length) },
         count: narrow(count),
+        properties: Properties { ttl_ms, deliver_at_ms, priority },
     }
 }
 

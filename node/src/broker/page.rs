@@ -16,6 +16,8 @@ pub(super) struct Sums {
     pub(super) blocks: u64,
     pub(super) messages: u64,
     pub(super) bytes: u64,
+    /// How many of the blocks have messages that are not ordinary.
+    pub(super) special_blocks: u64,
 }
 
 /// Up to [`PAGE_BLOCKS`] blocks, whose offsets and raft indexes rise.
@@ -235,7 +237,8 @@ impl Rows {
 
 impl Sums {
     pub(super) fn of(block: &Block) -> Self {
-        Self { blocks: 1, messages: block.count.into(), bytes: block.span.length.into() }
+        let special_blocks = u64::from(!block.properties.are_ordinary());
+        Self { blocks: 1, messages: block.count.into(), bytes: block.span.length.into(), special_blocks }
     }
 
     pub(super) const fn live(self) -> Live {
@@ -248,6 +251,7 @@ impl AddAssign for Sums {
         self.blocks += other.blocks;
         self.messages += other.messages;
         self.bytes += other.bytes;
+        self.special_blocks += other.special_blocks;
     }
 }
 
@@ -256,6 +260,7 @@ impl SubAssign for Sums {
         self.blocks -= other.blocks;
         self.messages -= other.messages;
         self.bytes -= other.bytes;
+        self.special_blocks -= other.special_blocks;
     }
 }
 

@@ -1,5 +1,8 @@
 //! A queue: its messages, its consumer groups and its producers.
 
+mod kept;
+mod saved;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
@@ -11,24 +14,28 @@ use skein_proto::{
 };
 
 use super::{
-    Block, BlockSlice, BlockSpan, Group, GroupStart, LivePart, Outcome, PublishedBatch, QueuePart,
-    QueueRecord, Record, RecordKey, RestoreError, Return, Settings,
+    BatchRun, Block, BlockSlice, BlockSpan, GiveUpReason, Group, LivePart, Outcome, Position, Properties,
+    PublishedBatch, Return, Settings,
     blocks::Blocks,
-    group::{GiveUp, TakenBack},
+    group::TakenBack,
     live::LiveTally,
     producers::{Producers, SequenceCheck},
 };
 use crate::offsets::OffsetRange;
 
-/// A named log of messages. Keeps a block until every group has acked all of its messages, and without groups for
-/// ever; what went before the others leaves a hole between those that are kept.
+/// A named log of messages. Keeps a block until every group has acked all of its messages, and without groups for ever,
+/// or else for as long as its limits say; what went before the others leaves a hole between those that are kept.
 #[derive(Debug)]
 pub struct Queue {
     id: QueueId,
     name: String,
     settings: Settings,
+    settings_revision: u64,
     /// Everything before it is gone. The message here is kept, unless there are none.
     first_offset: Offset,
+    /// Every group has acked or given up what lies before it, and it does not count towards the limits; it is kept only
+    /// to be moved to the dead-letter queue.
+    length_floor: Offset,
     next_offset: Offset,
     blocks: Blocks,
     groups: BTreeMap<GroupId, Group>,
@@ -41,7 +48,7 @@ pub struct Queue {
 
 /// Where and when a batch was published.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Batch {
+pub(super) struct Batch<'a> {
     pub(super) index: u64,
     /// The core's time.
     pub(super) time_ms: u64,
@@ -49,15 +56,41 @@ pub(super) struct Batch {
     pub(super) elapsed_ms: u64,
     pub(super) span: BlockSpan,
     pub(super) count: u32,
+    pub(super) runs: &'a [BatchRun],
+}
+
+/// Kept messages that follow each other and wait for the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// Which messages.
+    pub range: OffsetRange,
+    /// Not to be delivered before this wall-clock time; 0 for at once.
+    pub deliver_at_ms: u64,
+    /// May wait until then, and no longer.
+    pub expires_at_ms: Option<u64>,
+    /// Of the messages that wait, those with the highest go first.
+    pub priority: u8,
+}
+
+/// How deliveries end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settlement<'a> {
+    pub(super) acks: &'a [OffsetRange],
+    pub(super) returns: &'a [Return],
+    pub(super) expired: &'a [OffsetRange],
+    /// How often the group had been moved when they began.
+    pub(super) seek_count: u32,
 }
 
 impl Queue {
-    pub(super) fn new(id: QueueId, name: String, settings: Settings) -> Self {
+    pub(super) fn new(id: QueueId, name: String, settings: Settings, settings_revision: u64) -> Self {
         Self {
             id,
             name,
             settings,
+            settings_revision,
             first_offset: Offset::ZERO,
+            length_floor: Offset::ZERO,
             next_offset: Offset::ZERO,
             blocks: Blocks::starting_at(0),
             groups: BTreeMap::new(),
@@ -84,6 +117,12 @@ impl Queue {
     #[must_use]
     pub const fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The catalog's revision when it took its settings.
+    #[must_use]
+    pub const fn settings_revision(&self) -> u64 {
+        self.settings_revision
     }
 
     /// The offset of the oldest message that is kept; without messages, that of the next one.
@@ -162,6 +201,39 @@ impl Queue {
         Some(self.blocks.first_ending_after(from)?.first.max(from))
     }
 
+    /// Whether all messages that are kept may be delivered at once, in order, and whenever it suits.
+    #[must_use]
+    pub const fn is_ordinary(&self) -> bool {
+        self.blocks.sums().special_blocks == 0 && self.settings.message_ttl_ms.is_none()
+    }
+
+    /// The first kept messages from `from` on, and what they wait for.
+    #[must_use]
+    pub fn waiting(&self, from: Offset) -> Option<Waiting> {
+        let from = from.max(self.first_offset);
+        let block = self.blocks.ending_after(from).next()?;
+        let Properties { deliver_at_ms, priority, .. } = block.properties;
+        let queue_ttl_ms = self.settings.message_ttl_ms;
+        Some(Waiting {
+            range: OffsetRange::between(block.first.max(from), block.end()),
+            deliver_at_ms,
+            expires_at_ms: block.properties.expires_at_ms(block.published_at_ms, queue_ttl_ms),
+            priority,
+        })
+    }
+
+    /// How many bytes the blocks have that hold messages which the group has before it.
+    #[must_use]
+    pub fn unacked_bytes(&self, group: &Group) -> u64 {
+        self.blocks.sums_from(group.acked_floor()).bytes
+    }
+
+    /// When the oldest message was published that the group has before it.
+    #[must_use]
+    pub fn oldest_unacked_at_ms(&self, group: &Group) -> Option<u64> {
+        Some(self.blocks.first_ending_after(group.acked_floor())?.published_at_ms)
+    }
+
     /// The parts of these entries that hold kept messages.
     pub(super) fn live_parts(&self, entries: Range<u64>) -> impl Iterator<Item = LivePart> {
         self.blocks.in_entries(entries).map(
@@ -180,12 +252,25 @@ impl Queue {
         self.blocks.tally_live(tally);
     }
 
-    pub(super) fn reopen(&mut self, name: &str, settings: &Settings) {
+    /// Takes a name and settings, unless they are older than those it has. Gives what had to be let go of.
+    pub(super) fn reopen(
+        &mut self,
+        name: &str,
+        settings: &Settings,
+        revision: u64,
+        now_ms: u64,
+    ) -> TakenBack {
+        if revision < self.settings_revision {
+            return TakenBack::default();
+        }
         name.clone_into(&mut self.name);
         self.settings.clone_from(settings);
+        self.settings_revision = revision;
+        self.free_all_acked();
+        self.enforce_limits(now_ms)
     }
 
-    pub(super) fn publish(&mut self, producer: Option<(ProducerId, Sequence)>, batch: Batch) -> Outcome {
+    pub(super) fn publish(&mut self, producer: Option<(ProducerId, Sequence)>, batch: Batch<'_>) -> Outcome {
         if let Some((id, sequence)) = producer {
             match self.producers.check(id, sequence, batch.elapsed_ms) {
                 SequenceCheck::Next => {}
@@ -195,17 +280,43 @@ impl Queue {
                 SequenceCheck::TooOld => return Outcome::SequenceTooOld,
                 SequenceCheck::Gap { expected } => return Outcome::SequenceGap { expected },
             }
-            let published = PublishedBatch { first: self.next_offset, count: batch.count };
-            self.producers.record(id, sequence, published, batch.elapsed_ms);
+        }
+        if !self.has_room(&batch) {
+            return Outcome::QueueFull;
         }
         let first = self.next_offset;
-        if batch.count > 0 {
-            let Batch { index, time_ms: published_at_ms, span, count, .. } = batch;
-            let block = Block { index, first, published_at_ms, span, count };
-            self.next_offset = block.end();
-            self.blocks.push(block);
+        if let Some((id, sequence)) = producer {
+            let published = PublishedBatch { first, count: batch.count };
+            self.producers.record(id, sequence, published, batch.elapsed_ms);
         }
+        self.append(&batch);
         Outcome::Published { first_offset: first, count: batch.count, duplicate: false }
+    }
+
+    /// Appends a batch, as a block for each part of it that is to be treated alike.
+    fn append(&mut self, batch: &Batch<'_>) {
+        let Batch { index, time_ms: published_at_ms, span, count, runs, .. } = *batch;
+        let mut push = |span, count, properties| {
+            if count > 0 {
+                let first = self.next_offset;
+                let block = Block { index, first, published_at_ms, span, count, properties };
+                self.next_offset = block.end();
+                self.blocks.push(block);
+            }
+        };
+        if runs.is_empty() {
+            return push(span, count, Properties::default());
+        }
+        let mut position = span.position;
+        for run in runs {
+            let mut properties = run.properties;
+            if run.delay_ms > 0 {
+                let due_ms = published_at_ms.saturating_add(run.delay_ms);
+                properties.deliver_at_ms = properties.deliver_at_ms.max(due_ms);
+            }
+            push(BlockSpan { position, length: run.length }, run.count, properties);
+            position += run.length;
+        }
     }
 
     /// Deletes all messages, and says how many there were.
@@ -216,30 +327,82 @@ impl Queue {
             self.changed_groups.insert(group.id());
         }
         self.first_offset = self.next_offset;
+        self.length_floor = self.next_offset;
         self.blocks.drop_below(self.first_offset);
         messages
     }
 
-    pub(super) fn create_group(&mut self, name: &str, start: GroupStart) -> Outcome {
+    pub(super) fn create_group(&mut self, name: &str, start: Position) -> Outcome {
         if let Some(&group) = self.group_names.get(name) {
             return Outcome::GroupCreated { group, created: false };
         }
         if self.groups.len() >= QUEUE_GROUPS_MAX {
             return Outcome::TooManyGroups;
         }
+        let start = match self.resolve(start) {
+            Ok(start) => start,
+            Err(refused) => return refused,
+        };
         let id = self.next_group;
         self.next_group = GroupId::new(id.get() + 1);
-        let kept = OffsetRange::between(self.first_offset, self.next_offset);
-        let mut group = Group::new(id, name.to_owned(), start, kept);
-        // What is gone never reaches the group, and must not be waited for.
-        for hole in self.blocks.gaps(kept) {
-            group.ack(hole, self.next_offset);
-        }
+        let mut group = Group::new(id, name.to_owned(), start);
+        self.ack_holes(&mut group);
         self.groups.insert(id, group);
         self.group_names.insert(name.to_owned(), id);
         self.changed_groups.insert(id);
         self.free_acked();
         Outcome::GroupCreated { group: id, created: true }
+    }
+
+    /// Lets a group go on from elsewhere.
+    pub(super) fn seek_group(&mut self, id: GroupId, to: Position) -> Outcome {
+        let to = match self.resolve(to) {
+            Ok(to) => to,
+            Err(refused) => return refused,
+        };
+        let Some(mut group) = self.groups.remove(&id) else {
+            return Outcome::GroupNotFound;
+        };
+        // What it gave up and has not moved yet would be given up for nothing, or delivered as well.
+        let outcome = if group.dead_letter_count() > 0 {
+            Outcome::DeadLettersPending
+        } else {
+            group.seek(to);
+            self.ack_holes(&mut group);
+            self.changed_groups.insert(id);
+            Outcome::GroupMoved { offset: group.acked_floor() }
+        };
+        self.groups.insert(id, group);
+        self.free_all_acked();
+        outcome
+    }
+
+    /// The offset that a position stands for.
+    fn resolve(&self, position: Position) -> Result<Offset, Outcome> {
+        let next_offset = self.next_offset;
+        let offset = match position {
+            Position::First => self.length_floor,
+            Position::Next => next_offset,
+            Position::Offset(offset) if offset > next_offset => {
+                return Err(Outcome::PositionAfterEnd { next_offset });
+            }
+            Position::Offset(offset) => offset,
+            Position::Time(time_ms) => self.published_from(time_ms),
+        };
+        Ok(offset.max(self.length_floor))
+    }
+
+    /// The first kept message that was published at this time or later; without one, the next message.
+    #[must_use]
+    pub fn published_from(&self, time_ms: u64) -> Offset {
+        self.blocks.first_published_from(time_ms).map_or(self.next_offset, |block| block.first)
+    }
+
+    /// What is gone never reaches the group, and must not be waited for.
+    fn ack_holes(&self, group: &mut Group) {
+        for hole in self.blocks.gaps(OffsetRange::between(group.acked_floor(), self.next_offset)) {
+            group.ack(hole, self.next_offset);
+        }
     }
 
     pub(super) fn delete_group(&mut self, id: GroupId) -> Outcome {
@@ -248,9 +411,8 @@ impl Queue {
         };
         self.group_names.remove(group.name());
         self.changed_groups.insert(id);
-        self.free_acked();
         // It may have been the only one to need any of what is left.
-        self.free_holes([OffsetRange::between(self.first_offset, self.next_offset)]);
+        self.free_all_acked();
         Outcome::GroupDeleted
     }
 
@@ -258,14 +420,16 @@ impl Queue {
     pub(super) fn settle(
         &mut self,
         id: GroupId,
-        acks: &[OffsetRange],
-        returns: &[Return],
+        settlement: Settlement<'_>,
+        now_ms: u64,
     ) -> Option<TakenBack> {
-        let give_up = GiveUp {
-            max_deliveries: self.settings.max_deliveries,
-            has_dead_letter_queue: self.settings.dead_letter_queue.is_some(),
-        };
+        let Settlement { acks, returns, expired, seek_count } = settlement;
+        let give_up = self.give_up_rule(now_ms);
         let next_offset = self.next_offset;
+        if self.groups.get(&id)?.seek_count() != seek_count {
+            // They were delivered before the group was moved.
+            return Some(TakenBack::default());
+        }
         let taken = self.change_group(id, |group| {
             for &range in acks {
                 group.ack(range, next_offset);
@@ -273,6 +437,9 @@ impl Queue {
             let mut taken = TakenBack::default();
             for &back in returns {
                 group.take_back(back, next_offset, give_up, &mut taken);
+            }
+            for &range in expired {
+                group.give_up(range, GiveUpReason::Expired, next_offset, give_up, &mut taken);
             }
             taken
         })?;
@@ -291,112 +458,6 @@ impl Queue {
         }
     }
 
-    /// Everything, for a snapshot.
-    pub(super) fn records(&self) -> impl Iterator<Item = (RecordKey, Record)> {
-        let groups =
-            self.groups.values().map(|group| (QueuePart::Group(group.id()), Record::Group(group.record())));
-        let pages = self.blocks.pages().map(|(number, page)| (QueuePart::Page(number), Record::Page(page)));
-        let producers =
-            self.producers.records().map(|(id, record)| (QueuePart::Producer(id), Record::Producer(record)));
-        let parts = [(QueuePart::Head, self.head())].into_iter().chain(groups).chain(pages).chain(producers);
-        parts.map(|(part, record)| (self.key(part), record))
-    }
-
-    /// What changed since the last call; nothing for what is gone.
-    pub(super) fn take_changes(&mut self) -> Vec<(RecordKey, Option<Record>)> {
-        let mut parts = vec![(QueuePart::Head, Some(self.head()))];
-        for id in std::mem::take(&mut self.changed_groups) {
-            let record = self.groups.get(&id).map(|group| Record::Group(group.record()));
-            parts.push((QueuePart::Group(id), record));
-        }
-        let (gone, written) = self.blocks.take_changes();
-        // First: a page that is gone may have come again.
-        parts.extend(gone.into_iter().map(|number| (QueuePart::Page(number), None)));
-        parts.extend(
-            written.into_iter().map(|(number, page)| (QueuePart::Page(number), Some(Record::Page(page)))),
-        );
-        let producers = self.producers.take_changes();
-        parts.extend(producers.map(|(id, record)| (QueuePart::Producer(id), record.map(Record::Producer))));
-        parts.into_iter().map(|(part, record)| (self.key(part), record)).collect()
-    }
-
-    /// The keys of all records that a checkpoint may have of this queue.
-    pub(super) fn saved_keys(&self) -> impl Iterator<Item = RecordKey> {
-        let groups = self.groups.keys().chain(&self.changed_groups).copied().map(QueuePart::Group);
-        let pages = self.blocks.saved_pages().map(QueuePart::Page);
-        let producers = self.producers.ids().map(QueuePart::Producer);
-        [QueuePart::Head].into_iter().chain(groups).chain(pages).chain(producers).map(|part| self.key(part))
-    }
-
-    pub(super) fn restore_head(id: QueueId, record: QueueRecord) -> Result<Self, RestoreError> {
-        if record.first_offset > record.next_offset {
-            let key = RecordKey::Queue { queue: id, part: QueuePart::Head };
-            return Err(RestoreError::Contradiction { key, what: "the queue begins after its end" });
-        }
-        Ok(Self {
-            first_offset: record.first_offset,
-            next_offset: record.next_offset,
-            blocks: Blocks::starting_at(record.next_block),
-            next_group: record.next_group,
-            ..Self::new(id, record.name, record.settings)
-        })
-    }
-
-    pub(super) fn restore_part(&mut self, part: QueuePart, record: Record) -> Result<(), RestoreError> {
-        let key = self.key(part);
-        let contradiction = |what| RestoreError::Contradiction { key, what };
-        match (part, record) {
-            (QueuePart::Group(id), Record::Group(record)) => {
-                let group = Group::restore(id, record);
-                let acked_to = group.untouched_from();
-                if group.acked_floor() < self.first_offset
-                    || acked_to > self.next_offset
-                    || id >= self.next_group
-                {
-                    return Err(contradiction("the group lies outside the queue"));
-                }
-                if !group.has_true_floor() {
-                    return Err(contradiction("the group has acked the message at its floor"));
-                }
-                self.group_names.insert(group.name().to_owned(), id);
-                self.groups.insert(id, group);
-            }
-            (QueuePart::Page(number), Record::Page(page)) => {
-                self.blocks.restore_page(number, &page).map_err(contradiction)?;
-            }
-            (QueuePart::Producer(id), Record::Producer(record)) => self.producers.restore(id, &record),
-            _ => return Err(RestoreError::Misplaced(key)),
-        }
-        Ok(())
-    }
-
-    /// Checks what can only be checked when all parts are there.
-    pub(super) fn finish_restore(&mut self, message_count: u64) -> Result<(), RestoreError> {
-        self.blocks.drop_below(self.first_offset);
-        self.check_blocks(message_count)
-            .map_err(|what| RestoreError::Contradiction { key: self.key(QueuePart::Head), what })
-    }
-
-    fn check_blocks(&self, message_count: u64) -> Result<(), &'static str> {
-        if self.blocks.back().is_some_and(|back| back.end() > self.next_offset) {
-            return Err("the queue has blocks after its end");
-        }
-        let first_kept = self.blocks.front().map_or(self.next_offset, |front| front.first);
-        if first_kept > self.first_offset || self.message_count() != message_count {
-            return Err("blocks are missing");
-        }
-        if self.groups.values().map(Group::acked_floor).min().is_some_and(|floor| floor != self.first_offset)
-        {
-            return Err("the queue does not begin at the lowest floor of its groups");
-        }
-        let mut holes = self.blocks.gaps(OffsetRange::between(self.first_offset, self.next_offset));
-        let is_needed = |hole: OffsetRange| self.groups.values().any(|group| !group.has_acked(hole));
-        if holes.any(is_needed) {
-            return Err("a group needs a block that is missing");
-        }
-        Ok(())
-    }
-
     fn change_group<T>(&mut self, id: GroupId, change: impl FnOnce(&mut Group) -> T) -> Option<T> {
         let group = self.groups.get_mut(&id)?;
         let floor_before = group.acked_floor();
@@ -408,68 +469,5 @@ impl Queue {
             self.free_acked();
         }
         Some(result)
-    }
-
-    /// Frees what lies below all groups' floors. Without groups everything is kept for the first one.
-    fn free_acked(&mut self) {
-        if let Some(floor) = self.groups.values().map(Group::acked_floor).min()
-            && floor > self.first_offset
-        {
-            self.first_offset = floor;
-            self.blocks.drop_below(floor);
-        }
-    }
-
-    /// Frees the blocks between others that all groups have acked, of those that these ranges touch.
-    fn free_holes(&mut self, acked: impl IntoIterator<Item = OffsetRange>) {
-        if self.groups.is_empty() {
-            return;
-        }
-        let kept = OffsetRange::between(self.first_offset, self.next_offset);
-        for range in acked {
-            let range = range.intersect(kept);
-            if range.is_empty() || self.groups.values().any(|group| group.acked_end() <= range.first) {
-                continue;
-            }
-            for free in self.acked_by_all(self.whole_blocks(range)) {
-                self.blocks.drop_inside(free);
-            }
-        }
-    }
-
-    /// The range, and whatever else is in the blocks that its ends are in.
-    fn whole_blocks(&self, range: OffsetRange) -> OffsetRange {
-        let first = self.blocks.find(range.first).map_or(range.first, |block| block.first);
-        let last = Offset::new(range.end().get() - 1);
-        let end = self.blocks.find(last).map_or(range.end(), |block| block.end());
-        OffsetRange::between(first, end)
-    }
-
-    /// The parts of `range` that every group has acked.
-    fn acked_by_all(&self, range: OffsetRange) -> Vec<OffsetRange> {
-        let mut parts = vec![range];
-        for group in self.groups.values() {
-            parts = parts.into_iter().flat_map(|part| group.acked_in(part)).collect();
-            if parts.is_empty() {
-                break;
-            }
-        }
-        parts
-    }
-
-    fn head(&self) -> Record {
-        Record::Queue(QueueRecord {
-            name: self.name.clone(),
-            settings: self.settings.clone(),
-            first_offset: self.first_offset,
-            next_offset: self.next_offset,
-            message_count: self.message_count(),
-            next_block: self.blocks.next_number(),
-            next_group: self.next_group,
-        })
-    }
-
-    const fn key(&self, part: QueuePart) -> RecordKey {
-        RecordKey::Queue { queue: self.id, part }
     }
 }

@@ -88,6 +88,10 @@ pub struct QueueRecord {
     pub next_block: u64,
     /// The id of the next group.
     pub next_group: GroupId,
+    /// The catalog's revision when it took these settings.
+    pub settings_revision: u64,
+    /// No group needs anything below it, but to move it to the dead-letter queue.
+    pub length_floor: Offset,
 }
 
 /// A consumer group.
@@ -109,6 +113,8 @@ pub struct GroupRecord {
     pub dead_lettered_total: u64,
     /// How many messages were given up without a dead-letter queue.
     pub dropped_total: u64,
+    /// How often it was moved.
+    pub seek_count: u32,
 }
 
 /// The kept ones of [`PAGE_BLOCKS`](super::PAGE_BLOCKS) consecutive blocks of a queue. May begin with blocks below the
@@ -150,6 +156,8 @@ pub struct CatalogQueueRecord {
     pub shard: ShardId,
     /// How it behaves.
     pub settings: Settings,
+    /// The catalog's revision when it took these settings.
+    pub settings_revision: u64,
 }
 
 /// Why records are not a state.

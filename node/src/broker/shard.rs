@@ -8,11 +8,13 @@ use std::{
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
 use super::{
-    BlockSlice, Command, EntryMeta, Event, GroupStart, Live, LivePart, Outcome, Queue, QueuePart, Record,
-    RecordKey, RestoreError, Return, Returned, Settings, ShardRecord, closed_queues::ClosedQueues,
-    live::LiveTally, queue::Batch,
+    BlockSlice, Command, EntryMeta, Event, Live, LivePart, Outcome, Position, Queue, QueuePart, Record,
+    RecordKey, RestoreError, Returned, Settings, ShardRecord,
+    closed_queues::ClosedQueues,
+    group::TakenBack,
+    live::LiveTally,
+    queue::{Batch, Settlement},
 };
-use crate::offsets::OffsetRange;
 
 /// The most that an entry adds to the elapsed time. A leader whose clock is far ahead thus costs producers a minute of
 /// patience, and not their memory; a shard without entries for longer than this forgets the later.
@@ -29,6 +31,8 @@ pub struct Shard {
     /// Ids are not used again: whoever opens one of these has not heard that the queue was deleted.
     closed_queues: ClosedQueues,
     queues: BTreeMap<QueueId, Queue>,
+    /// The queues that let go of messages by their age. Follows from `queues`.
+    aging_queues: BTreeSet<QueueId>,
     observer: Option<Observed>,
     /// Queues that changed since the last checkpoint.
     changed_queues: BTreeSet<QueueId>,
@@ -77,6 +81,18 @@ impl Shard {
     #[must_use]
     pub fn locate(&self, queue: QueueId, first: Offset, count_max: u32) -> Option<BlockSlice> {
         self.queue(queue)?.locate(first, count_max)
+    }
+
+    /// Whether any queue lets go of messages by their age.
+    #[must_use]
+    pub fn has_aging_queues(&self) -> bool {
+        !self.aging_queues.is_empty()
+    }
+
+    /// The queues that keep something for longer than they may.
+    pub fn trims_due(&self, now_ms: u64) -> impl Iterator<Item = QueueId> {
+        let aging = self.aging_queues.iter().copied();
+        aging.filter(move |id| self.queues.get(id).is_some_and(|queue| queue.is_trim_due(now_ms)))
     }
 
     /// The parts of these entries that some group may still need, by rising index and position.
@@ -173,6 +189,7 @@ impl Shard {
                 (RecordKey::Queue { queue, part: QueuePart::Head }, Record::Queue(record)) => {
                     message_counts.insert(queue, record.message_count);
                     shard.queues.insert(queue, Queue::restore_head(queue, record)?);
+                    shard.note_aging(queue);
                 }
                 (RecordKey::Queue { queue, part }, record) => {
                     shard
@@ -192,17 +209,24 @@ impl Shard {
 
     fn apply_command(&mut self, index: u64, command: &Command) -> Outcome {
         match command {
-            Command::OpenQueue { queue, name, settings } => self.open_queue(*queue, name, settings),
+            Command::OpenQueue { queue, name, settings, revision } => {
+                self.open_queue(*queue, name, settings, *revision)
+            }
             Command::CloseQueue { queue } => self.close_queue(*queue),
             Command::PurgeQueue { queue } => self.purge_queue(*queue),
-            Command::Publish { queue, producer, count, block } => {
+            Command::Publish { queue, producer, count, block, runs } => {
                 let Self { time_ms, elapsed_ms, .. } = *self;
-                let batch = Batch { index, time_ms, elapsed_ms, span: *block, count: *count };
+                let batch = Batch { index, time_ms, elapsed_ms, span: *block, count: *count, runs };
                 self.publish(*queue, *producer, batch)
             }
             Command::CreateGroup { queue, name, start } => self.create_group(*queue, name, *start),
+            Command::SeekGroup { queue, group, to } => self.seek_group(*queue, *group, *to),
             Command::DeleteGroup { queue, group } => self.delete_group(*queue, *group),
-            Command::Settle { queue, group, acks, returns } => self.settle(*queue, *group, acks, returns),
+            Command::Settle { queue, group, acks, returns, expired, seek_count } => {
+                let settlement = Settlement { acks, returns, expired, seek_count: *seek_count };
+                self.settle(*queue, *group, settlement)
+            }
+            Command::Trim { queue } => self.trim(*queue),
             Command::DeadLettersMoved { queue, group, up_to } => match self.change_queue(*queue) {
                 Some(queue) => queue.dead_letters_moved(*group, *up_to),
                 None => Outcome::QueueNotFound,
@@ -210,17 +234,23 @@ impl Shard {
         }
     }
 
-    fn open_queue(&mut self, id: QueueId, name: &str, settings: &Settings) -> Outcome {
+    fn open_queue(&mut self, id: QueueId, name: &str, settings: &Settings, revision: u64) -> Outcome {
         if self.closed_queues.contains(id) {
             return Outcome::QueueNotFound;
         }
+        let time_ms = self.time_ms;
         match self.change_queue(id) {
-            Some(queue) => queue.reopen(name, settings),
+            Some(queue) => {
+                let taken = queue.reopen(name, settings, revision, time_ms);
+                self.note_dropped(id, taken);
+            }
             None => {
-                self.queues.insert(id, Queue::new(id, name.to_owned(), settings.clone()));
+                let queue = Queue::new(id, name.to_owned(), settings.clone(), revision);
+                self.queues.insert(id, queue);
                 self.changed_queues.insert(id);
             }
         }
+        self.note_aging(id);
         self.note(Event::QueueOpened { queue: id });
         Outcome::Opened
     }
@@ -233,6 +263,7 @@ impl Shard {
         };
         self.gone.extend(queue.saved_keys());
         self.changed_queues.remove(&id);
+        self.aging_queues.remove(&id);
         self.note(Event::QueueClosed { queue: id });
         Outcome::Closed
     }
@@ -247,21 +278,38 @@ impl Shard {
         Outcome::Purged { messages }
     }
 
-    fn publish(&mut self, id: QueueId, producer: Option<(ProducerId, Sequence)>, batch: Batch) -> Outcome {
+    fn trim(&mut self, id: QueueId) -> Outcome {
+        let time_ms = self.time_ms;
+        let Some(queue) = self.change_queue(id) else {
+            return Outcome::QueueNotFound;
+        };
+        let taken = queue.enforce_limits(time_ms);
+        self.note_dropped(id, taken);
+        Outcome::Trimmed
+    }
+
+    fn publish(
+        &mut self,
+        id: QueueId,
+        producer: Option<(ProducerId, Sequence)>,
+        batch: Batch<'_>,
+    ) -> Outcome {
         let Some(queue) = self.change_queue(id) else {
             return Outcome::QueueNotFound;
         };
         let outcome = queue.publish(producer, batch);
         let next_offset = queue.next_offset();
-        if let Some(observer) = &mut self.observer
-            && let Outcome::Published { duplicate: false, .. } = outcome
-        {
-            observer.appended.insert(id, next_offset);
+        if let Outcome::Published { duplicate: false, .. } = outcome {
+            let taken = queue.enforce_limits(batch.time_ms);
+            self.note_dropped(id, taken);
+            if let Some(observer) = &mut self.observer {
+                observer.appended.insert(id, next_offset);
+            }
         }
         outcome
     }
 
-    fn create_group(&mut self, id: QueueId, name: &str, start: GroupStart) -> Outcome {
+    fn create_group(&mut self, id: QueueId, name: &str, start: Position) -> Outcome {
         let Some(queue) = self.change_queue(id) else {
             return Outcome::QueueNotFound;
         };
@@ -283,11 +331,23 @@ impl Shard {
         outcome
     }
 
-    fn settle(&mut self, id: QueueId, group: GroupId, acks: &[OffsetRange], returns: &[Return]) -> Outcome {
+    fn seek_group(&mut self, id: QueueId, group: GroupId, to: Position) -> Outcome {
         let Some(queue) = self.change_queue(id) else {
             return Outcome::QueueNotFound;
         };
-        let Some(taken_back) = queue.settle(group, acks, returns) else {
+        let outcome = queue.seek_group(group, to);
+        if let Outcome::GroupMoved { .. } = outcome {
+            self.note(Event::GroupMoved { queue: id, group });
+        }
+        outcome
+    }
+
+    fn settle(&mut self, id: QueueId, group: GroupId, settlement: Settlement<'_>) -> Outcome {
+        let time_ms = self.time_ms;
+        let Some(queue) = self.change_queue(id) else {
+            return Outcome::QueueNotFound;
+        };
+        let Some(taken_back) = queue.settle(group, settlement, time_ms) else {
             return Outcome::GroupNotFound;
         };
         for (range, returned) in taken_back.redeliver {
@@ -298,6 +358,25 @@ impl Shard {
             self.note(Event::DeadLettersPending { queue: id, group });
         }
         Outcome::Settled
+    }
+
+    /// Takes note of what a queue let go of because of its limits.
+    fn note_dropped(&mut self, id: QueueId, taken: TakenBack) {
+        if let Some(below) = taken.dropped_below {
+            self.note(Event::Purged { queue: id, below });
+        }
+        for group in taken.dead_letter_groups {
+            self.note(Event::DeadLettersPending { queue: id, group });
+        }
+    }
+
+    fn note_aging(&mut self, id: QueueId) {
+        let settings = self.queues.get(&id).map(Queue::settings);
+        if settings.is_some_and(|settings| settings.max_age_ms.or(settings.message_ttl_ms).is_some()) {
+            self.aging_queues.insert(id);
+        } else {
+            self.aging_queues.remove(&id);
+        }
     }
 
     /// The queue, which is about to change.

@@ -13,8 +13,8 @@ use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
 use self::model::Model;
 use super::{
-    BlockSpan, Command, EntryMeta, GroupStart, Outcome, PRODUCER_IDLE_MAX_MS, Record, RecordKey, Return,
-    Settings, Shard,
+    BatchRun, BlockSpan, Command, EntryMeta, Outcome, Overflow, PRODUCER_IDLE_MAX_MS, Position, Properties,
+    Record, RecordKey, Retention, Return, Settings, Shard,
 };
 use crate::offsets::OffsetRange;
 
@@ -66,7 +66,12 @@ fn dump(shard: &Shard) -> Vec<(RecordKey, Record)> {
 }
 
 fn settings(max_deliveries: u32, dead_letter_queue: Option<&str>) -> Settings {
-    Settings { max_deliveries, dead_letter_queue: dead_letter_queue.map(str::to_owned), lease_ms: 30_000 }
+    let dead_letter_queue = dead_letter_queue.map(str::to_owned);
+    Settings { max_deliveries, dead_letter_queue, ..Settings::default() }
+}
+
+fn acks_of(queue: QueueId, group: GroupId, acks: Vec<OffsetRange>) -> Command {
+    Command::Settle { queue, group, acks, returns: Vec::new(), expired: Vec::new(), seek_count: 0 }
 }
 
 fn range_of(first: u64, count: u64) -> OffsetRange {
@@ -90,30 +95,82 @@ fn range() -> impl Strategy<Value = OffsetRange> {
     (0..40_u64, 0..12_u64).prop_map(|(first, count)| range_of(first, count))
 }
 
-fn command() -> impl Strategy<Value = Command> {
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let limit = |max: u64| prop_oneof![2 => Just(None), 1 => (1..max).prop_map(Some)];
+    (1..4_u32, any::<(bool, bool, bool)>(), limit(12), limit(400), limit(900), limit(900)).prop_map(
+        |(max, (dead, keeps, drops), max_messages, max_bytes, max_age_ms, message_ttl_ms)| Settings {
+            max_messages,
+            max_bytes,
+            message_ttl_ms,
+            max_age_ms: max_age_ms.filter(|_| keeps),
+            retention: if keeps { Retention::Limits } else { Retention::UntilAcked },
+            overflow: if drops { Overflow::DropOldest } else { Overflow::RejectPublish },
+            ..settings(max, dead.then_some("dead"))
+        },
+    )
+}
+
+fn position() -> impl Strategy<Value = Position> {
+    prop_oneof![
+        Just(Position::First),
+        Just(Position::Next),
+        (0..40_u64).prop_map(|offset| Position::Offset(Offset::new(offset))),
+        (0..1_000_u64).prop_map(Position::Time),
+    ]
+}
+
+/// A batch in parts: mostly in none, which means that all of it is ordinary.
+fn runs() -> impl Strategy<Value = Vec<BatchRun>> {
+    let run = (1..4_u32, 1..30_u32, (0..3_u64, 0..3_u64, 0..3_u64, 0..3_u8)).prop_map(
+        |(count, length, (ttl, deliver_at, delay, priority))| BatchRun {
+            count,
+            length,
+            properties: Properties { ttl_ms: 300 * ttl, deliver_at_ms: 400 * deliver_at, priority },
+            delay_ms: 250 * delay,
+        },
+    );
+    prop_oneof![3 => Just(Vec::new()), 1 => vec(run, 1..4)]
+}
+
+fn publish() -> impl Strategy<Value = Command> {
     let producer = prop::option::of((1..3_u64, 1..8_u64))
         .prop_map(|producer| producer.map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))));
     let block = (0..1_000_u32, 1..100_u32).prop_map(|(position, length)| BlockSpan { position, length });
-    let start = prop_oneof![Just(GroupStart::First), Just(GroupStart::Next)];
+    (queue_id(), producer, 0..6_u32, block, runs()).prop_map(|(queue, producer, count, block, runs)| {
+        if runs.is_empty() {
+            return Command::Publish { queue, producer, count, block, runs };
+        }
+        let count = runs.iter().map(|run| run.count).sum();
+        let length = runs.iter().map(|run| run.length).sum();
+        Command::Publish { queue, producer, count, block: BlockSpan { length, ..block }, runs }
+    })
+}
+
+fn command() -> impl Strategy<Value = Command> {
     let back = (range(), 1..5_u32, 0..3_u64).prop_map(|(range, attempt, not_before_ms)| Return {
         range,
         attempt,
         not_before_ms,
     });
-    let some_settings =
-        (1..4_u32, any::<bool>()).prop_map(|(max, dead)| settings(max, dead.then_some("dead")));
+    let settle = (queue_id(), group_id(), vec(range(), 0..3), vec(back, 0..3), vec(range(), 0..2), 0..9_u32);
     prop_oneof![
-        2 => (queue_id(), "[ab]", some_settings)
-            .prop_map(|(queue, name, settings)| Command::OpenQueue { queue, name, settings }),
+        2 => (queue_id(), "[ab]", any_settings(), 0..3_u64).prop_map(|(queue, name, settings, revision)| {
+            Command::OpenQueue { queue, name, settings, revision }
+        }),
         1 => closed_queue_id().prop_map(|queue| Command::CloseQueue { queue }),
         1 => queue_id().prop_map(|queue| Command::PurgeQueue { queue }),
-        20 => (queue_id(), producer, 0..6_u32, block)
-            .prop_map(|(queue, producer, count, block)| Command::Publish { queue, producer, count, block }),
-        4 => (queue_id(), "[abc]", start)
+        20 => publish(),
+        4 => (queue_id(), "[abc]", position())
             .prop_map(|(queue, name, start)| Command::CreateGroup { queue, name, start }),
+        3 => (queue_id(), group_id(), position())
+            .prop_map(|(queue, group, to)| Command::SeekGroup { queue, group, to }),
         1 => (queue_id(), group_id()).prop_map(|(queue, group)| Command::DeleteGroup { queue, group }),
-        20 => (queue_id(), group_id(), vec(range(), 0..3), vec(back, 0..3))
-            .prop_map(|(queue, group, acks, returns)| Command::Settle { queue, group, acks, returns }),
+        20 => settle.prop_map(|(queue, group, acks, returns, expired, seek_count)| {
+            // Mostly those of a group that was never moved.
+            let seek_count = seek_count.saturating_sub(6);
+            Command::Settle { queue, group, acks, returns, expired, seek_count }
+        }),
+        3 => queue_id().prop_map(|queue| Command::Trim { queue }),
         4 => (queue_id(), group_id(), 0..20_u64).prop_map(|(queue, group, up_to)| Command::DeadLettersMoved {
             queue,
             group,
@@ -135,8 +192,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     });
     vec(step, 1..40).prop_map(|mut steps| {
         let queue = QueueId::new(1);
-        let open = Command::OpenQueue { queue, name: "a".into(), settings: settings(2, Some("dead")) };
-        let create = Command::CreateGroup { queue, name: "a".into(), start: GroupStart::First };
+        let open =
+            Command::OpenQueue { queue, name: "a".into(), settings: settings(2, Some("dead")), revision: 0 };
+        let create = Command::CreateGroup { queue, name: "a".into(), start: Position::First };
         steps.insert(0, Step { time_ms: 5, commands: vec![open, create], after: After::Nothing });
         steps
     })
@@ -200,16 +258,16 @@ proptest! {
         let queue = QueueId::new(1);
         let group = GroupId::new(1);
         let mut restarted = Checkpointed::default();
-        let open = Command::OpenQueue { queue, name: "a".into(), settings: settings(9, None) };
-        let create = Command::CreateGroup { queue, name: "a".into(), start: GroupStart::First };
+        let open = Command::OpenQueue { queue, name: "a".into(), settings: settings(9, None), revision: 0 };
+        let create = Command::CreateGroup { queue, name: "a".into(), start: Position::First };
         restarted.shard.apply(meta(1, 0), &[open, create]);
         for (index, (blocks, acked, after)) in (2..).zip(steps) {
             let block = BlockSpan { position: 7, length: 10 };
-            let publish = Command::Publish { queue, producer: None, count: 2, block };
+            let publish = Command::Publish { queue, producer: None, count: 2, block, runs: Vec::new() };
             restarted.shard.apply(meta(index, index), &vec![publish; blocks as usize]);
             let floor = restarted.shard.queue(queue).unwrap().first_offset();
             let acks = vec![OffsetRange::new(floor, acked)];
-            let settle = Command::Settle { queue, group, acks, returns: Vec::new() };
+            let settle = acks_of(queue, group, acks);
             restarted.shard.apply(meta(index, index), &[settle]);
             match after {
                 0 => restarted.checkpoint(),

@@ -13,7 +13,7 @@ use skein_proto::ids::QueueId;
 use tokio_stream::wrappers::WatchStream;
 
 use crate::{
-    broker::{Command, Settings},
+    broker::{CatalogQueue, Command, Queue},
     raft::{Group, Groups, Proposed},
 };
 
@@ -31,7 +31,7 @@ const SHARD_WAIT_MAX: Duration = Duration::from_secs(1);
 const IN_FLIGHT_MAX: usize = 256;
 
 /// What the catalog says of a queue, as far as its shard must know.
-type Wanted<'a> = (QueueId, &'a str, &'a Settings);
+type Wanted<'a> = (QueueId, &'a str, &'a CatalogQueue);
 
 /// Reconciles for as long as it is polled.
 pub async fn reconcile_queues(groups: Arc<Groups>) {
@@ -60,11 +60,11 @@ async fn reconcile(groups: &Groups) -> bool {
 /// False when a proposal failed.
 async fn reconcile_shard(catalog: &Group, group: &Group) -> bool {
     // First, so that the catalog is the newer of the two: opening an open queue and closing a closed one do no harm.
-    let actual: Vec<QueueId> =
-        group.replica().with_messages(|shard| shard.queues().map(crate::broker::Queue::id).collect());
+    let revision = |queue: &Queue| (queue.id(), queue.settings_revision());
+    let actual: Vec<_> = group.replica().with_messages(|shard| shard.queues().map(revision).collect());
     let commands = catalog.replica().with_catalog(|catalog| {
         let here = catalog.queues().filter(|(_, queue)| queue.shard == group.shard());
-        let wanted = here.map(|(name, queue)| (queue.queue, name, &queue.settings));
+        let wanted = here.map(|(name, queue)| (queue.queue, name, queue));
         difference(wanted, &actual, catalog.next_queue())
     });
     let outcomes = stream::iter(commands.iter().map(Proposed::shard).map(|proposed| group.propose(proposed)))
@@ -74,40 +74,52 @@ async fn reconcile_shard(catalog: &Group, group: &Group) -> bool {
     outcomes.iter().all(Result::is_ok)
 }
 
-/// What it takes to get from the open queues to the wanted ones. A queue from `next` on was created after this node's
-/// catalog stopped hearing of it, and is none of its business.
+/// What it takes to get from the open queues, each with the revision of its settings, to the wanted ones. A queue from
+/// `next` on was created after this node's catalog stopped hearing of it, and is none of its business.
 fn difference<'a>(
     wanted: impl Iterator<Item = Wanted<'a>>,
-    actual: &[QueueId],
+    actual: &[(QueueId, u64)],
     next: QueueId,
 ) -> Vec<Command> {
     let mut open = Vec::new();
-    let mut surplus: BTreeSet<_> = actual.iter().copied().filter(|queue| *queue < next).collect();
-    for (queue, name, settings) in wanted {
+    let mut surplus: BTreeSet<_> =
+        actual.iter().map(|&(queue, _)| queue).filter(|&queue| queue < next).collect();
+    for (queue, name, CatalogQueue { settings, settings_revision, .. }) in wanted {
         surplus.remove(&queue);
-        if actual.binary_search(&queue).is_err() {
-            open.push(Command::OpenQueue { queue, name: name.to_owned(), settings: settings.clone() });
+        let open_as = actual.binary_search_by_key(&queue, |&(queue, _)| queue).map(|place| actual[place].1);
+        if open_as.is_ok_and(|revision| revision >= *settings_revision) {
+            continue;
         }
+        let (name, settings) = (name.to_owned(), settings.clone());
+        open.push(Command::OpenQueue { queue, name, settings, revision: *settings_revision });
     }
     surplus.into_iter().map(|queue| Command::CloseQueue { queue }).chain(open).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use skein_proto::ids::ShardId;
+
     use super::*;
+    use crate::broker::Settings;
 
     #[test]
-    fn missing_queues_are_opened_and_surplus_ones_closed_but_not_those_the_catalog_has_not_heard_of() {
-        let settings = Settings { max_deliveries: 1, dead_letter_queue: None, lease_ms: 1_000 };
+    fn queues_are_opened_or_changed_or_closed_but_not_those_the_catalog_has_not_heard_of() {
         let queue = |id| QueueId::new(id);
-        let names = [1, 2, 4].map(|id| (queue(id), format!("queue-{id}")));
-        let wanted = names.iter().map(|(queue, name)| (*queue, name.as_str(), &settings));
-        let commands = difference(wanted, &[queue(2), queue(3), queue(5)], queue(5));
-        let open = |id| Command::OpenQueue {
+        let as_known = |(id, settings_revision)| {
+            let (shard, settings) = (ShardId::new(1), Settings::default());
+            (format!("queue-{id}"), CatalogQueue { queue: queue(id), shard, settings, settings_revision })
+        };
+        let known = [(1, 0), (2, 7), (4, 3), (6, 9)].map(as_known);
+        let wanted = known.iter().map(|(name, known)| (known.queue, name.as_str(), known));
+        let actual = [(queue(2), 8), (queue(3), 0), (queue(6), 2), (queue(7), 0)];
+        let commands = difference(wanted, &actual, queue(7));
+        let open = |id, revision| Command::OpenQueue {
             queue: queue(id),
             name: format!("queue-{id}"),
-            settings: settings.clone(),
+            settings: Settings::default(),
+            revision,
         };
-        assert_eq!(commands, [Command::CloseQueue { queue: queue(3) }, open(1), open(4)]);
+        assert_eq!(commands, [Command::CloseQueue { queue: queue(3) }, open(1, 0), open(4, 3), open(6, 9)]);
     }
 }

@@ -12,6 +12,8 @@ use crate::offsets::OffsetRange;
 pub(super) struct Consumer {
     pub(super) key: GroupKey,
     pub(super) credit: Credit,
+    /// Those with a higher one take messages first.
+    pub(super) priority: i32,
     /// Takes no more; is forgotten when its last lease ends.
     pub(super) detached: bool,
     /// It stands in its group's order of turns.
@@ -32,10 +34,11 @@ pub(super) struct Lease {
 }
 
 impl Consumer {
-    pub(super) const fn new(key: GroupKey, credit: Credit) -> Self {
+    pub(super) const fn new(key: GroupKey, credit: Credit, priority: i32) -> Self {
         Self {
             key,
             credit,
+            priority,
             detached: false,
             in_turn: false,
             leases: BTreeMap::new(),
@@ -62,7 +65,7 @@ impl Consumer {
         self.leases.is_empty()
     }
 
-    #[cfg(test)]
+    /// The messages and bytes that count against its credit.
     pub(super) const fn held(&self) -> (u64, u64) {
         (self.held_messages, self.held_bytes)
     }

@@ -1,17 +1,23 @@
 //! Hands out messages, and keeps the leases on them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod settle;
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use skein_proto::{
     ids::{GroupId, Offset, QueueId},
     limits::GROUP_CONSUMERS_MAX,
 };
 
+use self::settle::push_returned;
 use super::{
-    AddConsumerError, ConsumerId, Credit, Delivery, GroupCounts, GroupKey, GroupStart, Ready, Refusal,
-    Returned, Settlements, Sizes,
-    consumer::{Consumer, EndedLease, Lease},
-    group::{Group, Work},
+    AddConsumerError, ConsumerId, Credit, Delivery, Expired, GroupCounts, GroupKey, GroupStart, Ready,
+    Returned, Stored,
+    consumer::{Consumer, Lease},
+    group::{Alarms, Group, Work, waiting_parts},
     round::Round,
 };
 use crate::offsets::{OffsetRange, OffsetSet};
@@ -27,6 +33,8 @@ pub struct Dispatcher {
     lease_ends: BTreeSet<(u64, ConsumerId, Offset)>,
     /// When delayed messages become deliverable. An entry whose messages are gone does nothing when its time comes.
     delays: BTreeSet<(u64, GroupKey, Offset)>,
+    /// When messages are to be given up. An entry whose messages are gone, or may wait longer, does nothing.
+    expiries: BTreeSet<(u64, GroupKey, Offset, u64)>,
     /// Until when each group is held back, should nobody come back before.
     holds: BTreeSet<(u64, GroupKey)>,
 }
@@ -40,16 +48,62 @@ impl Dispatcher {
 
     /// Begins to deliver for a group. One that it knows already is left as it is.
     #[expect(clippy::needless_pass_by_value, reason = "a start is made for one group and used once")]
-    pub fn add_group(&mut self, key: GroupKey, start: GroupStart) {
+    pub fn add_group(&mut self, key: GroupKey, start: GroupStart, stored: &dyn Stored) {
         if self.groups.contains_key(&key) {
             return;
         }
-        let (group, delays) = Group::new(&start);
+        let mut group = Group::new(&start);
+        for (range, &ready) in start.ready.iter() {
+            let alarms = group.take_back(key.queue, range, ready, stored);
+            self.set(key, alarms);
+        }
+        let alarms = group.sort(key.queue, stored);
+        self.set(key, alarms);
         if group.held_back_until_ms > 0 {
             self.holds.insert((group.held_back_until_ms, key));
         }
         self.groups.insert(key, group);
-        self.delays.extend(delays.into_iter().map(|(at_ms, first)| (at_ms, key, first)));
+    }
+
+    /// Lets a group begin anew, elsewhere. Its consumers stay, and hold nothing any more.
+    pub fn move_group(&mut self, key: GroupKey, start: GroupStart, stored: &dyn Stored) {
+        let Some(moved) = self.groups.remove(&key) else { return };
+        for id in &moved.consumers {
+            let Some(consumer) = self.consumers.get_mut(id) else { continue };
+            for lease in consumer.end_all() {
+                self.lease_ends.remove(&(lease.until_ms, *id, lease.range.first));
+            }
+        }
+        self.holds.remove(&(moved.held_back_until_ms, key));
+        self.add_group(key, start, stored);
+        let consumers: Vec<_> = moved.consumers.iter().copied().collect();
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.consumers = moved.consumers;
+            group.attached_count = moved.attached_count;
+            group.turns = moved.turns;
+            group.active = moved.active;
+        }
+        for id in consumers {
+            self.offer_turn(id);
+            self.forget_if_done(id);
+        }
+    }
+
+    /// Takes note of how a queue behaves from now on.
+    pub fn change_queue(&mut self, queue: QueueId, lease_ms: u32, single_active: bool, stored: &dyn Stored) {
+        let keys: Vec<_> = self.groups.range(groups_of(queue)).map(|(key, _)| *key).collect();
+        for key in keys {
+            let Some(group) = self.groups.get_mut(&key) else { continue };
+            group.lease_ms = lease_ms;
+            group.single_active = single_active;
+            let alarms = group.sort_again(queue, stored);
+            let consumers: Vec<_> = group.consumers.iter().copied().collect();
+            self.set(key, alarms);
+            self.choose_active(key);
+            for id in consumers {
+                self.offer_turn(id);
+            }
+        }
     }
 
     /// Forgets a group with its consumers, and says who they were.
@@ -77,23 +131,35 @@ impl Dispatcher {
     }
 
     /// Takes note of the end of a queue.
-    pub fn handle_appended(&mut self, queue: QueueId, next_offset: Offset) {
+    pub fn handle_appended(&mut self, queue: QueueId, next_offset: Offset, stored: &dyn Stored) {
+        let mut sorted = Vec::new();
         for (&key, group) in self.groups.range_mut(groups_of(queue)) {
             if next_offset > group.next_offset {
                 group.next_offset = next_offset;
                 self.work.insert(key);
+                sorted.push((key, group.sort(queue, stored)));
             }
+        }
+        for (key, alarms) in sorted {
+            self.set(key, alarms);
         }
     }
 
     /// Delivers messages again that the core took back. Any of them that a consumer holds, or that were never
     /// delivered, are left as they are.
-    pub fn handle_returned(&mut self, key: GroupKey, range: OffsetRange, attempts: u32, not_before_ms: u64) {
+    pub fn handle_returned(
+        &mut self,
+        key: GroupKey,
+        range: OffsetRange,
+        attempts: u32,
+        not_before_ms: u64,
+        stored: &dyn Stored,
+    ) {
         let Some(group) = self.groups.get_mut(&key) else {
             return;
         };
-        let delays = group.take_back(range, Ready { attempts, not_before_ms });
-        self.delays.extend(delays.into_iter().map(|(at_ms, first)| (at_ms, key, first)));
+        let alarms = group.take_back(key.queue, range, Ready { attempts, not_before_ms }, stored);
+        self.set(key, alarms);
         self.work.insert(key);
     }
 
@@ -117,15 +183,17 @@ impl Dispatcher {
         key: GroupKey,
         id: ConsumerId,
         credit: Credit,
+        priority: i32,
     ) -> Result<(), AddConsumerError> {
         let group = self.groups.get_mut(&key).ok_or(AddConsumerError::NoGroup)?;
         if group.attached_count >= GROUP_CONSUMERS_MAX {
             return Err(AddConsumerError::TooMany);
         }
-        let previous = self.consumers.insert(id, Consumer::new(key, credit));
+        let previous = self.consumers.insert(id, Consumer::new(key, credit, priority));
         assert!(previous.is_none(), "a consumer id was used twice");
         group.attached_count += 1;
         group.consumers.insert(id);
+        self.choose_active(key);
         self.offer_turn(id);
         Ok(())
     }
@@ -139,9 +207,11 @@ impl Dispatcher {
         held: &[OffsetRange],
         now_ms: u64,
         others_until_ms: u64,
-        sizes: &dyn Sizes,
+        stored: &dyn Stored,
     ) -> OffsetSet {
         let mut resumed = OffsetSet::new();
+        // It may hold what was not due yet when this leader took over.
+        self.release_due(now_ms, stored);
         let Some(consumer) = self.consumers.get_mut(&id) else { return resumed };
         let key = consumer.key;
         let Some(group) = self.groups.get_mut(&key) else { return resumed };
@@ -149,7 +219,7 @@ impl Dispatcher {
         for range in held {
             // What it held was within its credit.
             for Work { range, attempt } in group.resume(*range, consumer.messages_left()) {
-                for (part, bytes) in kept_parts(group, key.queue, range, sizes) {
+                for (part, bytes) in kept_parts(group, key.queue, range, stored) {
                     consumer.grant(Lease { range: part, until_ms, attempt, bytes });
                     self.lease_ends.insert((until_ms, id, part.first));
                     resumed.insert(part);
@@ -190,9 +260,10 @@ impl Dispatcher {
             group.consumers.remove(&id);
             group.attached_count -= usize::from(!consumer.detached);
             if consumer.in_turn {
-                group.turns.retain(|&other| other != id);
+                group.turns.remove(id, consumer.priority);
             }
         }
+        self.choose_active(key);
         returned
     }
 
@@ -207,24 +278,50 @@ impl Dispatcher {
             if let Some(group) = self.groups.get_mut(&consumer.key) {
                 group.attached_count -= 1;
                 if std::mem::take(&mut consumer.in_turn) {
-                    group.turns.retain(|&other| other != id);
+                    group.turns.remove(id, consumer.priority);
                 }
             }
+            let key = consumer.key;
+            self.choose_active(key);
         }
         self.forget_if_done(id);
     }
 
-    /// Hands out all that can be, and appends it to `deliveries`. The consumers' credits bound how much that is.
-    pub fn poll(&mut self, now_ms: u64, sizes: &dyn Sizes, deliveries: &mut Vec<Delivery>) {
-        while let Some(&(at_ms, key, first)) = self.delays.first()
+    /// Takes out the messages whose time is over and that nobody holds: the core is to give them up.
+    pub fn take_expired(&mut self, now_ms: u64, stored: &dyn Stored) -> Vec<Expired> {
+        let mut expired = Vec::new();
+        while let Some(&(at_ms, key, first, count)) = self.expiries.first()
             && at_ms <= now_ms
         {
-            self.delays.pop_first();
-            if let Some(group) = self.groups.get_mut(&key) {
-                group.release(first, now_ms);
-                self.work.insert(key);
+            self.expiries.pop_first();
+            let Some(group) = self.groups.get_mut(&key) else { continue };
+            if group.held_back_until_ms > now_ms {
+                // Somebody may hold them, and is about to say so.
+                self.expiries.insert((group.held_back_until_ms, key, first, count));
+                continue;
+            }
+            for part in waiting_parts(key.queue, OffsetRange::new(first, count), stored) {
+                match part.expires_at_ms {
+                    Some(at_ms) if at_ms <= now_ms => {
+                        let parts = group.expire(part.range).into_iter();
+                        expired.extend(parts.map(|range| Expired { key, range }));
+                        // What comes next may be small enough for somebody for whom these were too large.
+                        self.work.insert(key);
+                    }
+                    // The queue lets them wait longer than it did.
+                    Some(at_ms) => {
+                        self.expiries.insert((at_ms, key, part.range.first, part.range.count));
+                    }
+                    None => {}
+                }
             }
         }
+        expired
+    }
+
+    /// Hands out all that can be, and appends it to `deliveries`. The consumers' credits bound how much that is.
+    pub fn poll(&mut self, now_ms: u64, stored: &dyn Stored, deliveries: &mut Vec<Delivery>) {
+        self.release_due(now_ms, stored);
         while let Some(&(at_ms, key)) = self.holds.first()
             && at_ms <= now_ms
         {
@@ -239,7 +336,7 @@ impl Dispatcher {
                 let mut round = Round {
                     key,
                     now_ms,
-                    sizes,
+                    stored,
                     group,
                     consumers: &mut self.consumers,
                     lease_ends: &mut self.lease_ends,
@@ -249,52 +346,14 @@ impl Dispatcher {
         }
     }
 
-    /// Ends leases whose messages are done.
-    pub fn ack(&mut self, id: ConsumerId, range: OffsetRange) -> Settlements {
-        self.settle(id, range, Settle::End)
-    }
-
-    /// Ends leases whose messages the core is to take back.
-    pub fn nack(&mut self, id: ConsumerId, range: OffsetRange) -> Settlements {
-        self.settle(id, range, Settle::End)
-    }
-
-    /// Sets when leases end.
-    pub fn extend(&mut self, id: ConsumerId, range: OffsetRange, lease_until_ms: u64) -> Settlements {
-        self.settle(id, range, Settle::Extend { until_ms: lease_until_ms })
-    }
-
-    /// Ends the leases whose time is over, and says which: the core is to take the messages back.
-    pub fn expire(&mut self, now_ms: u64) -> Vec<Returned> {
-        let mut returned = Vec::new();
-        while let Some(&(until_ms, id, first)) = self.lease_ends.first()
-            && until_ms <= now_ms
-        {
-            self.lease_ends.pop_first();
-            let Some(consumer) = self.consumers.get_mut(&id) else {
-                continue;
-            };
-            let Some(lease) = consumer.end(first) else {
-                continue;
-            };
-            let key = consumer.key;
-            if let Some(group) = self.groups.get_mut(&key) {
-                group.leased.remove(lease.range);
-            }
-            push_returned(&mut returned, key, lease);
-            self.offer_turn(id);
-            self.forget_if_done(id);
-        }
-        returned
-    }
-
     /// When to call [`Dispatcher::expire`] and [`Dispatcher::poll`] next, should nothing else happen before.
     #[must_use]
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let lease_end = self.lease_ends.first().map(|&(until_ms, ..)| until_ms);
         let delay = self.delays.first().map(|&(at_ms, ..)| at_ms);
         let hold = self.holds.first().map(|&(at_ms, _)| at_ms);
-        [lease_end, delay, hold].into_iter().flatten().min()
+        let expiry = self.expiries.first().map(|&(at_ms, ..)| at_ms);
+        [lease_end, delay, hold, expiry].into_iter().flatten().min()
     }
 
     /// How busy a group is; all zero for one that is not known.
@@ -306,6 +365,12 @@ impl Dispatcher {
             ready: group.ready_count(),
             delayed: group.delayed_count(),
         })
+    }
+
+    /// How often the core had moved a group when what is delivered now was handed out.
+    #[must_use]
+    pub fn seek_count(&self, key: GroupKey) -> u32 {
+        self.groups.get(&key).map_or(0, |group| group.seek_count)
     }
 
     /// The group that a consumer takes messages of, or took them before it was detached.
@@ -325,40 +390,6 @@ impl Dispatcher {
         self.lease_ends.len()
     }
 
-    fn settle(&mut self, id: ConsumerId, range: OffsetRange, how: Settle) -> Settlements {
-        let mut settlements = Vec::new();
-        let Some(consumer) = self.consumers.get_mut(&id) else {
-            refuse(&mut settlements, range, range.end());
-            return settlements;
-        };
-        let Some(group) = self.groups.get_mut(&consumer.key) else {
-            return settlements;
-        };
-        let mut reached = range.first;
-        while let Some(EndedLease { whole, ended, kept }) =
-            consumer.end_in(OffsetRange::between(reached, range.end()))
-        {
-            self.lease_ends.remove(&(whole.until_ms, id, whole.range.first));
-            for part in kept.into_iter().flatten() {
-                self.lease_ends.insert((part.until_ms, id, part.range.first));
-            }
-            match how {
-                Settle::End => group.leased.remove(ended.range),
-                Settle::Extend { until_ms } => {
-                    self.lease_ends.insert((until_ms, id, ended.range.first));
-                    consumer.grant(Lease { until_ms, ..ended });
-                }
-            }
-            refuse(&mut settlements, OffsetRange::between(reached, ended.range.first), group.fresh_from);
-            settlements.push((ended.range, Ok(ended.attempt)));
-            reached = ended.range.end();
-        }
-        refuse(&mut settlements, OffsetRange::between(reached, range.end()), group.fresh_from);
-        self.offer_turn(id);
-        self.forget_if_done(id);
-        settlements
-    }
-
     /// Puts a consumer that can take messages at the end of its group's turns.
     fn offer_turn(&mut self, id: ConsumerId) {
         let Some(consumer) = self.consumers.get_mut(&id) else {
@@ -370,12 +401,55 @@ impl Dispatcher {
         let Some(group) = self.groups.get_mut(&consumer.key) else {
             return;
         };
+        if !group.may_take(id, consumer) {
+            return;
+        }
         if !consumer.in_turn {
             consumer.in_turn = true;
-            group.turns.push_back(id);
+            group.turns.push_back(id, consumer.priority);
         }
         if group.next_work().is_some() {
             self.work.insert(consumer.key);
+        }
+    }
+
+    /// Sees to it that where only one consumer takes messages, it is the one with the highest priority, and of those
+    /// the one that has come first.
+    fn choose_active(&mut self, key: GroupKey) {
+        let Some(group) = self.groups.get_mut(&key) else { return };
+        group.active = None;
+        if group.single_active {
+            let attached = group.consumers.iter().filter_map(|id| Some((*id, self.consumers.get(id)?)));
+            let attached = attached.filter(|(_, consumer)| !consumer.detached);
+            let first = attached.min_by_key(|&(id, consumer)| (Reverse(consumer.priority), id));
+            group.active = first.map(|(id, _)| id);
+        }
+        self.offer_turn_to_active(key);
+    }
+
+    /// Whoever held something may have been the last one that the active consumer had to wait for.
+    fn offer_turn_to_active(&mut self, key: GroupKey) {
+        if let Some(id) = self.groups.get(&key).and_then(|group| group.active) {
+            self.offer_turn(id);
+        }
+    }
+
+    fn set(&mut self, key: GroupKey, alarms: Alarms) {
+        let Alarms { delays, expiries } = alarms;
+        self.delays.extend(delays.into_iter().map(|(at_ms, first)| (at_ms, key, first)));
+        let expiries = expiries.into_iter().map(|(at_ms, range)| (at_ms, key, range.first, range.count));
+        self.expiries.extend(expiries);
+    }
+
+    fn release_due(&mut self, now_ms: u64, stored: &dyn Stored) {
+        while let Some(&(at_ms, key, first)) = self.delays.first()
+            && at_ms <= now_ms
+        {
+            self.delays.pop_first();
+            if let Some(group) = self.groups.get_mut(&key) {
+                group.release(key.queue, first, now_ms, stored);
+                self.work.insert(key);
+            }
         }
     }
 
@@ -384,13 +458,6 @@ impl Dispatcher {
             self.remove_consumer(id);
         }
     }
-}
-
-/// What a settlement does to leases.
-#[derive(Debug, Clone, Copy)]
-enum Settle {
-    End,
-    Extend { until_ms: u64 },
 }
 
 fn groups_of(queue: QueueId) -> std::ops::RangeInclusive<GroupKey> {
@@ -403,20 +470,20 @@ fn kept_parts(
     group: &mut Group,
     queue: QueueId,
     range: OffsetRange,
-    sizes: &dyn Sizes,
+    stored: &dyn Stored,
 ) -> Vec<(OffsetRange, u64)> {
     let mut parts = Vec::new();
     let mut rest = range;
     while !rest.is_empty() {
         let count_max = u32::try_from(rest.count).unwrap_or(u32::MAX);
-        match sizes.fit(queue, rest.first, count_max, u64::MAX).filter(|&(count, _)| count > 0) {
+        match stored.fit(queue, rest.first, count_max, u64::MAX).filter(|&(count, _)| count > 0) {
             Some((count, bytes)) => {
                 let (part, after) = rest.split_at(rest.first.plus(u64::from(count)));
                 parts.push((part, bytes));
                 rest = after;
             }
             None => {
-                let kept_from = sizes.kept_from(queue).unwrap_or(rest.end());
+                let kept_from = stored.kept_from(queue).unwrap_or(rest.end());
                 let (missing, after) = rest.split_at(kept_from.max(rest.first.plus(1)));
                 group.leased.remove(missing);
                 rest = after;
@@ -424,25 +491,4 @@ fn kept_parts(
         }
     }
     parts
-}
-
-/// Says why messages that a consumer does not hold cannot be settled.
-fn refuse(settlements: &mut Settlements, range: OffsetRange, fresh_from: Offset) {
-    let (delivered, fresh) = range.split_at(fresh_from);
-    for (part, refusal) in [(delivered, Refusal::LeaseLost), (fresh, Refusal::NotDelivered)] {
-        if !part.is_empty() {
-            settlements.push((part, Err(refusal)));
-        }
-    }
-}
-
-fn push_returned(returned: &mut Vec<Returned>, key: GroupKey, lease: Lease) {
-    let Lease { range, attempt, .. } = lease;
-    if let Some(last) = returned.last_mut()
-        && (last.key, last.attempt, last.range.end()) == (key, attempt, range.first)
-    {
-        last.range.count += range.count;
-        return;
-    }
-    returned.push(Returned { key, range, attempt });
 }

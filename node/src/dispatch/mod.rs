@@ -6,9 +6,11 @@
 mod consumer;
 mod dispatcher;
 mod group;
+mod lanes;
 mod round;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use skein_proto::ids::{GroupId, Offset, QueueId};
 
@@ -52,8 +54,8 @@ pub struct Credit {
     pub bytes: u64,
 }
 
-/// Knows how large messages are.
-pub trait Sizes {
+/// Knows the messages that are stored.
+pub trait Stored {
     /// How many of the messages from `first` on, up to `count_max` and all in the same stored block, fit into
     /// `bytes_max`, and how many bytes they have; one message when even the first one does not fit. Nothing when the
     /// message at `first` is not kept.
@@ -62,6 +64,46 @@ pub trait Sizes {
     /// The first offset of a queue that is kept, or would be if there were messages. Nothing when there is no such
     /// queue.
     fn kept_from(&self, queue: QueueId) -> Option<Offset>;
+
+    /// Whether all messages of a queue may be delivered at once, in order, and whenever it suits.
+    fn is_ordinary(&self, queue: QueueId) -> bool;
+
+    /// The first kept messages of a queue from `from` on that wait for the same.
+    fn waiting(&self, queue: QueueId, from: Offset) -> Option<Waiting>;
+}
+
+/// Messages that follow each other and wait for the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// Which messages.
+    pub range: OffsetRange,
+    /// Not to be delivered before this wall-clock time; 0 for at once.
+    pub deliver_at_ms: u64,
+    /// To be given up then, unless somebody holds them.
+    pub expires_at_ms: Option<u64>,
+    /// Those with the highest are delivered first.
+    pub priority: u8,
+}
+
+impl Waiting {
+    /// Messages that wait for nothing.
+    #[must_use]
+    pub const fn ordinary(range: OffsetRange) -> Self {
+        Self { range, deliver_at_ms: 0, expires_at_ms: None, priority: 0 }
+    }
+
+    fn waits_as(&self, other: &Self) -> bool {
+        Self { range: other.range, ..*self } == *other
+    }
+}
+
+/// Messages that nobody took in time: the core is to give them up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expired {
+    /// The group that gives them up.
+    pub key: GroupKey,
+    /// Which messages.
+    pub range: OffsetRange,
 }
 
 /// Where a group stands when the dispatcher gets to know it.
@@ -78,6 +120,10 @@ pub struct GroupStart {
     /// Nothing is delivered before this wall-clock time; 0 for at once. A new leader waits for those who hold
     /// messages of the old one to say so.
     pub held_back_until_ms: u64,
+    /// Only one consumer gets messages at a time.
+    pub single_active: bool,
+    /// How often the core has moved the group.
+    pub seek_count: u32,
 }
 
 /// How messages below the fresh ones may be delivered.

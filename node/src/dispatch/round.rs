@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use skein_proto::ids::Offset;
 
 use super::{
-    ConsumerId, Delivery, GroupKey, Sizes,
+    ConsumerId, Delivery, GroupKey, Stored,
     consumer::{Consumer, Lease},
     group::{Group, Work},
 };
@@ -15,7 +15,7 @@ use crate::offsets::OffsetRange;
 pub(super) struct Round<'a> {
     pub(super) key: GroupKey,
     pub(super) now_ms: u64,
-    pub(super) sizes: &'a dyn Sizes,
+    pub(super) stored: &'a dyn Stored,
     pub(super) group: &'a mut Group,
     pub(super) consumers: &'a mut BTreeMap<ConsumerId, Consumer>,
     pub(super) lease_ends: &'a mut BTreeSet<(u64, ConsumerId, Offset)>,
@@ -36,7 +36,7 @@ impl Round<'_> {
                 continue;
             };
             consumer.in_turn = false;
-            if !consumer.takes_more() {
+            if !consumer.takes_more() || !self.group.may_take(id, consumer) {
                 continue;
             }
             let count_max = share.min(consumer.messages_left());
@@ -52,7 +52,7 @@ impl Round<'_> {
                 Attempt::Missing => {
                     self.keep_turn(id);
                     // The queue was closed: the next events say so.
-                    let Some(kept_from) = self.sizes.kept_from(self.key.queue) else {
+                    let Some(kept_from) = self.stored.kept_from(self.key.queue) else {
                         break;
                     };
                     // The core frees what all groups have acked without saying so: not to wait for an event.
@@ -70,7 +70,7 @@ impl Round<'_> {
         let consumer =
             self.consumers.get_mut(&id).expect("a consumer is looked up before it is delivered to");
         let count_max = u32::try_from(work.range.count).unwrap_or(u32::MAX).min(count_max);
-        let fit = self.sizes.fit(self.key.queue, work.range.first, count_max, consumer.bytes_left());
+        let fit = self.stored.fit(self.key.queue, work.range.first, count_max, consumer.bytes_left());
         let Some((count, bytes)) = fit.filter(|&(count, _)| count > 0) else {
             return Attempt::Missing;
         };
@@ -97,7 +97,7 @@ impl Round<'_> {
     fn keep_turn(&mut self, id: ConsumerId) {
         if let Some(consumer) = self.consumers.get_mut(&id) {
             consumer.in_turn = true;
-            self.group.turns.push_front(id);
+            self.group.turns.push_front(id, consumer.priority);
         }
     }
 
@@ -106,7 +106,7 @@ impl Round<'_> {
             && consumer.takes_more()
         {
             consumer.in_turn = true;
-            self.group.turns.push_back(id);
+            self.group.turns.push_back(id, consumer.priority);
         }
     }
 }
@@ -122,7 +122,7 @@ enum Attempt {
 
 /// How many messages a consumer gets at a time, so that something is left for the others.
 fn fair_share(group: &Group) -> u32 {
-    let takers = group.turns.len().max(1);
+    let takers = group.turns.sharer_count().max(1);
     let share = group.ready_count().div_ceil(takers as u64);
     u32::try_from(share).unwrap_or(u32::MAX)
 }

@@ -1,5 +1,6 @@
 //! The dispatcher against a model that knows the state of each message, and one scenario for each promise.
 
+mod groups;
 mod model;
 mod scenarios;
 
@@ -8,8 +9,8 @@ use skein_proto::ids::{GroupId, Offset, QueueId};
 
 use self::model::Model;
 use super::{
-    AddConsumerError, ConsumerId, Credit, Delivery, Dispatcher, GroupCounts, GroupKey, GroupStart, Ready,
-    Refusal, Returned, Sizes,
+    AddConsumerError, ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupCounts, GroupKey, GroupStart,
+    Ready, Refusal, Returned, Stored, Waiting,
 };
 use crate::offsets::{OffsetRange, OffsetRuns};
 
@@ -20,17 +21,33 @@ const LEASE_MS: u32 = 50;
 const BLOCK: u64 = 5;
 
 /// Messages of different sizes, the same for every queue; those below `first` are not kept.
-struct TestSizes {
+struct TestStored {
     first: u64,
+    /// Some wait for something.
+    special: bool,
 }
 
-impl TestSizes {
+impl TestStored {
     const fn size(offset: u64) -> u64 {
         1 + offset * 7 % 13
     }
+
+    /// What a message waits for.
+    fn waits(&self, offset: u64) -> Waiting {
+        let range = range_of(offset, 1);
+        if !self.special {
+            return Waiting::ordinary(range);
+        }
+        Waiting {
+            range,
+            deliver_at_ms: if offset % 5 == 1 { 10 + 3 * offset } else { 0 },
+            expires_at_ms: (offset % 4 == 3).then_some(40 + 2 * offset),
+            priority: (offset / 3 % 3) as u8,
+        }
+    }
 }
 
-impl Sizes for TestSizes {
+impl Stored for TestStored {
     fn fit(&self, _queue: QueueId, first: Offset, count_max: u32, bytes_max: u64) -> Option<(u32, u64)> {
         let first = first.get();
         if first < self.first {
@@ -50,6 +67,14 @@ impl Sizes for TestSizes {
 
     fn kept_from(&self, _queue: QueueId) -> Option<Offset> {
         Some(Offset::new(self.first))
+    }
+
+    fn is_ordinary(&self, _queue: QueueId) -> bool {
+        !self.special
+    }
+
+    fn waiting(&self, _queue: QueueId, from: Offset) -> Option<Waiting> {
+        Some(self.waits(from.get().max(self.first)))
     }
 }
 
@@ -101,8 +126,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn dispatcher_matches_a_naive_model(steps in vec(step(), 1..80)) {
-        let mut model = Model::new();
+    fn dispatcher_matches_a_naive_model(special in any::<bool>(), steps in vec(step(), 1..80)) {
+        let mut model = Model::new(special);
         for step in steps {
             model.step(step);
         }

@@ -2,6 +2,7 @@
 
 mod entry;
 mod record;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -10,7 +11,7 @@ use skein_proto::{ids::Offset, storage as wire};
 pub use entry::{Commands, DecodedEntry, EntryHead, Proposed, decode_entry, encode_entry};
 pub use record::{KEY_BYTES_MAX, decode_record, encode_key, encode_record, queue_key_prefix};
 
-use crate::{broker::Settings, offsets::OffsetRange};
+use crate::offsets::OffsetRange;
 
 /// Why bytes are not an entry or a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,24 +39,12 @@ pub enum DecodeError {
     /// A key has another length than its kind.
     #[error("the key has {0} bytes")]
     KeyLength(usize),
+    /// The parts of a batch are not the whole.
+    #[error("the parts of a batch are not the whole")]
+    BatchRuns,
     /// Offsets go past the last possible one.
     #[error("offsets go past the last possible one")]
     OffsetOverflow,
-}
-
-fn settings_to_wire(settings: &Settings) -> wire::Settings {
-    wire::Settings {
-        max_deliveries: settings.max_deliveries,
-        dead_letter_queue: settings.dead_letter_queue.clone().unwrap_or_default(),
-        lease_ms: settings.lease_ms,
-    }
-}
-
-fn settings_from_wire(settings: Option<wire::Settings>) -> Result<Settings, DecodeError> {
-    let wire::Settings { max_deliveries, dead_letter_queue, lease_ms } =
-        settings.ok_or(DecodeError::Missing("settings"))?;
-    let dead_letter_queue = (!dead_letter_queue.is_empty()).then_some(dead_letter_queue);
-    Ok(Settings { max_deliveries, dead_letter_queue, lease_ms })
 }
 
 fn range_to_wire(range: OffsetRange) -> wire::OffsetRange {

@@ -59,11 +59,11 @@ fn encode(decoded: &DecodedEntry, payload: &Bytes) -> Bytes {
 }
 
 fn propose(command: &Command, payload: &Bytes) -> Proposed {
-    match *command {
-        Command::Publish { queue, producer, count, block } => {
+    match command {
+        Command::Publish { queue, producer, count, block, runs } => {
             let start = block.position as usize;
             let batch = payload.slice(start..start + block.length as usize);
-            Proposed::publish(queue, producer, count, batch)
+            Proposed::publish(*queue, *producer, *count, batch, runs)
         }
         _ => Proposed::shard(command),
     }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::bodies::{Bodies, BodyError};
 use crate::{
     batch,
-    broker::{BlockSlice, Command, DeadLetter},
+    broker::{BlockSlice, Command, DeadLetter, GiveUpReason},
     dispatch::GroupKey,
     raft::{Group, ProposeError, Proposed},
 };
@@ -26,8 +26,8 @@ use crate::{
 /// The pause after a failed publish; a dead-letter queue without a leader gets one within a second or two.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// The most that [`origin`] adds to a message, in bytes: two names, two numbers, four header names and what protobuf
-/// puts around them. A message of the largest size must still be taken by its dead-letter queue.
+/// The most that [`origin`] adds to a message, in bytes: two names, three numbers, a reason, six header names and what
+/// protobuf puts around them. A message of the largest size must still be taken by its dead-letter queue.
 pub const ORIGIN_BYTES_MAX: usize = 1_024;
 
 /// Headers that tell where a dead letter comes from.
@@ -35,6 +35,8 @@ const HEADER_QUEUE: &str = "skein-dead-letter-queue";
 const HEADER_GROUP: &str = "skein-dead-letter-group";
 const HEADER_OFFSET: &str = "skein-dead-letter-offset";
 const HEADER_ATTEMPTS: &str = "skein-dead-letter-attempts";
+const HEADER_REASON: &str = "skein-dead-letter-reason";
+const HEADER_TIME: &str = "skein-dead-letter-time-ms";
 
 /// Publishes to a queue wherever its leader is.
 pub trait Courier: Send + Sync + 'static {
@@ -146,11 +148,19 @@ async fn move_one(
 
 /// Header fields, encoded, to be added at the end of the message: protobuf merges them with those it has.
 fn origin(parcel: &Parcel) -> Vec<u8> {
+    let given_up = parcel.letter.given_up;
+    let reason = match given_up.reason {
+        GiveUpReason::MaxDeliveries => "max_deliveries",
+        GiveUpReason::Expired => "expired",
+        GiveUpReason::Overflow => "overflow",
+    };
     let headers = [
         (HEADER_QUEUE, parcel.from_queue.clone()),
         (HEADER_GROUP, parcel.from_group.clone()),
         (HEADER_OFFSET, parcel.letter.offset.to_string()),
-        (HEADER_ATTEMPTS, parcel.letter.attempts.to_string()),
+        (HEADER_ATTEMPTS, given_up.attempts.to_string()),
+        (HEADER_REASON, reason.to_owned()),
+        (HEADER_TIME, given_up.at_ms.to_string()),
     ];
     let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     let origin = Message { headers, ..Message::default() }.encode_to_vec();

@@ -5,23 +5,24 @@
 //! replicated the task ends, since it has let go of leases that the others know nothing of; its successor starts
 //! from the replicated state again.
 
-use std::{collections::BTreeMap, slice::Chunks, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
-use skein_proto::ids::{Offset, QueueId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    ended::Ended,
     handle::{
         DeliveryHandle, GroupCounts, Request, SettleError, SettleItem, SettleKind, SubscribeError, Unsettled,
     },
     outbox::{Outbox, OutboxItem, OutboxSender, outbox},
+    stored::StoredMessages,
 };
 use crate::{
-    broker::{Command, Event, Outcome, Return, Shard},
+    broker::{Command, Event, Outcome, Queue, Return, Shard},
     clock::{Clock, millis},
     dispatch::{
-        ConsumerId, Credit, Delivery, Dispatcher, GroupKey, GroupStart, Ready, Refusal, Returned, Sizes,
+        ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupKey, GroupStart, Ready, Refusal, Returned,
     },
     offsets::{OffsetRange, OffsetRuns, OffsetSet},
     raft::{CommandOutcome, Group, ProposeError, Proposed},
@@ -38,8 +39,8 @@ const REQUESTS_PER_TURN: usize = 256;
 /// Settlements being replicated. More wait in the mailbox, and their consumers with them.
 const SETTLES_IN_FLIGHT_MAX: usize = 1_024;
 
-/// Ranges of one kind in one command. An entry stays well below what a peer takes in one message.
-const COMMAND_RANGES_MAX: usize = 4_096;
+/// How often queues are asked whether they keep something for too long.
+const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A new leader holds back what the one before may have delivered for so long, for those who hold it to come back ...
 const HOLD_BACK: Duration = Duration::from_millis(2_000);
@@ -63,6 +64,8 @@ pub(super) struct Deliverer {
     settling: FuturesOrdered<BoxFuture<'static, Settling>>,
     /// Told of groups whose given-up messages wait to be moved.
     dead_letters: mpsc::UnboundedSender<GroupKey>,
+    /// When to ask queues whether they keep something for too long; nothing while none would.
+    next_trim_ms: Option<u64>,
 }
 
 /// A settlement that came back from replication.
@@ -91,6 +94,7 @@ pub(super) fn start(
         gone_receiver,
         settling: FuturesOrdered::new(),
         dead_letters,
+        next_trim_ms: Some(0),
         group,
         clock,
     };
@@ -130,7 +134,7 @@ impl Deliverer {
                 self.on_request(request).await;
             }
             self.on_time().await;
-            self.deliver(&mut deliveries);
+            self.deliver(&mut deliveries).await;
         }
     }
 
@@ -153,25 +157,10 @@ impl Deliverer {
     }
 
     fn add_group(&mut self, shard: &Shard, key: GroupKey, held_back_until_ms: u64) {
-        let Some(queue) = shard.queue(key.queue) else { return };
-        let Some(group) = queue.group(key.group) else { return };
-        let mut ready = OffsetRuns::default();
-        for (range, returned) in group.deliverable().iter() {
-            ready.insert(range, Ready { attempts: returned.attempts, not_before_ms: returned.not_before_ms });
-        }
-        let (fresh_from, next_offset) = (group.untouched_from(), queue.next_offset());
-        let is_done = ready.is_empty() && fresh_from == next_offset;
-        self.dispatcher.add_group(
-            key,
-            GroupStart {
-                lease_ms: queue.settings().lease_ms,
-                ready,
-                fresh_from,
-                next_offset,
-                held_back_until_ms: if is_done { 0 } else { held_back_until_ms },
-            },
-        );
-        if group.dead_letter_count() > 0 {
+        let Some(start) = group_start(shard, key, held_back_until_ms) else { return };
+        self.dispatcher.add_group(key, start, &StoredMessages(shard));
+        let group = shard.queue(key.queue).and_then(|queue| queue.group(key.group));
+        if group.is_some_and(|group| group.dead_letter_count() > 0) {
             // Fails when the mover is gone, which is when this task is about to be.
             let _ = self.dead_letters.send(key);
         }
@@ -187,21 +176,36 @@ impl Deliverer {
     }
 
     fn on_event(&mut self, shard: &Shard, event: &Event) {
+        let stored = &StoredMessages(shard);
         match *event {
-            // Its groups come by themselves, and what is open keeps its settings.
-            Event::QueueOpened { .. } => {}
+            Event::QueueOpened { queue } => {
+                if let Some(settings) = shard.queue(queue).map(Queue::settings) {
+                    let (lease_ms, single_active) = (settings.lease_ms, settings.single_active_consumer);
+                    self.dispatcher.change_queue(queue, lease_ms, single_active, stored);
+                }
+                self.next_trim_ms = Some(0);
+            }
             Event::QueueClosed { queue } => {
                 let consumers = self.dispatcher.remove_queue(queue);
                 self.forget(&consumers);
             }
-            Event::Appended { queue, next_offset } => self.dispatcher.handle_appended(queue, next_offset),
+            Event::Appended { queue, next_offset } => {
+                self.dispatcher.handle_appended(queue, next_offset, stored);
+            }
             Event::GroupCreated { queue, group } => self.add_group(shard, GroupKey { queue, group }, 0),
+            Event::GroupMoved { queue, group } => {
+                let key = GroupKey { queue, group };
+                if let Some(start) = group_start(shard, key, 0) {
+                    self.dispatcher.move_group(key, start, stored);
+                }
+            }
             Event::GroupDeleted { queue, group } => {
                 let consumers = self.dispatcher.remove_group(GroupKey { queue, group });
                 self.forget(&consumers);
             }
             Event::Returned { queue, group, range, attempts, not_before_ms } => {
-                self.dispatcher.handle_returned(GroupKey { queue, group }, range, attempts, not_before_ms);
+                let key = GroupKey { queue, group };
+                self.dispatcher.handle_returned(key, range, attempts, not_before_ms, stored);
             }
             Event::Purged { queue, below } => self.dispatcher.handle_purged(queue, below),
             Event::DeadLettersPending { queue, group } => {
@@ -220,9 +224,9 @@ impl Deliverer {
 
     async fn on_request(&mut self, request: Request) {
         match request {
-            Request::Subscribe { key, credit, resume, reply } => {
+            Request::Subscribe { key, credit, priority, resume, reply } => {
                 // When the caller has gone away, the outbox is dropped here or there, and says so.
-                let _ = reply.send(self.subscribe(key, credit, resume));
+                let _ = reply.send(self.subscribe(key, credit, priority, resume));
             }
             Request::SetCredit { consumer, credit } => self.dispatcher.set_credit(consumer, credit),
             Request::Detach { consumer, done } => {
@@ -243,10 +247,11 @@ impl Deliverer {
         &mut self,
         key: GroupKey,
         credit: Credit,
+        priority: i32,
         resume: Option<Vec<OffsetRange>>,
     ) -> Result<(ConsumerId, Outbox, OffsetSet), SubscribeError> {
         let consumer = ConsumerId::new(self.next_consumer);
-        self.dispatcher.add_consumer(key, consumer, credit)?;
+        self.dispatcher.add_consumer(key, consumer, credit, priority)?;
         self.next_consumer += 1;
         let resumed = resume.map(|held| self.resume(consumer, &held)).unwrap_or_default();
         let (sender, receiver) = outbox(consumer, self.gone.clone());
@@ -259,7 +264,7 @@ impl Deliverer {
         let others_until_ms = now_ms + millis(OTHERS_COME_WITHIN);
         let replica = Arc::clone(self.group.replica());
         replica.with_messages(|shard| {
-            self.dispatcher.resume(consumer, held, now_ms, others_until_ms, &StoredSizes(shard))
+            self.dispatcher.resume(consumer, held, now_ms, others_until_ms, &StoredMessages(shard))
         })
     }
 
@@ -267,13 +272,12 @@ impl Deliverer {
     async fn on_gone(&mut self, consumer: ConsumerId) {
         self.outboxes.remove(&consumer);
         let returned = self.dispatcher.remove_consumer(consumer);
-        self.return_all(returned, 0).await;
+        self.return_all(returned, |_, _| 0).await;
     }
 
     async fn settle(&mut self, key: GroupKey, items: Vec<SettleItem>, reply: SettleReply) {
         let now_ms = self.clock.wall_ms();
-        let mut acks = Vec::new();
-        let mut returns = Vec::new();
+        let mut ended = Ended::default();
         let mut unsettled = Vec::new();
         for SettleItem { consumer, range, kind } in items {
             if self.dispatcher.group_of(consumer).is_some_and(|group| group != key) {
@@ -296,72 +300,95 @@ impl Deliverer {
             for (range, part) in parts {
                 match (part, kind) {
                     (Err(refusal), _) => unsettled.push(Unsettled { consumer, range, refusal }),
-                    (Ok(_), SettleKind::Ack) => acks.push(range),
+                    (Ok(_), SettleKind::Ack) => ended.acks.push(range),
                     (Ok(attempt), SettleKind::Nack { delay_ms }) => {
-                        let not_before_ms = if delay_ms == 0 { 0 } else { now_ms + u64::from(delay_ms) };
-                        returns.push(Return { range, attempt, not_before_ms });
+                        let delay_ms = delay_ms.unwrap_or_else(|| self.redelivery_delay_ms(key, attempt));
+                        let not_before_ms = later(now_ms, delay_ms);
+                        ended.returns.push(Return { range, attempt, not_before_ms });
                     }
                     (Ok(_), SettleKind::Extend { .. }) => {}
                 }
             }
         }
-        if acks.is_empty() && returns.is_empty() {
+        if ended.is_empty() {
             let _ = reply.send(Ok(unsettled));
             return;
         }
-        self.replicate(key, acks, returns, unsettled, Some(reply)).await;
+        self.replicate(key, ended, unsettled, Some(reply)).await;
     }
 
     async fn on_time(&mut self) {
-        let expired = self.dispatcher.expire(self.clock.wall_ms());
-        self.return_all(expired, 0).await;
+        let now_ms = self.clock.wall_ms();
+        let expired = self.dispatcher.expire(now_ms);
+        if !expired.is_empty() {
+            let group = Arc::clone(&self.group);
+            self.return_all(expired, |key, attempt| later(now_ms, redelivery_delay_ms(&group, key, attempt)))
+                .await;
+        }
+        if self.next_trim_ms.is_some_and(|at_ms| at_ms <= now_ms) {
+            self.trim(now_ms).await;
+        }
     }
 
-    async fn return_all(&mut self, returned: Vec<Returned>, not_before_ms: u64) {
-        let mut by_group: BTreeMap<GroupKey, Vec<Return>> = BTreeMap::new();
+    /// Lets queues let go of what they keep for too long.
+    async fn trim(&mut self, now_ms: u64) {
+        let replica = Arc::clone(self.group.replica());
+        let (is_aging, due) = replica
+            .with_messages(|shard| (shard.has_aging_queues(), shard.trims_due(now_ms).collect::<Vec<_>>()));
+        self.next_trim_ms = is_aging.then(|| now_ms + millis(TRIM_INTERVAL));
+        for queue in
+            due.into_iter().take(SETTLES_IN_FLIGHT_MAX - self.settling.len().min(SETTLES_IN_FLIGHT_MAX))
+        {
+            self.propose(&Command::Trim { queue }, Vec::new(), None).await;
+        }
+    }
+
+    async fn return_all(&mut self, returned: Vec<Returned>, not_before_ms: impl Fn(GroupKey, u32) -> u64) {
+        let mut by_group: BTreeMap<GroupKey, Ended> = BTreeMap::new();
         for Returned { key, range, attempt } in returned {
-            by_group.entry(key).or_default().push(Return { range, attempt, not_before_ms });
+            let back = Return { range, attempt, not_before_ms: not_before_ms(key, attempt) };
+            by_group.entry(key).or_default().returns.push(back);
         }
-        for (key, returns) in by_group {
-            self.replicate(key, Vec::new(), returns, Vec::new(), None).await;
+        for (key, ended) in by_group {
+            self.replicate(key, ended, Vec::new(), None).await;
         }
     }
 
-    /// Replicates a settlement, in as many commands as it takes to keep each of them small. The last one answers; the
-    /// proposer keeps their order, and when an earlier one fails this task ends before the last can answer.
+    async fn give_up(&mut self, expired: Vec<Expired>) {
+        let mut by_group: BTreeMap<GroupKey, Ended> = BTreeMap::new();
+        for Expired { key, range } in expired {
+            by_group.entry(key).or_default().expired.push(range);
+        }
+        for (key, ended) in by_group {
+            self.replicate(key, ended, Vec::new(), None).await;
+        }
+    }
+
+    fn redelivery_delay_ms(&self, key: GroupKey, attempt: u32) -> u32 {
+        redelivery_delay_ms(&self.group, key, attempt)
+    }
+
+    /// Replicates what has ended. The last command answers; the proposer keeps their order, and when an earlier one
+    /// fails this task ends before the last can answer.
     async fn replicate(
         &mut self,
         key: GroupKey,
-        acks: Vec<OffsetRange>,
-        returns: Vec<Return>,
+        ended: Ended,
         unsettled: Vec<Unsettled>,
         reply: Option<SettleReply>,
     ) {
-        let mut acks = acks.chunks(COMMAND_RANGES_MAX);
-        let mut returns = returns.chunks(COMMAND_RANGES_MAX);
-        let mut last = Some((unsettled, reply));
-        while let Some((acks, returns)) = next_chunks(&mut acks, &mut returns) {
-            let is_last = acks.len() < COMMAND_RANGES_MAX && returns.len() < COMMAND_RANGES_MAX;
-            let (unsettled, reply) = if is_last { last.take() } else { None }.unwrap_or_default();
-            self.replicate_one(key, acks.to_vec(), returns.to_vec(), unsettled, reply).await;
+        let mut commands = ended.into_commands(key, self.dispatcher.seek_count(key));
+        let last = commands.pop();
+        for command in commands {
+            self.propose(&command, Vec::new(), None).await;
         }
-        if let Some((unsettled, Some(reply))) = last {
-            // It came out even: an empty command behind the others answers for all.
-            self.replicate_one(key, Vec::new(), Vec::new(), unsettled, Some(reply)).await;
+        if let Some(last) = last {
+            self.propose(&last, unsettled, reply).await;
         }
     }
 
-    async fn replicate_one(
-        &mut self,
-        key: GroupKey,
-        acks: Vec<OffsetRange>,
-        returns: Vec<Return>,
-        unsettled: Vec<Unsettled>,
-        reply: Option<SettleReply>,
-    ) {
-        let GroupKey { queue, group } = key;
-        let settle = Command::Settle { queue, group, acks, returns };
-        let outcome = self.group.propose_patiently(Proposed::shard(&settle)).await;
+    async fn propose(&mut self, command: &Command, unsettled: Vec<Unsettled>, reply: Option<SettleReply>) {
+        let outcome = self.group.propose_patiently(Proposed::shard(command)).await;
         let settling = async move {
             let result = outcome.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
             Settling { result, unsettled, reply }
@@ -369,11 +396,13 @@ impl Deliverer {
         self.settling.push_back(settling.boxed());
     }
 
-    fn deliver(&mut self, deliveries: &mut Vec<Delivery>) {
+    async fn deliver(&mut self, deliveries: &mut Vec<Delivery>) {
         let now_ms = self.clock.wall_ms();
         let replica = Arc::clone(self.group.replica());
-        replica.with_messages(|shard| {
-            self.dispatcher.poll(now_ms, &StoredSizes(shard), deliveries);
+        let expired = replica.with_messages(|shard| {
+            let stored = StoredMessages(shard);
+            let expired = self.dispatcher.take_expired(now_ms, &stored);
+            self.dispatcher.poll(now_ms, &stored, deliveries);
             for delivery in deliveries.drain(..) {
                 // A group's messages cannot vanish between two lines under one lock.
                 let Some(slice) = shard.locate(delivery.key.queue, delivery.first, delivery.count) else {
@@ -382,27 +411,54 @@ impl Deliverer {
                 let Some(outbox) = self.outboxes.get(&delivery.consumer) else { continue };
                 outbox.push(OutboxItem { delivery, slice });
             }
+            expired
         });
+        self.give_up(expired).await;
     }
 
     fn sleep_until_due(&self) -> Duration {
         let now_ms = self.clock.wall_ms();
-        self.dispatcher
-            .next_deadline_ms()
+        let deadlines = [self.dispatcher.next_deadline_ms(), self.next_trim_ms];
+        deadlines
+            .into_iter()
+            .flatten()
+            .min()
             .map_or(IDLE_SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)))
             .min(IDLE_SLEEP_MAX)
     }
 }
 
-/// The next part of each; nothing when both are used up.
-fn next_chunks<'a>(
-    acks: &mut Chunks<'a, OffsetRange>,
-    returns: &mut Chunks<'a, Return>,
-) -> Option<(&'a [OffsetRange], &'a [Return])> {
-    match (acks.next(), returns.next()) {
-        (None, None) => None,
-        (acks, returns) => Some((acks.unwrap_or_default(), returns.unwrap_or_default())),
+/// Where a group stands by the replicated state.
+fn group_start(shard: &Shard, key: GroupKey, held_back_until_ms: u64) -> Option<GroupStart> {
+    let queue = shard.queue(key.queue)?;
+    let group = queue.group(key.group)?;
+    let mut ready = OffsetRuns::default();
+    for (range, returned) in group.deliverable().iter() {
+        ready.insert(range, Ready { attempts: returned.attempts, not_before_ms: returned.not_before_ms });
     }
+    let (fresh_from, next_offset) = (group.untouched_from(), queue.next_offset());
+    let is_done = ready.is_empty() && fresh_from == next_offset;
+    Some(GroupStart {
+        lease_ms: queue.settings().lease_ms,
+        ready,
+        fresh_from,
+        next_offset,
+        held_back_until_ms: if is_done { 0 } else { held_back_until_ms },
+        single_active: queue.settings().single_active_consumer,
+        seek_count: group.seek_count(),
+    })
+}
+
+/// How long the queue lets a message wait that came back.
+fn redelivery_delay_ms(group: &Group, key: GroupKey, attempt: u32) -> u32 {
+    let redelivery =
+        group.replica().with_messages(|shard| Some(shard.queue(key.queue)?.settings().redelivery));
+    redelivery.map_or(0, |redelivery| redelivery.delay_after(attempt))
+}
+
+/// When a message may be delivered again; 0 for at once.
+const fn later(now_ms: u64, delay_ms: u32) -> u64 {
+    if delay_ms == 0 { 0 } else { now_ms + delay_ms as u64 }
 }
 
 /// Hands out the outcome of a settlement. False when it was not replicated.
@@ -410,9 +466,9 @@ fn on_settled(settling: Settling) -> bool {
     let Settling { result, unsettled, reply } = settling;
     let replicated = result.is_ok();
     let answer = match result {
-        Ok(CommandOutcome::Shard(Outcome::Settled | Outcome::GroupNotFound | Outcome::QueueNotFound)) => {
-            Ok(unsettled)
-        }
+        Ok(CommandOutcome::Shard(
+            Outcome::Settled | Outcome::Trimmed | Outcome::GroupNotFound | Outcome::QueueNotFound,
+        )) => Ok(unsettled),
         Ok(outcome) => unreachable!("a settlement came out as {outcome:?}"),
         Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => Err(SettleError::Ended),
         Err(ProposeError::OutcomeUnknown) => Err(SettleError::OutcomeUnknown),
@@ -422,22 +478,4 @@ fn on_settled(settling: Settling) -> bool {
         let _ = reply.send(answer);
     }
     replicated
-}
-
-/// Sizes of stored messages, for byte credit. A block's messages are taken to be of one size: the bytes that a
-/// consumer holds are then right for whole blocks, and never off by more than a block.
-struct StoredSizes<'a>(&'a Shard);
-
-impl Sizes for StoredSizes<'_> {
-    fn fit(&self, queue: QueueId, first: Offset, count_max: u32, bytes_max: u64) -> Option<(u32, u64)> {
-        let slice = self.0.locate(queue, first, count_max)?;
-        let message_bytes = u64::from(slice.length).div_ceil(u64::from(slice.block_count)).max(1);
-        let fitting = u32::try_from(bytes_max / message_bytes).unwrap_or(u32::MAX);
-        let count = slice.take.min(fitting).max(1);
-        Some((count, u64::from(count) * message_bytes))
-    }
-
-    fn kept_from(&self, queue: QueueId) -> Option<Offset> {
-        self.0.queue(queue).map(crate::broker::Queue::first_offset)
-    }
 }

@@ -41,8 +41,8 @@ pub enum SettleKind {
     Ack,
     /// Deliver them again, after a while.
     Nack {
-        /// How long a while, in milliseconds.
-        delay_ms: u32,
+        /// How long a while, in milliseconds; nothing for as long as the queue says.
+        delay_ms: Option<u32>,
     },
     /// Let the lease end this long from now.
     Extend {
@@ -98,6 +98,7 @@ pub(super) enum Request {
     Subscribe {
         key: GroupKey,
         credit: Credit,
+        priority: i32,
         /// What the consumer holds, should it have come back.
         resume: Option<Vec<OffsetRange>>,
         reply: oneshot::Sender<Result<(ConsumerId, Outbox, OffsetSet), SubscribeError>>,
@@ -141,10 +142,11 @@ impl DeliveryHandle {
         &self,
         key: GroupKey,
         credit: Credit,
+        priority: i32,
         resume: Option<Vec<OffsetRange>>,
     ) -> Result<Subscription, SubscribeError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Subscribe { key, credit, resume, reply }).await;
+        self.send(Request::Subscribe { key, credit, priority, resume, reply }).await;
         let (consumer, outbox, resumed) = answer.await.unwrap_or(Err(SubscribeError::Ended))?;
         Ok(Subscription { consumer, outbox, resumed, delivery: self.clone() })
     }

@@ -7,10 +7,12 @@
 mod bodies;
 pub mod dead_letters;
 mod delivery;
+mod ended;
 mod handle;
 mod leases;
 mod outbox;
 mod server;
+mod stored;
 
 pub use bodies::{Bodies, BodyError, BodyReader};
 pub use handle::{

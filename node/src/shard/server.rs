@@ -12,7 +12,7 @@ use super::{
     handle::DeliveryHandle,
 };
 use crate::{
-    broker::{Command, GroupStart, Outcome},
+    broker::{Command, Outcome, Position},
     clock::Clock,
     log::Log,
     raft::{CommandOutcome, Group, Groups, Leadership, ProposeError, Proposed},
@@ -63,7 +63,7 @@ impl ShardServer {
         &self,
         queue: QueueId,
         name: &str,
-        start: GroupStart,
+        start: Position,
     ) -> Result<Outcome, ProposeError> {
         let known = self.group.replica().with_messages(|shard| {
             let group = shard.queue(queue)?.group_by_name(name)?;

@@ -63,7 +63,7 @@ const LAYERS: [Layer; 26] = [
     Layer { module: "broker", below: &["offsets"], ambient: false },
     Layer { module: "dispatch", below: &["offsets"], ambient: false },
     Layer { module: "offsets", below: &[], ambient: false },
-    Layer { module: "batch", below: &[], ambient: false },
+    Layer { module: "batch", below: &["broker"], ambient: false },
     Layer { module: "clock", below: &[], ambient: false },
     Layer { module: "random", below: &[], ambient: false },
     Layer { module: "tasks", below: &[], ambient: false },

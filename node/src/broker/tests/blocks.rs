@@ -8,8 +8,8 @@ use skein_proto::ids::Offset;
 use super::range_of;
 use crate::{
     broker::{
-        Block, BlockSpan, Live, PAGE_BLOCKS, PageRecord, blocks::Blocks, live::LiveTally, packed::Packed,
-        page::Sums,
+        Block, BlockSpan, Live, PAGE_BLOCKS, PageRecord, Properties, blocks::Blocks, live::LiveTally,
+        packed::Packed, page::Sums,
     },
     offsets::{OffsetRange, OffsetSet},
 };
@@ -37,6 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
             published_at_ms,
             span: BlockSpan { position, length },
             count,
+            properties: Properties { ttl_ms: 0, deliver_at_ms: u64::from(position) % 2, priority: 0 },
         },
     );
     prop_oneof![
@@ -59,7 +60,14 @@ struct Checked {
 impl Checked {
     fn new() -> Self {
         let span = BlockSpan { position: 0, length: 0 };
-        let last = Block { index: 0, first: Offset::ZERO, published_at_ms: 0, span, count: 0 };
+        let last = Block {
+            index: 0,
+            first: Offset::ZERO,
+            published_at_ms: 0,
+            span,
+            count: 0,
+            properties: Properties::default(),
+        };
         Self { blocks: Blocks::starting_at(0), list: Vec::new(), last, saved: BTreeMap::new() }
     }
 
@@ -157,15 +165,20 @@ proptest! {
     }
 
     #[test]
-    fn packed_blocks_come_back(fields in vec(any::<(u64, u64, u64, u32, u32, u32)>(), 0..300)) {
+    fn packed_blocks_come_back(fields in vec(any::<(u64, u64, u64, u32, u32, u32, (u64, u64, u8))>(), 0..300)) {
         let blocks: Vec<_> = fields
             .into_iter()
-            .map(|(index, first, published_at_ms, position, length, count)| Block {
+            .map(|(index, first, published_at_ms, position, length, count, properties)| Block {
                 index,
                 first: Offset::new(first),
                 published_at_ms,
                 span: BlockSpan { position, length },
                 count,
+                properties: Properties {
+                    ttl_ms: properties.0,
+                    deliver_at_ms: properties.1,
+                    priority: properties.2,
+                },
             })
             .collect();
         let packed = Packed::new(&blocks);
@@ -184,6 +197,7 @@ fn busy(n: u64, count: u32) -> Block {
         published_at_ms: 1_700_000_000_000 + 11 * n + n / 10_000 * 3_600_000,
         span: BlockSpan { position: mixed as u32 % (1 << 20), length },
         count,
+        properties: Properties::default(),
     }
 }
 

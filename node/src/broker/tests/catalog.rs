@@ -119,8 +119,12 @@ proptest! {
 #[test]
 fn two_queues_of_one_name_are_no_catalog() {
     let record = |queue| {
-        let record =
-            CatalogQueueRecord { name: "a".into(), shard: ShardId::new(1), settings: settings(1, None) };
+        let record = CatalogQueueRecord {
+            name: "a".into(),
+            shard: ShardId::new(1),
+            settings: settings(1, None),
+            settings_revision: 3,
+        };
         (RecordKey::CatalogQueue { queue: QueueId::new(queue) }, Record::CatalogQueue(record))
     };
     assert!(Catalog::restore([record(1), record(2)].into_iter()).is_err());

@@ -13,24 +13,40 @@ const BYTES: u32 = 10;
 /// A queue with a group, and one batch of two messages in each of the entries from 10 on.
 fn shard(batches: u64, dead_letter_queue: Option<&str>) -> Shard {
     let mut shard = Shard::new();
-    let open =
-        Command::OpenQueue { queue: QUEUE, name: "orders".into(), settings: settings(1, dead_letter_queue) };
-    shard.apply(meta(1, 0), &[open, create_group("first", GroupStart::First)]);
+    let open = Command::OpenQueue {
+        queue: QUEUE,
+        name: "orders".into(),
+        settings: settings(1, dead_letter_queue),
+        revision: 0,
+    };
+    shard.apply(meta(1, 0), &[open, create_group("first", Position::First)]);
     for index in 10..10 + batches {
         let block = BlockSpan { position: 7, length: BYTES };
-        apply_one(&mut shard, index, 0, Command::Publish { queue: QUEUE, producer: None, count: 2, block });
+        apply_one(
+            &mut shard,
+            index,
+            0,
+            Command::Publish { queue: QUEUE, producer: None, count: 2, block, runs: Vec::new() },
+        );
     }
     shard
 }
 
-fn create_group(name: &str, start: GroupStart) -> Command {
+fn create_group(name: &str, start: Position) -> Command {
     Command::CreateGroup { queue: QUEUE, name: name.into(), start }
 }
 
 fn settle(shard: &mut Shard, group: GroupId, acks: &[OffsetRange], returns: &[OffsetRange]) {
     let back = |&range| Return { range, attempt: 1, not_before_ms: 0 };
     let returns = returns.iter().map(back).collect();
-    let settle = Command::Settle { queue: QUEUE, group, acks: acks.to_vec(), returns };
+    let settle = Command::Settle {
+        queue: QUEUE,
+        group,
+        acks: acks.to_vec(),
+        returns,
+        expired: Vec::new(),
+        seek_count: 0,
+    };
     assert_eq!(apply_one(shard, 1_000_000, 0, settle), Outcome::Settled);
 }
 
@@ -79,7 +95,7 @@ fn an_old_message_keeps_only_itself() {
 #[test]
 fn a_block_is_kept_for_the_last_group_that_needs_it() {
     let mut shard = shard(5, None);
-    apply_one(&mut shard, 1_000, 0, create_group("second", GroupStart::First));
+    apply_one(&mut shard, 1_000, 0, create_group("second", Position::First));
     ack(&mut shard, FIRST, 3, 6);
     assert_eq!(live_indexes(&shard), [10, 11, 12, 13, 14]);
     // The second group's last ack of each block decides: of that with messages 4 and 5, and not of its neighbours.
@@ -100,7 +116,7 @@ fn a_new_group_does_not_wait_for_what_is_gone() {
     let mut shard = shard(5, None);
     ack(&mut shard, FIRST, 2, 2);
     ack(&mut shard, FIRST, 6, 4);
-    apply_one(&mut shard, 1_000, 0, create_group("second", GroupStart::First));
+    apply_one(&mut shard, 1_000, 0, create_group("second", Position::First));
     let group = queue(&shard).group(SECOND).unwrap();
     let open: Vec<_> = group.deliverable().iter().map(|(range, _)| range).collect();
     assert_eq!(open, [range_of(0, 2), range_of(4, 2)]);
@@ -123,8 +139,13 @@ fn holes_outlive_the_groups_that_made_them() {
     assert_eq!(live_indexes(&shard), [10, 11, 13]);
     assert_eq!((queue(&shard).message_count(), queue(&shard).kept_bytes()), (6, 30));
     let block = BlockSpan { position: 7, length: BYTES };
-    apply_one(&mut shard, 1_001, 0, Command::Publish { queue: QUEUE, producer: None, count: 2, block });
-    apply_one(&mut shard, 1_002, 0, create_group("second", GroupStart::First));
+    apply_one(
+        &mut shard,
+        1_001,
+        0,
+        Command::Publish { queue: QUEUE, producer: None, count: 2, block, runs: Vec::new() },
+    );
+    apply_one(&mut shard, 1_002, 0, create_group("second", Position::First));
     ack(&mut shard, SECOND, 0, 4);
     ack(&mut shard, SECOND, 6, 2);
     assert_eq!(queue(&shard).first_offset(), Offset::new(10));

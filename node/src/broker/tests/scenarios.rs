@@ -10,15 +10,34 @@ const GROUP: GroupId = GroupId::new(1);
 
 fn publish(producer: u64, sequence: u64) -> Command {
     let producer = Some((ProducerId::new(producer), Sequence::new(sequence)));
-    Command::Publish { queue: QUEUE, producer, count: 1, block: BlockSpan { position: 0, length: 1 } }
+    Command::Publish {
+        queue: QUEUE,
+        producer,
+        count: 1,
+        block: BlockSpan { position: 0, length: 1 },
+        runs: Vec::new(),
+    }
 }
 
 fn publish_many(count: u32) -> Command {
-    Command::Publish { queue: QUEUE, producer: None, count, block: BlockSpan { position: 0, length: 1 } }
+    Command::Publish {
+        queue: QUEUE,
+        producer: None,
+        count,
+        block: BlockSpan { position: 0, length: 1 },
+        runs: Vec::new(),
+    }
 }
 
 fn settle(acks: &[OffsetRange], returns: &[Return]) -> Command {
-    Command::Settle { queue: QUEUE, group: GROUP, acks: acks.to_vec(), returns: returns.to_vec() }
+    Command::Settle {
+        queue: QUEUE,
+        group: GROUP,
+        acks: acks.to_vec(),
+        returns: returns.to_vec(),
+        expired: Vec::new(),
+        seek_count: 0,
+    }
 }
 
 fn back(range: OffsetRange, attempt: u32) -> Return {
@@ -28,9 +47,14 @@ fn back(range: OffsetRange, attempt: u32) -> Return {
 fn shard_with_queue(dead_letter_queue: Option<&str>) -> Shard {
     let mut shard = Shard::new();
     let settings = settings(2, dead_letter_queue);
-    apply_one(&mut shard, 1, 0, Command::OpenQueue { queue: QUEUE, name: "orders".into(), settings });
+    apply_one(
+        &mut shard,
+        1,
+        0,
+        Command::OpenQueue { queue: QUEUE, name: "orders".into(), settings, revision: 0 },
+    );
     let name = "mail".into();
-    apply_one(&mut shard, 2, 0, Command::CreateGroup { queue: QUEUE, name, start: GroupStart::First });
+    apply_one(&mut shard, 2, 0, Command::CreateGroup { queue: QUEUE, name, start: Position::First });
     shard
 }
 
@@ -116,7 +140,7 @@ fn the_longest_idle_producer_makes_room() {
 fn groups_are_bounded_and_their_ids_not_used_again() {
     let mut shard = shard_with_queue(None);
     let create =
-        |name: &str| Command::CreateGroup { queue: QUEUE, name: name.to_owned(), start: GroupStart::First };
+        |name: &str| Command::CreateGroup { queue: QUEUE, name: name.to_owned(), start: Position::First };
     apply_one(&mut shard, 3, 0, Command::DeleteGroup { queue: QUEUE, group: GROUP });
     for number in 0..QUEUE_GROUPS_MAX as u32 {
         let group = GroupId::new(number + 2);
@@ -131,7 +155,8 @@ fn groups_are_bounded_and_their_ids_not_used_again() {
 #[test]
 fn a_closed_queue_never_opens_again() {
     let mut shard = shard_with_queue(None);
-    let open = |queue| Command::OpenQueue { queue, name: "orders".into(), settings: settings(2, None) };
+    let open =
+        |queue| Command::OpenQueue { queue, name: "orders".into(), settings: settings(2, None), revision: 0 };
     let close = |queue| Command::CloseQueue { queue };
     assert_eq!(apply_one(&mut shard, 3, 0, open(QUEUE)), Outcome::Opened, "it is open");
     assert_eq!(apply_one(&mut shard, 3, 0, close(QUEUE)), Outcome::Closed);
@@ -216,7 +241,7 @@ fn a_checkpoint_writes_only_what_changed() {
         &mut shard,
         3,
         0,
-        Command::OpenQueue { queue: other, name: "b".into(), settings: settings(1, None) },
+        Command::OpenQueue { queue: other, name: "b".into(), settings: settings(1, None), revision: 0 },
     );
     apply_one(&mut shard, 3, 0, publish(7, 1));
     shard.take_changes();

@@ -1,14 +1,16 @@
 //! Every message of two groups of one queue, each in the state that it must be in.
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::*;
 
 pub(super) struct Model {
     dispatcher: Dispatcher,
     now_ms: u64,
-    /// The first message that is kept.
-    first: u64,
+    stored: TestStored,
     groups: [Vec<State>; 2],
     consumers: BTreeMap<ConsumerId, ModelConsumer>,
     slots: [Option<ConsumerId>; 6],
@@ -42,7 +44,8 @@ enum State {
 
 impl Model {
     /// The first group is new; the second was taken over from another leader.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(special: bool) -> Self {
+        let stored = TestStored { first: 0, special };
         let mut dispatcher = Dispatcher::new();
         let mut states = [vec![State::Fresh; 12], vec![State::Fresh; 12]];
         let mut ready = OffsetRuns::new();
@@ -54,27 +57,19 @@ impl Model {
             states[1][gone] = State::Gone;
         }
         let next_offset = Offset::new(12);
-        let fresh = GroupStart {
+        let start = |ready, fresh_from| GroupStart {
             lease_ms: LEASE_MS,
-            ready: OffsetRuns::new(),
-            fresh_from: Offset::ZERO,
+            ready,
+            fresh_from: Offset::new(fresh_from),
             next_offset,
             held_back_until_ms: 0,
+            single_active: false,
+            seek_count: 0,
         };
-        dispatcher.add_group(key(0), fresh);
-        let fresh_from = Offset::new(8);
-        let taken = GroupStart { lease_ms: LEASE_MS, ready, fresh_from, next_offset, held_back_until_ms: 0 };
-        dispatcher.add_group(key(1), taken);
+        dispatcher.add_group(key(0), start(OffsetRuns::new(), 0), &stored);
+        dispatcher.add_group(key(1), start(ready, 8), &stored);
         let consumers = BTreeMap::new();
-        Self {
-            dispatcher,
-            now_ms: 0,
-            first: 0,
-            groups: states,
-            consumers,
-            slots: [None; 6],
-            next_consumer: 1,
-        }
+        Self { dispatcher, now_ms: 0, stored, groups: states, consumers, slots: [None; 6], next_consumer: 1 }
     }
 
     pub(super) fn step(&mut self, step: Step) {
@@ -83,7 +78,8 @@ impl Model {
                 for states in &mut self.groups {
                     states.extend(vec![State::Fresh; count as usize]);
                 }
-                self.dispatcher.handle_appended(QUEUE, Offset::new(self.groups[0].len() as u64));
+                let next_offset = Offset::new(self.groups[0].len() as u64);
+                self.dispatcher.handle_appended(QUEUE, next_offset, &self.stored);
             }
             Step::Purge(count) => self.purge(count),
             Step::Add(slot, credit) => self.add(slot, credit),
@@ -159,7 +155,7 @@ impl Model {
         self.remove(slot);
         self.slots[slot] = Some(id);
         self.consumers.insert(id, ModelConsumer { group, credit, detached: false });
-        self.dispatcher.add_consumer(key(group as u32), id, credit).unwrap();
+        self.dispatcher.add_consumer(key(group as u32), id, credit, 0).unwrap();
     }
 
     fn remove(&mut self, slot: usize) {
@@ -219,8 +215,11 @@ impl Model {
                     _ => Err(Refusal::LeaseLost),
                 };
                 // Whatever is purged counts as delivered, fresh or not.
-                let purged = offset < self.first && expected == Err(Refusal::NotDelivered);
-                assert_eq!(result, if purged { Err(Refusal::LeaseLost) } else { expected }, "at {offset}");
+                let purged = offset < self.stored.first && expected == Err(Refusal::NotDelivered);
+                // So does what was sorted, be it delivered or not.
+                let sorted = self.stored.special && state.is_some() && expected == Err(Refusal::NotDelivered);
+                let expected = if purged || sorted { Err(Refusal::LeaseLost) } else { expected };
+                assert_eq!(result, expected, "at {offset}");
                 if let (Ok(attempt), Some(state)) = (result, state) {
                     *state = becomes(attempt);
                 }
@@ -230,13 +229,14 @@ impl Model {
     }
 
     fn purge(&mut self, count: u64) {
-        self.first = (self.first + count).min(self.groups[0].len() as u64);
-        for state in self.groups.iter_mut().flat_map(|states| &mut states[..self.first as usize]) {
+        let first = (self.stored.first + count).min(self.groups[0].len() as u64);
+        self.stored.first = first;
+        for state in self.groups.iter_mut().flat_map(|states| &mut states[..first as usize]) {
             if !matches!(state, State::Leased { .. }) {
                 *state = State::Gone;
             }
         }
-        self.dispatcher.handle_purged(QUEUE, Offset::new(self.first));
+        self.dispatcher.handle_purged(QUEUE, Offset::new(first));
     }
 
     fn take_back(&mut self, range: OffsetRange, delay_ms: Option<u64>) {
@@ -246,12 +246,13 @@ impl Model {
                 let State::Returning { attempt } = *state else {
                     continue;
                 };
-                if (offset as u64) < self.first {
+                if (offset as u64) < self.stored.first {
                     *state = State::Gone;
                 } else if range.contains(Offset::new(offset as u64)) {
                     *state = State::Ready { attempts: attempt, not_before_ms };
                     let range = range_of(offset as u64, 1);
-                    self.dispatcher.handle_returned(key(group as u32), range, attempt, not_before_ms);
+                    let key = key(group as u32);
+                    self.dispatcher.handle_returned(key, range, attempt, not_before_ms, &self.stored);
                 }
             }
         }
@@ -259,7 +260,9 @@ impl Model {
 
     fn poll(&mut self) {
         let mut deliveries = Vec::new();
-        self.dispatcher.poll(self.now_ms, &TestSizes { first: self.first }, &mut deliveries);
+        let expired = self.dispatcher.take_expired(self.now_ms, &self.stored);
+        self.expire_messages(&expired);
+        self.dispatcher.poll(self.now_ms, &self.stored, &mut deliveries);
         let mut takers: Vec<_> = deliveries.iter().map(|delivery| delivery.consumer).collect();
         for delivery in deliveries {
             self.deliver(delivery);
@@ -290,21 +293,52 @@ impl Model {
             self.groups[group][offset as usize] = State::Leased { consumer: id, until_ms, attempt };
         }
         let offsets = first.get()..first.get() + u64::from(count);
-        assert_eq!(bytes, offsets.map(TestSizes::size).sum::<u64>());
+        assert_eq!(bytes, offsets.map(TestStored::size).sum::<u64>());
     }
 
-    /// The message that is to be delivered next, and the attempt that it will be.
-    fn next_work(&self, group: usize) -> Option<(u64, u32)> {
-        let states = (0..).zip(&self.groups[group]);
-        let due = states.clone().find_map(|(offset, state)| match *state {
-            State::Ready { attempts, not_before_ms } if not_before_ms <= self.now_ms => {
-                Some((offset, attempts + 1))
+    /// Exactly those that nobody holds and whose time is over were given up.
+    fn expire_messages(&mut self, expired: &[Expired]) {
+        let mut listed = BTreeSet::new();
+        for Expired { key, range } in expired {
+            for offset in range.first.get()..range.end().get() {
+                assert!(listed.insert((key.group.get() as usize, offset)), "given up twice");
             }
-            _ => None,
-        });
-        let fresh =
-            || states.clone().find(|(_, state)| **state == State::Fresh).map(|(offset, _)| (offset, 1));
-        due.or_else(fresh)
+        }
+        for (group, states) in self.groups.iter_mut().enumerate() {
+            for (offset, state) in (0..).zip(states) {
+                let waits = matches!(state, State::Fresh | State::Ready { .. });
+                let is_over =
+                    self.stored.waits(offset).expires_at_ms.is_some_and(|at_ms| at_ms <= self.now_ms);
+                if waits && is_over {
+                    assert!(listed.remove(&(group, offset)), "{offset} may not wait any longer");
+                    *state = State::Gone;
+                }
+            }
+        }
+        assert!(listed.is_empty(), "{listed:?} could wait");
+    }
+
+    /// The message that is to be delivered next, and the attempt that it will be. What came back goes before what is
+    /// fresh where all is ordinary, and elsewhere only a higher priority does.
+    fn next_work(&self, group: usize) -> Option<(u64, u32)> {
+        let due = |(offset, state): (u64, &State)| {
+            let waits = self.stored.waits(offset);
+            match *state {
+                State::Fresh if waits.deliver_at_ms <= self.now_ms => {
+                    let is_last = !self.stored.special;
+                    Some(((Reverse(waits.priority), is_last, offset), 1))
+                }
+                State::Ready { attempts, not_before_ms }
+                    if not_before_ms.max(waits.deliver_at_ms) <= self.now_ms =>
+                {
+                    Some(((Reverse(waits.priority), false, offset), attempts + 1))
+                }
+                _ => None,
+            }
+        };
+        let next = (0..).zip(&self.groups[group]).filter_map(due).min()?;
+        let ((_, _, offset), attempt) = next;
+        Some((offset, attempt))
     }
 
     /// After a poll nobody could take the next message.
@@ -318,7 +352,7 @@ impl Model {
             }
             let (messages, bytes) = self.dispatcher.held(id).unwrap();
             let takes = messages < u64::from(consumer.credit.messages)
-                && (messages == 0 || bytes + TestSizes::size(offset) <= consumer.credit.bytes);
+                && (messages == 0 || bytes + TestStored::size(offset) <= consumer.credit.bytes);
             assert!(!takes, "{id:?} could take {offset}");
         }
     }
@@ -353,13 +387,22 @@ impl Model {
             assert_eq!((counts.leased, counts.ready + counts.delayed), (leased, waiting));
             assert_eq!(counts.consumers, attached as u32);
         }
-        let deadlines = self.groups.iter().flatten().filter_map(|state| match *state {
-            State::Leased { until_ms, .. } => Some(until_ms),
-            // Those whose time has come are not waited for any more, or not yet seen by a poll.
-            State::Ready { not_before_ms, .. } if not_before_ms > self.now_ms => Some(not_before_ms),
-            _ => None,
+        // Those whose time has come are not waited for any more, or not yet seen by a poll.
+        let later = |at_ms: u64| Some(at_ms).filter(|&at_ms| at_ms > self.now_ms);
+        let states = self.groups.iter().flat_map(|states| (0..).zip(states));
+        let deadlines = states.flat_map(|(offset, state)| {
+            let waits = self.stored.waits(offset);
+            let expires = waits.expires_at_ms.and_then(later);
+            match *state {
+                State::Leased { until_ms, .. } => [Some(until_ms), None],
+                State::Ready { not_before_ms, .. } => {
+                    [later(not_before_ms.max(waits.deliver_at_ms)), expires]
+                }
+                State::Fresh => [later(waits.deliver_at_ms), expires],
+                _ => [None, None],
+            }
         });
-        if let Some(earliest) = deadlines.min() {
+        if let Some(earliest) = deadlines.flatten().min() {
             let deadline = self.dispatcher.next_deadline_ms();
             assert!(
                 deadline.is_some_and(|deadline| deadline <= earliest),

@@ -4,10 +4,21 @@ use skein_proto::limits::GROUP_CONSUMERS_MAX;
 
 use super::*;
 
-const PLENTY: Credit = Credit { messages: 1_000, bytes: 1 << 30 };
-const ALL_KEPT: TestSizes = TestSizes { first: 0 };
+pub(super) const PLENTY: Credit = Credit { messages: 1_000, bytes: 1 << 30 };
+pub(super) const ALL_KEPT: TestStored = TestStored { first: 0, special: false };
 
-fn id(raw: u64) -> ConsumerId {
+/// A group without messages.
+pub(super) const NEW: GroupStart = GroupStart {
+    lease_ms: LEASE_MS,
+    ready: OffsetRuns::new(),
+    fresh_from: Offset::ZERO,
+    next_offset: Offset::ZERO,
+    held_back_until_ms: 0,
+    single_active: false,
+    seek_count: 0,
+};
+
+pub(super) fn id(raw: u64) -> ConsumerId {
     ConsumerId::new(raw)
 }
 
@@ -17,8 +28,8 @@ fn dispatcher(messages: u64) -> Dispatcher {
     let next_offset = Offset::new(messages);
     let ready = OffsetRuns::new();
     let fresh_from = Offset::ZERO;
-    let start = GroupStart { lease_ms: LEASE_MS, ready, fresh_from, next_offset, held_back_until_ms: 0 };
-    dispatcher.add_group(key(1), start);
+    let start = GroupStart { ready, fresh_from, next_offset, ..NEW };
+    dispatcher.add_group(key(1), start, &ALL_KEPT);
     dispatcher
 }
 
@@ -31,8 +42,9 @@ fn taken_over(messages: u64) -> Dispatcher {
         fresh_from: Offset::ZERO,
         next_offset: Offset::new(messages),
         held_back_until_ms: 2_000,
+        ..NEW
     };
-    dispatcher.add_group(key(1), start);
+    dispatcher.add_group(key(1), start, &ALL_KEPT);
     dispatcher
 }
 
@@ -43,7 +55,7 @@ fn resume(dispatcher: &mut Dispatcher, consumer: u64, held: &[OffsetRange], now_
 #[test]
 fn a_new_leader_waits_for_those_who_hold_messages() {
     let mut dispatcher = taken_over(20);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     assert_eq!(brief(&poll(&mut dispatcher, 100)), []);
     assert_eq!(dispatcher.next_deadline_ms(), Some(2_000));
 
@@ -52,7 +64,7 @@ fn a_new_leader_waits_for_those_who_hold_messages() {
         resume(&mut dispatcher, 1, &[range_of(3, 9), range_of(18, 9)], 100),
         [range_of(3, 9), range_of(18, 2)]
     );
-    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     assert_eq!(resume(&mut dispatcher, 2, &[range_of(0, 5)], 200), [range_of(0, 3)], "the rest is held");
     assert_eq!(brief(&poll(&mut dispatcher, 349)), []);
     assert_eq!(brief(&poll(&mut dispatcher, 350)), [(1, 12, 3, 1), (2, 15, 3, 1)]);
@@ -65,10 +77,10 @@ fn a_new_leader_waits_for_those_who_hold_messages() {
 #[test]
 fn what_is_resumed_is_within_the_credit_and_the_rest_is_delivered() {
     let mut dispatcher = taken_over(20);
-    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, ..PLENTY }).unwrap();
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, ..PLENTY }, 0).unwrap();
     let claimed = [range_of(2, 3), range_of(5, u64::from(u32::MAX))];
     assert_eq!(resume(&mut dispatcher, 1, &claimed, 0), [range_of(2, 4)]);
-    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     let delivered: u32 = poll(&mut dispatcher, 250).iter().map(|delivery| delivery.count).sum();
     assert_eq!(delivered, 16, "nothing is left behind");
 }
@@ -76,9 +88,9 @@ fn what_is_resumed_is_within_the_credit_and_the_rest_is_delivered() {
 #[test]
 fn what_is_resumed_and_not_kept_takes_nothing_else_along() {
     let mut dispatcher = taken_over(10);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     // Purged below 7, and the event has not come yet.
-    let sizes = TestSizes { first: 7 };
+    let sizes = TestStored { first: 7, ..ALL_KEPT };
     let resumed = dispatcher.resume(id(1), &[range_of(2, 8)], 0, 250, &sizes);
     assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(7, 3)]);
     assert_eq!(dispatcher.counts(key(1)).leased, 3);
@@ -87,8 +99,8 @@ fn what_is_resumed_and_not_kept_takes_nothing_else_along() {
 #[test]
 fn when_nobody_comes_back_all_of_it_is_delivered_in_the_end() {
     let mut dispatcher = taken_over(4);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
-    dispatcher.handle_appended(QUEUE, Offset::new(5));
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
+    dispatcher.handle_appended(QUEUE, Offset::new(5), &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 1_999)), []);
     assert_eq!(brief(&poll(&mut dispatcher, 2_000)), [(1, 0, 5, 1)]);
 }
@@ -105,22 +117,23 @@ fn what_is_settled_or_returned_later_or_not_there_cannot_be_resumed() {
         fresh_from: Offset::new(4),
         next_offset: Offset::new(6),
         held_back_until_ms: 2_000,
+        ..NEW
     };
-    dispatcher.add_group(key(1), start);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_group(key(1), start, &ALL_KEPT);
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     let claimed = [range_of(0, u64::from(u32::MAX))];
     assert_eq!(resume(&mut dispatcher, 1, &claimed, 0), [range_of(0, 1), range_of(4, 2)]);
     assert_eq!(dispatcher.nack(id(1), range_of(0, 1)), [(range_of(0, 1), Ok(3))]);
 }
 
-fn poll(dispatcher: &mut Dispatcher, now_ms: u64) -> Vec<Delivery> {
+pub(super) fn poll(dispatcher: &mut Dispatcher, now_ms: u64) -> Vec<Delivery> {
     let mut deliveries = Vec::new();
     dispatcher.poll(now_ms, &ALL_KEPT, &mut deliveries);
     deliveries
 }
 
 /// Consumer, first offset, count and attempt of each.
-fn brief(deliveries: &[Delivery]) -> Vec<(u64, u64, u32, u32)> {
+pub(super) fn brief(deliveries: &[Delivery]) -> Vec<(u64, u64, u32, u32)> {
     deliveries.iter().map(|d| (d.consumer.get(), d.first.get(), d.count, d.attempt)).collect()
 }
 
@@ -128,10 +141,10 @@ fn brief(deliveries: &[Delivery]) -> Vec<(u64, u64, u32, u32)> {
 fn consumers_share_what_there_is() {
     let mut dispatcher = dispatcher(3);
     for consumer in 1..=3 {
-        dispatcher.add_consumer(key(1), id(consumer), PLENTY).unwrap();
+        dispatcher.add_consumer(key(1), id(consumer), PLENTY, 0).unwrap();
     }
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 1, 1), (2, 1, 1, 1), (3, 2, 1, 1)]);
-    dispatcher.handle_appended(QUEUE, Offset::new(20));
+    dispatcher.handle_appended(QUEUE, Offset::new(20), &ALL_KEPT);
     // Six for each, but no more than a block of five at a time.
     let expected = [(1, 3, 2, 1), (2, 5, 5, 1), (3, 10, 5, 1), (1, 15, 5, 1)];
     assert_eq!(brief(&poll(&mut dispatcher, 0)), expected);
@@ -140,18 +153,18 @@ fn consumers_share_what_there_is() {
 #[test]
 fn a_consumer_alone_gets_whole_blocks() {
     let mut dispatcher = dispatcher(12);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 5, 1), (1, 5, 5, 1), (1, 10, 2, 1)]);
 }
 
 #[test]
 fn what_came_back_goes_first_and_not_too_early() {
     let mut dispatcher = dispatcher(4);
-    dispatcher.add_consumer(key(1), id(1), Credit { messages: 3, bytes: 1_000 }).unwrap();
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 3, bytes: 1_000 }, 0).unwrap();
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 3, 1)]);
     assert_eq!(dispatcher.nack(id(1), range_of(0, 2)), [(range_of(0, 2), Ok(1))]);
-    dispatcher.handle_returned(key(1), range_of(1, 1), 1, 0);
-    dispatcher.handle_returned(key(1), range_of(0, 1), 1, 40);
+    dispatcher.handle_returned(key(1), range_of(1, 1), 1, 0, &ALL_KEPT);
+    dispatcher.handle_returned(key(1), range_of(0, 1), 1, 40, &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 1)), [(1, 1, 1, 2), (1, 3, 1, 1)]);
     assert_eq!(dispatcher.next_deadline_ms(), Some(40));
     dispatcher.ack(id(1), range_of(3, 1));
@@ -162,7 +175,7 @@ fn what_came_back_goes_first_and_not_too_early() {
 #[test]
 fn refusals_say_why() {
     let mut dispatcher = dispatcher(20);
-    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, bytes: 1_000 }).unwrap();
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, bytes: 1_000 }, 0).unwrap();
     poll(&mut dispatcher, 0);
     dispatcher.ack(id(1), range_of(1, 1));
     let expected = [
@@ -179,7 +192,7 @@ fn refusals_say_why() {
 #[test]
 fn leases_end_and_can_be_extended() {
     let mut dispatcher = dispatcher(4);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     poll(&mut dispatcher, 0);
     assert_eq!(dispatcher.extend(id(1), range_of(1, 2), 80), [(range_of(1, 2), Ok(1))]);
     assert_eq!(dispatcher.expire(49), []);
@@ -198,7 +211,7 @@ fn leases_end_and_can_be_extended() {
 #[test]
 fn a_detached_consumer_keeps_its_leases_until_the_last_ends() {
     let mut dispatcher = dispatcher(4);
-    dispatcher.add_consumer(key(1), id(1), Credit { messages: 2, bytes: 1_000 }).unwrap();
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 2, bytes: 1_000 }, 0).unwrap();
     poll(&mut dispatcher, 0);
     dispatcher.detach(id(1));
     assert_eq!(dispatcher.counts(key(1)), GroupCounts { leased: 2, consumers: 0, ready: 2, delayed: 0 });
@@ -206,7 +219,7 @@ fn a_detached_consumer_keeps_its_leases_until_the_last_ends() {
     assert_eq!(poll(&mut dispatcher, 1), []);
     assert_eq!(dispatcher.expire(50).len(), 1);
     assert_eq!(dispatcher.held(id(1)), None);
-    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     dispatcher.detach(id(2));
     assert_eq!(dispatcher.held(id(2)), None, "it held nothing to wait for");
 }
@@ -215,14 +228,14 @@ fn a_detached_consumer_keeps_its_leases_until_the_last_ends() {
 fn a_consumer_belongs_to_its_group_until_it_is_forgotten() {
     let mut dispatcher = dispatcher(4);
     assert_eq!(dispatcher.group_of(id(1)), None);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     assert_eq!(dispatcher.group_of(id(1)), Some(key(1)));
     poll(&mut dispatcher, 0);
     dispatcher.detach(id(1));
     assert_eq!(dispatcher.group_of(id(1)), Some(key(1)), "it still holds leases");
     dispatcher.ack(id(1), range_of(0, 4));
     assert_eq!(dispatcher.group_of(id(1)), None);
-    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     dispatcher.remove_group(key(1));
     assert_eq!(dispatcher.group_of(id(2)), None);
 }
@@ -230,60 +243,60 @@ fn a_consumer_belongs_to_its_group_until_it_is_forgotten() {
 #[test]
 fn a_message_larger_than_the_credit_goes_to_who_holds_nothing() {
     let mut dispatcher = dispatcher(1);
-    dispatcher.add_consumer(key(1), id(1), Credit { messages: 9, bytes: 5 }).unwrap();
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 9, bytes: 5 }, 0).unwrap();
     // Message 0 has one byte, message 1 has eight.
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 1, 1)]);
-    dispatcher.handle_appended(QUEUE, Offset::new(2));
+    dispatcher.handle_appended(QUEUE, Offset::new(2), &ALL_KEPT);
     assert_eq!(poll(&mut dispatcher, 0), []);
-    dispatcher.add_consumer(key(1), id(2), Credit { messages: 9, bytes: 0 }).unwrap();
+    dispatcher.add_consumer(key(1), id(2), Credit { messages: 9, bytes: 0 }, 0).unwrap();
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(2, 1, 1, 1)]);
 }
 
 #[test]
 fn a_consumer_that_leaves_gives_back_what_it_held() {
     let mut dispatcher = dispatcher(12);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     poll(&mut dispatcher, 0);
     dispatcher.ack(id(1), range_of(2, 1));
     let returned = dispatcher.remove_consumer(id(1));
     let expected = [range_of(0, 2), range_of(3, 9)].map(|range| Returned { key: key(1), range, attempt: 1 });
     assert_eq!(returned, expected);
     assert_eq!(dispatcher.next_deadline_ms(), None);
-    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     assert_eq!(poll(&mut dispatcher, 0), [], "the core has not taken them back yet");
 }
 
 #[test]
 fn a_held_message_is_not_delivered_again_whatever_the_core_says() {
     let mut dispatcher = dispatcher(3);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     poll(&mut dispatcher, 0);
-    dispatcher.handle_returned(key(1), range_of(0, 9), 7, 0);
+    dispatcher.handle_returned(key(1), range_of(0, 9), 7, 0, &ALL_KEPT);
     assert_eq!(poll(&mut dispatcher, 0), []);
-    dispatcher.handle_appended(QUEUE, Offset::new(4));
+    dispatcher.handle_appended(QUEUE, Offset::new(4), &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 3, 1, 1)]);
 }
 
 #[test]
 fn a_forgotten_group_takes_its_consumers_along() {
     let mut dispatcher = dispatcher(3);
-    let full = (0..GROUP_CONSUMERS_MAX as u64).map(|raw| dispatcher.add_consumer(key(1), id(raw), PLENTY));
+    let full = (0..GROUP_CONSUMERS_MAX as u64).map(|raw| dispatcher.add_consumer(key(1), id(raw), PLENTY, 0));
     assert!(full.collect::<Vec<_>>().iter().all(Result::is_ok));
-    assert_eq!(dispatcher.add_consumer(key(1), id(9_999), PLENTY), Err(AddConsumerError::TooMany));
+    assert_eq!(dispatcher.add_consumer(key(1), id(9_999), PLENTY, 0), Err(AddConsumerError::TooMany));
     poll(&mut dispatcher, 0);
     assert_eq!(dispatcher.remove_group(key(1)).len(), GROUP_CONSUMERS_MAX);
     assert_eq!((dispatcher.next_deadline_ms(), dispatcher.counts(key(1))), (None, GroupCounts::default()));
-    assert_eq!(dispatcher.add_consumer(key(1), id(1), PLENTY), Err(AddConsumerError::NoGroup));
+    assert_eq!(dispatcher.add_consumer(key(1), id(1), PLENTY, 0), Err(AddConsumerError::NoGroup));
     assert_eq!(dispatcher.remove_group(key(1)), []);
     assert_eq!(dispatcher.ack(id(1), range_of(0, 1)), [(range_of(0, 1), Err(Refusal::LeaseLost))]);
 }
 
-/// As [`TestSizes`], but the core has no message 2 and may not know the queue at all.
+/// As [`TestStored`], but the core has no message 2 and may not know the queue at all.
 struct Holed {
     queue_exists: bool,
 }
 
-impl Sizes for Holed {
+impl Stored for Holed {
     fn fit(&self, queue: QueueId, first: Offset, count_max: u32, bytes_max: u64) -> Option<(u32, u64)> {
         let count_max = if first.get() < 2 { count_max.min(2 - first.get() as u32) } else { count_max };
         let kept = self.queue_exists && first.get() != 2;
@@ -293,41 +306,49 @@ impl Sizes for Holed {
     fn kept_from(&self, _queue: QueueId) -> Option<Offset> {
         self.queue_exists.then_some(Offset::ZERO)
     }
+
+    fn is_ordinary(&self, _queue: QueueId) -> bool {
+        true
+    }
+
+    fn waiting(&self, _queue: QueueId, _from: Offset) -> Option<Waiting> {
+        None
+    }
 }
 
 #[test]
 fn what_the_core_has_freed_stops_nobody() {
     let mut dispatcher = dispatcher(10);
-    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, bytes: 1_000 }).unwrap();
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, bytes: 1_000 }, 0).unwrap();
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 4, 1)]);
     dispatcher.nack(id(1), range_of(0, 4));
-    dispatcher.handle_returned(key(1), range_of(0, 2), 1, 0);
-    dispatcher.handle_returned(key(1), range_of(2, 1), 1, 40);
-    dispatcher.handle_returned(key(1), range_of(3, 1), 1, 0);
+    dispatcher.handle_returned(key(1), range_of(0, 2), 1, 0, &ALL_KEPT);
+    dispatcher.handle_returned(key(1), range_of(2, 1), 1, 40, &ALL_KEPT);
+    dispatcher.handle_returned(key(1), range_of(3, 1), 1, 0, &ALL_KEPT);
     let mut deliveries = Vec::new();
-    dispatcher.poll(1, &TestSizes { first: 3 }, &mut deliveries);
+    dispatcher.poll(1, &TestStored { first: 3, ..ALL_KEPT }, &mut deliveries);
     assert_eq!(brief(&deliveries), [(1, 3, 1, 2), (1, 4, 1, 1), (1, 5, 2, 1)]);
     let left = GroupCounts { leased: 4, consumers: 1, ready: 3, delayed: 0 };
     assert_eq!(dispatcher.counts(key(1)), left);
     // The same of messages that were never delivered, up to beyond the end that is known here.
     dispatcher.ack(id(1), range_of(3, 4));
     let mut deliveries = Vec::new();
-    dispatcher.poll(1, &TestSizes { first: 12 }, &mut deliveries);
+    dispatcher.poll(1, &TestStored { first: 12, ..ALL_KEPT }, &mut deliveries);
     assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 0));
-    dispatcher.handle_appended(QUEUE, Offset::new(14));
+    dispatcher.handle_appended(QUEUE, Offset::new(14), &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 1)), [(1, 12, 2, 1)]);
 }
 
 #[test]
 fn a_single_missing_message_is_skipped() {
     let mut dispatcher = dispatcher(4);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
-    dispatcher.add_consumer(key(1), id(2), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
+    dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     let mut deliveries = Vec::new();
     dispatcher.poll(0, &Holed { queue_exists: true }, &mut deliveries);
     assert_eq!(brief(&deliveries), [(1, 0, 2, 1), (2, 3, 1, 1)]);
     // The same of a message that came back.
-    dispatcher.handle_returned(key(1), range_of(2, 1), 1, 0);
+    dispatcher.handle_returned(key(1), range_of(2, 1), 1, 0, &ALL_KEPT);
     let mut deliveries = Vec::new();
     dispatcher.poll(0, &Holed { queue_exists: true }, &mut deliveries);
     assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 0));
@@ -336,10 +357,10 @@ fn a_single_missing_message_is_skipped() {
 #[test]
 fn without_a_queue_a_turn_ends() {
     let mut dispatcher = dispatcher(4);
-    dispatcher.add_consumer(key(1), id(1), PLENTY).unwrap();
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     let mut deliveries = Vec::new();
     dispatcher.poll(0, &Holed { queue_exists: false }, &mut deliveries);
     assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 4));
-    dispatcher.handle_appended(QUEUE, Offset::new(5));
+    dispatcher.handle_appended(QUEUE, Offset::new(5), &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 5, 1)]);
 }

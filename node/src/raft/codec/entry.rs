@@ -3,14 +3,15 @@
 use bytes::{Bytes, BytesMut};
 use prost::{Message as _, encoding};
 use skein_proto::{
-    ids::{GroupId, ProducerId, QueueId, Sequence},
+    ids::{GroupId, Offset, ProducerId, QueueId, Sequence},
     storage::{self as wire, command::Command as WireCommand},
 };
 
 use super::{
-    DecodeError, range_from_wire, range_to_wire, required_range, settings_from_wire, settings_to_wire,
+    DecodeError, range_from_wire, range_to_wire, required_range,
+    settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
-use crate::broker::{BlockSpan, CatalogCommand, Command, EntryMeta, GroupStart, Return};
+use crate::broker::{BatchRun, BlockSpan, CatalogCommand, Command, EntryMeta, Position, Return};
 
 /// The tags of `EntryBody`'s fields. An entry is written field by field, since commands come encoded one by one.
 mod tag {
@@ -67,10 +68,12 @@ impl Proposed {
         producer: Option<(ProducerId, Sequence)>,
         count: u32,
         batch: Bytes,
+        runs: &[BatchRun],
     ) -> Self {
+        let runs = runs.iter().copied().map(run_to_wire).collect();
         let producer = producer
             .map(|(id, sequence)| wire::ProducerBatch { producer_id: id.get(), sequence: sequence.get() });
-        Self::of(WireCommand::Publish(wire::Publish { queue_id: queue.get(), producer, count, batch }))
+        Self::of(WireCommand::Publish(wire::Publish { queue_id: queue.get(), producer, count, batch, runs }))
     }
 
     /// Any other command of a shard with messages.
@@ -81,35 +84,50 @@ impl Proposed {
     pub fn shard(command: &Command) -> Self {
         Self::of(match command {
             Command::Publish { .. } => panic!("a publish was to be proposed without its batch"),
-            Command::OpenQueue { queue, name, settings } => WireCommand::OpenQueue(wire::OpenQueue {
-                queue_id: queue.get(),
-                name: name.clone(),
-                settings: Some(settings_to_wire(settings)),
-            }),
+            Command::OpenQueue { queue, name, settings, revision } => {
+                WireCommand::OpenQueue(wire::OpenQueue {
+                    queue_id: queue.get(),
+                    name: name.clone(),
+                    settings: Some(settings_to_wire(settings)),
+                    settings_revision: *revision,
+                })
+            }
             Command::CloseQueue { queue } => {
                 WireCommand::CloseQueue(wire::CloseQueue { queue_id: queue.get() })
             }
             Command::PurgeQueue { queue } => {
                 WireCommand::PurgeQueue(wire::PurgeQueue { queue_id: queue.get() })
             }
-            Command::CreateGroup { queue, name, start } => WireCommand::CreateGroup(wire::CreateGroup {
-                queue_id: queue.get(),
-                name: name.clone(),
-                start: match start {
-                    GroupStart::First => wire::GroupStart::First,
-                    GroupStart::Next => wire::GroupStart::Next,
-                }
-                .into(),
-            }),
+            Command::CreateGroup { queue, name, start } => {
+                let WirePosition { start, offset, time_ms } = (*start).into();
+                let name = name.clone();
+                WireCommand::CreateGroup(wire::CreateGroup {
+                    queue_id: queue.get(),
+                    name,
+                    start,
+                    offset,
+                    time_ms,
+                })
+            }
+            Command::SeekGroup { queue, group, to } => {
+                let WirePosition { start, offset, time_ms } = (*to).into();
+                let (queue_id, group_id) = (queue.get(), group.get());
+                WireCommand::SeekGroup(wire::SeekGroup { queue_id, group_id, start, offset, time_ms })
+            }
+            Command::Trim { queue } => WireCommand::Trim(wire::Trim { queue_id: queue.get() }),
             Command::DeleteGroup { queue, group } => {
                 WireCommand::DeleteGroup(wire::DeleteGroup { queue_id: queue.get(), group_id: group.get() })
             }
-            Command::Settle { queue, group, acks, returns } => WireCommand::Settle(wire::Settle {
-                queue_id: queue.get(),
-                group_id: group.get(),
-                acks: acks.iter().copied().map(range_to_wire).collect(),
-                returns: returns.iter().copied().map(return_to_wire).collect(),
-            }),
+            Command::Settle { queue, group, acks, returns, expired, seek_count } => {
+                WireCommand::Settle(wire::Settle {
+                    queue_id: queue.get(),
+                    group_id: group.get(),
+                    acks: acks.iter().copied().map(range_to_wire).collect(),
+                    returns: returns.iter().copied().map(return_to_wire).collect(),
+                    expired: expired.iter().copied().map(range_to_wire).collect(),
+                    seek_count: *seek_count,
+                })
+            }
             Command::DeadLettersMoved { queue, group, up_to } => {
                 WireCommand::DeadLettersMoved(wire::DeadLettersMoved {
                     queue_id: queue.get(),
@@ -129,6 +147,13 @@ impl Proposed {
                     name: name.clone(),
                     settings: Some(settings_to_wire(settings)),
                     shard_count: *shard_count,
+                })
+            }
+            CatalogCommand::UpdateQueue { name, expected, settings } => {
+                WireCommand::CatalogUpdateQueue(wire::CatalogUpdateQueue {
+                    name: name.clone(),
+                    expected: Some(settings_to_wire(expected)),
+                    settings: Some(settings_to_wire(settings)),
                 })
             }
             CatalogCommand::DeleteQueue { name } => {
@@ -183,6 +208,11 @@ pub fn decode_entry(payload: &Bytes) -> Result<DecodedEntry, DecodeError> {
                 settings: settings_from_wire(command.settings)?,
                 shard_count: command.shard_count,
             }),
+            WireCommand::CatalogUpdateQueue(command) => catalog.push(CatalogCommand::UpdateQueue {
+                name: command.name,
+                expected: settings_from_wire(command.expected)?,
+                settings: settings_from_wire(command.settings)?,
+            }),
             WireCommand::CatalogDeleteQueue(command) => {
                 catalog.push(CatalogCommand::DeleteQueue { name: command.name });
             }
@@ -203,6 +233,7 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
             queue: QueueId::new(command.queue_id),
             name: command.name,
             settings: settings_from_wire(command.settings)?,
+            revision: command.settings_revision,
         },
         WireCommand::CloseQueue(command) => Command::CloseQueue { queue: QueueId::new(command.queue_id) },
         WireCommand::PurgeQueue(command) => Command::PurgeQueue { queue: QueueId::new(command.queue_id) },
@@ -213,19 +244,21 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
                 .map(|producer| (ProducerId::new(producer.producer_id), Sequence::new(producer.sequence))),
             count: command.count,
             block: span_in(payload, &command.batch)?,
+            runs: runs_from_wire(&command)?,
         },
         WireCommand::CreateGroup(command) => Command::CreateGroup {
-            start: match command.start() {
-                // An unknown value reads as the default, which must not pass for what the leader meant.
-                wire::GroupStart::First if command.start != 0 => {
-                    return Err(DecodeError::Unknown { field: "start", value: command.start.into() });
-                }
-                wire::GroupStart::First => GroupStart::First,
-                wire::GroupStart::Next => GroupStart::Next,
-            },
             queue: QueueId::new(command.queue_id),
+            start: WirePosition { start: command.start, offset: command.offset, time_ms: command.time_ms }
+                .try_into()?,
             name: command.name,
         },
+        WireCommand::SeekGroup(command) => Command::SeekGroup {
+            queue: QueueId::new(command.queue_id),
+            group: GroupId::new(command.group_id),
+            to: WirePosition { start: command.start, offset: command.offset, time_ms: command.time_ms }
+                .try_into()?,
+        },
+        WireCommand::Trim(command) => Command::Trim { queue: QueueId::new(command.queue_id) },
         WireCommand::DeleteGroup(command) => Command::DeleteGroup {
             queue: QueueId::new(command.queue_id),
             group: GroupId::new(command.group_id),
@@ -235,15 +268,17 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
             group: GroupId::new(command.group_id),
             acks: command.acks.into_iter().map(range_from_wire).collect(),
             returns: command.returns.into_iter().map(return_from_wire).collect::<Result<_, _>>()?,
+            expired: command.expired.into_iter().map(range_from_wire).collect(),
+            seek_count: command.seek_count,
         },
         WireCommand::DeadLettersMoved(command) => Command::DeadLettersMoved {
             queue: QueueId::new(command.queue_id),
             group: GroupId::new(command.group_id),
             up_to: Sequence::new(command.up_to_sequence),
         },
-        WireCommand::CatalogCreateQueue(_) | WireCommand::CatalogDeleteQueue(_) => {
-            return Err(DecodeError::MixedCommands);
-        }
+        WireCommand::CatalogCreateQueue(_)
+        | WireCommand::CatalogUpdateQueue(_)
+        | WireCommand::CatalogDeleteQueue(_) => return Err(DecodeError::MixedCommands),
     })
 }
 
@@ -258,6 +293,59 @@ fn span_in(payload: &Bytes, batch: &Bytes) -> Result<BlockSpan, DecodeError> {
     let position = position.expect("decoding bytes out of `Bytes` slices them");
     let as_u32 = |bytes: usize| u32::try_from(bytes).map_err(|_| DecodeError::TooLarge);
     Ok(BlockSpan { position: as_u32(position)?, length: as_u32(batch.len())? })
+}
+
+/// A position as two commands carry it.
+struct WirePosition {
+    start: i32,
+    offset: Option<u64>,
+    time_ms: Option<u64>,
+}
+
+impl From<Position> for WirePosition {
+    fn from(position: Position) -> Self {
+        let at = |start: wire::GroupStart| Self { start: start.into(), offset: None, time_ms: None };
+        match position {
+            Position::First => at(wire::GroupStart::First),
+            Position::Next => at(wire::GroupStart::Next),
+            Position::Offset(offset) => Self { offset: Some(offset.get()), ..at(wire::GroupStart::First) },
+            Position::Time(time_ms) => Self { time_ms: Some(time_ms), ..at(wire::GroupStart::First) },
+        }
+    }
+}
+
+impl TryFrom<WirePosition> for Position {
+    type Error = DecodeError;
+
+    fn try_from(wire: WirePosition) -> Result<Self, DecodeError> {
+        let unknown = |_| DecodeError::Unknown { field: "start", value: wire.start.into() };
+        Ok(match (wire.offset, wire.time_ms) {
+            (Some(offset), _) => Self::Offset(Offset::new(offset)),
+            (None, Some(time_ms)) => Self::Time(time_ms),
+            (None, None) => match wire::GroupStart::try_from(wire.start).map_err(unknown)? {
+                wire::GroupStart::First => Self::First,
+                wire::GroupStart::Next => Self::Next,
+            },
+        })
+    }
+}
+
+fn run_to_wire(run: BatchRun) -> wire::BatchRun {
+    let BatchRun { count, length, properties, delay_ms } = run;
+    wire::BatchRun { count, length, properties: properties_to_wire(properties), delay_ms }
+}
+
+/// The parts of a batch, which must be the whole of it.
+fn runs_from_wire(publish: &wire::Publish) -> Result<Vec<BatchRun>, DecodeError> {
+    let runs = publish.runs.iter().map(|run| {
+        let properties = properties_from_wire(run.properties)?;
+        Ok(BatchRun { count: run.count, length: run.length, properties, delay_ms: run.delay_ms })
+    });
+    let runs = runs.collect::<Result<Vec<_>, DecodeError>>()?;
+    let count: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
+    let length: u64 = runs.iter().map(|run| u64::from(run.length)).sum();
+    let is_whole = count == u64::from(publish.count) && length == publish.batch.len() as u64;
+    if runs.is_empty() || is_whole { Ok(runs) } else { Err(DecodeError::BatchRuns) }
 }
 
 fn return_to_wire(back: Return) -> wire::Return {

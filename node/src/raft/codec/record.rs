@@ -8,11 +8,13 @@ use skein_proto::{
 };
 
 use super::{
-    DecodeError, range_from_wire, range_to_wire, required_range, settings_from_wire, settings_to_wire,
+    DecodeError, range_from_wire, range_to_wire, required_range,
+    settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
 use crate::broker::{
-    Block, BlockSpan, CatalogQueueRecord, CatalogRecord, DeadLetterRun, GroupRecord, PageRecord,
-    ProducerRecord, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey, Returned, ShardRecord,
+    Block, BlockSpan, CatalogQueueRecord, CatalogRecord, DeadLetterRun, GiveUpReason, GivenUp, GroupRecord,
+    PageRecord, ProducerRecord, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey, Returned,
+    ShardRecord,
 };
 
 /// The version that values begin with. A new one comes with whatever old readers would misread.
@@ -97,6 +99,7 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
             name: record.name.clone(),
             shard_id: record.shard.get(),
             settings: Some(settings_to_wire(&record.settings)),
+            settings_revision: record.settings_revision,
         }),
     }
 }
@@ -135,9 +138,11 @@ pub fn decode_record(key: &[u8], value: &[u8]) -> Result<(RecordKey, Record), De
             })
         }
         RecordKey::CatalogQueue { .. } => {
-            let wire::CatalogQueueRecord { name, shard_id, settings } = Message::decode(value)?;
+            let wire::CatalogQueueRecord { name, shard_id, settings, settings_revision } =
+                Message::decode(value)?;
             let settings = settings_from_wire(settings)?;
-            Record::CatalogQueue(CatalogQueueRecord { name, shard: ShardId::new(shard_id), settings })
+            let shard = ShardId::new(shard_id);
+            Record::CatalogQueue(CatalogQueueRecord { name, shard, settings, settings_revision })
         }
     };
     Ok((key, record))
@@ -219,6 +224,8 @@ fn queue_to_wire(record: &QueueRecord) -> wire::QueueRecord {
         next_block: record.next_block,
         message_count: record.message_count,
         next_group_id: record.next_group.get(),
+        settings_revision: record.settings_revision,
+        length_floor: record.length_floor.get(),
     }
 }
 
@@ -231,6 +238,8 @@ fn queue_from_wire(record: wire::QueueRecord) -> Result<QueueRecord, DecodeError
         next_block: record.next_block,
         message_count: record.message_count,
         next_group: GroupId::new(record.next_group_id),
+        settings_revision: record.settings_revision,
+        length_floor: Offset::new(record.length_floor),
     })
 }
 
@@ -243,7 +252,14 @@ fn group_to_wire(record: &GroupRecord) -> wire::GroupRecord {
     let dead_letters = record.dead_letters.iter().map(|run| wire::DeadLetterRun {
         first_sequence: run.first_sequence.get(),
         range: Some(range_to_wire(run.range)),
-        attempts: run.attempts,
+        attempts: run.given_up.attempts,
+        reason: match run.given_up.reason {
+            GiveUpReason::MaxDeliveries => wire::GiveUpReason::MaxDeliveries,
+            GiveUpReason::Expired => wire::GiveUpReason::Expired,
+            GiveUpReason::Overflow => wire::GiveUpReason::Overflow,
+        }
+        .into(),
+        at_ms: run.given_up.at_ms,
     });
     wire::GroupRecord {
         name: record.name.clone(),
@@ -254,6 +270,7 @@ fn group_to_wire(record: &GroupRecord) -> wire::GroupRecord {
         next_dead_letter_sequence: record.next_dead_letter.get(),
         dead_lettered_total: record.dead_lettered_total,
         dropped_total: record.dropped_total,
+        seek_count: record.seek_count,
     }
 }
 
@@ -264,7 +281,16 @@ fn group_from_wire(record: wire::GroupRecord) -> Result<GroupRecord, DecodeError
     });
     let dead_letters = record.dead_letters.into_iter().map(|run| {
         let first_sequence = Sequence::new(run.first_sequence);
-        Ok(DeadLetterRun { first_sequence, range: required_range(run.range)?, attempts: run.attempts })
+        let reason = match run.reason() {
+            wire::GiveUpReason::MaxDeliveries if run.reason != 0 => {
+                return Err(DecodeError::Unknown { field: "reason", value: run.reason.into() });
+            }
+            wire::GiveUpReason::MaxDeliveries => GiveUpReason::MaxDeliveries,
+            wire::GiveUpReason::Expired => GiveUpReason::Expired,
+            wire::GiveUpReason::Overflow => GiveUpReason::Overflow,
+        };
+        let given_up = GivenUp { attempts: run.attempts, reason, at_ms: run.at_ms };
+        Ok(DeadLetterRun { first_sequence, range: required_range(run.range)?, given_up })
     });
     Ok(GroupRecord {
         acked_floor: Offset::new(record.acked_floor),
@@ -274,6 +300,7 @@ fn group_from_wire(record: wire::GroupRecord) -> Result<GroupRecord, DecodeError
         next_dead_letter: Sequence::new(record.next_dead_letter_sequence),
         dead_lettered_total: record.dead_lettered_total,
         dropped_total: record.dropped_total,
+        seek_count: record.seek_count,
         name: record.name,
     })
 }
@@ -291,6 +318,7 @@ fn page_to_wire(record: &PageRecord) -> wire::PageRecord {
             count: block.count,
             published_at_ms: block.published_at_ms,
             offsets_skipped,
+            properties: properties_to_wire(block.properties),
         }
     });
     wire::PageRecord { first_offset, blocks: blocks.collect() }
@@ -307,6 +335,7 @@ fn page_from_wire(record: wire::PageRecord) -> Result<PageRecord, DecodeError> {
             published_at_ms: block.published_at_ms,
             span: BlockSpan { position: block.position, length: block.length },
             count: block.count,
+            properties: properties_from_wire(block.properties)?,
         })
     });
     Ok(PageRecord { blocks: blocks.collect::<Result<_, DecodeError>>()? })

@@ -10,9 +10,10 @@ use super::{
 };
 use crate::{
     broker::{
-        Block, BlockSpan, CatalogCommand, CatalogQueueRecord, CatalogRecord, Command, DeadLetterRun,
-        GroupRecord, GroupStart, PageRecord, ProducerRecord, PublishedBatch, QueuePart, QueueRecord, Record,
-        RecordKey, Return, Returned, Settings, ShardRecord,
+        Backoff, BatchRun, Block, BlockSpan, CatalogCommand, CatalogQueueRecord, CatalogRecord, Command,
+        DeadLetterRun, GiveUpReason, GivenUp, GroupRecord, Overflow, PageRecord, Position, ProducerRecord,
+        Properties, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey, Retention, Return, Returned,
+        Settings, ShardRecord,
     },
     offsets::OffsetRange,
 };
@@ -30,13 +31,58 @@ fn range() -> impl Strategy<Value = OffsetRange> {
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
-    (any::<u32>(), option::of("[a-z]{1,8}"), any::<u32>()).prop_map(
-        |(max_deliveries, dead_letter_queue, lease_ms)| Settings {
-            max_deliveries,
-            dead_letter_queue,
-            lease_ms,
+    let limit = || option::of(1..u64::MAX);
+    let limits = (limit(), limit(), limit(), limit());
+    (any::<[u32; 5]>(), option::of("[a-z]{1,8}"), any::<(bool, bool, bool)>(), limits).prop_map(
+        |(numbers, dead_letter_queue, choices, limits)| {
+            let [max_deliveries, lease_ms, delay_ms, delay_max_ms, multiplier] = numbers;
+            let (max_age_ms, max_messages, max_bytes, message_ttl_ms) = limits;
+            Settings {
+                max_deliveries,
+                dead_letter_queue,
+                lease_ms,
+                redelivery: Backoff { delay_ms, delay_max_ms, multiplier },
+                retention: if choices.0 { Retention::Limits } else { Retention::UntilAcked },
+                max_age_ms,
+                max_messages,
+                max_bytes,
+                overflow: if choices.1 { Overflow::DropOldest } else { Overflow::RejectPublish },
+                message_ttl_ms,
+                single_active_consumer: choices.2,
+            }
         },
     )
+}
+
+fn properties() -> impl Strategy<Value = Properties> {
+    let some = any::<(u64, u64, u8)>().prop_map(|(ttl_ms, deliver_at_ms, priority)| Properties {
+        ttl_ms,
+        deliver_at_ms,
+        priority,
+    });
+    prop_oneof![Just(Properties::default()), some]
+}
+
+fn position() -> impl Strategy<Value = Position> {
+    prop_oneof![
+        Just(Position::First),
+        Just(Position::Next),
+        any::<u64>().prop_map(|offset| Position::Offset(Offset::new(offset))),
+        any::<u64>().prop_map(Position::Time),
+    ]
+}
+
+/// A batch in as many parts, of one message each.
+fn runs_of(batch: &[u8], properties: &[Properties]) -> Vec<BatchRun> {
+    let properties = &properties[..properties.len().min(batch.len())];
+    let length = |place| if place + 1 == properties.len() { batch.len() - place } else { 1 };
+    let run = |(place, properties): (usize, &Properties)| BatchRun {
+        count: 1,
+        length: length(place) as u32,
+        properties: *properties,
+        delay_ms: place as u64,
+    };
+    properties.iter().enumerate().map(run).collect()
 }
 
 fn head() -> impl Strategy<Value = EntryHead> {
@@ -46,7 +92,6 @@ fn head() -> impl Strategy<Value = EntryHead> {
 
 /// A command, and the batch that goes with a publish.
 fn shard_command() -> impl Strategy<Value = (Command, Bytes)> {
-    let start = prop_oneof![Just(GroupStart::First), Just(GroupStart::Next)];
     let producer = option::of(
         any::<(u64, u64)>().prop_map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))),
     );
@@ -56,35 +101,44 @@ fn shard_command() -> impl Strategy<Value = (Command, Bytes)> {
         not_before_ms,
     });
     let other = prop_oneof![
-        (queue(), ".{0,9}", settings()).prop_map(|(queue, name, settings)| Command::OpenQueue {
-            queue,
-            name,
-            settings
+        (queue(), ".{0,9}", settings(), any::<u64>()).prop_map(|(queue, name, settings, revision)| {
+            Command::OpenQueue { queue, name, settings, revision }
         }),
         queue().prop_map(|queue| Command::CloseQueue { queue }),
         queue().prop_map(|queue| Command::PurgeQueue { queue }),
-        (queue(), ".{0,9}", start).prop_map(|(queue, name, start)| Command::CreateGroup {
+        (queue(), ".{0,9}", position()).prop_map(|(queue, name, start)| Command::CreateGroup {
             queue,
             name,
             start
         }),
         (queue(), group()).prop_map(|(queue, group)| Command::DeleteGroup { queue, group }),
-        (queue(), group(), vec(range(), 0..4), vec(back, 0..4))
-            .prop_map(|(queue, group, acks, returns)| { Command::Settle { queue, group, acks, returns } }),
+        (queue(), group(), position()).prop_map(|(queue, group, to)| Command::SeekGroup { queue, group, to }),
+        queue().prop_map(|queue| Command::Trim { queue }),
+        (queue(), group(), vec(range(), 0..4), vec(back, 0..4), vec(range(), 0..4), any::<u32>()).prop_map(
+            |(queue, group, acks, returns, expired, seek_count)| Command::Settle {
+                queue,
+                group,
+                acks,
+                returns,
+                expired,
+                seek_count
+            }
+        ),
         (queue(), group(), any::<u64>()).prop_map(|(queue, group, up_to)| Command::DeadLettersMoved {
             queue,
             group,
             up_to: Sequence::new(up_to)
         }),
     ];
-    let publish = (queue(), producer, any::<u32>(), vec(any::<u8>(), 0..300)).prop_map(
-        |(queue, producer, count, batch)| {
+    let publish = (queue(), producer, any::<u32>(), vec(any::<u8>(), 0..300), vec(properties(), 0..3))
+        .prop_map(|(queue, producer, count, batch, properties)| {
+            let runs = runs_of(&batch, &properties);
+            let count = if runs.is_empty() { count } else { runs.len() as u32 };
             // The true position is known only when the entry is encoded.
             let length = u32::try_from(batch.len()).unwrap();
             let block = BlockSpan { position: 0, length };
-            (Command::Publish { queue, producer, count, block }, Bytes::from(batch))
-        },
-    );
+            (Command::Publish { queue, producer, count, block, runs }, Bytes::from(batch))
+        });
     prop_oneof![publish, other.prop_map(|command| (command, Bytes::new()))]
 }
 
@@ -93,14 +147,17 @@ fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
         (".{0,9}", settings(), any::<u32>()).prop_map(|(name, settings, shard_count)| {
             CatalogCommand::CreateQueue { name, settings, shard_count }
         }),
+        (".{0,9}", settings(), settings()).prop_map(|(name, expected, settings)| {
+            CatalogCommand::UpdateQueue { name, expected, settings }
+        }),
         ".{0,9}".prop_map(|name| CatalogCommand::DeleteQueue { name }),
     ]
 }
 
 fn proposed(command: &Command, batch: &Bytes) -> Proposed {
-    match *command {
-        Command::Publish { queue, producer, count, .. } => {
-            Proposed::publish(queue, producer, count, batch.clone())
+    match command {
+        Command::Publish { queue, producer, count, runs, .. } => {
+            Proposed::publish(*queue, *producer, *count, batch.clone(), runs)
         }
         _ => Proposed::shard(command),
     }
@@ -116,9 +173,10 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
             Record::Shard(ShardRecord { time_ms, replicated_index, elapsed_ms, closed_queues })
         },
     );
-    let head = (".{0,9}", settings(), any::<[u64; 4]>(), group()).prop_map(
+    let head = (".{0,9}", settings(), any::<[u64; 6]>(), group()).prop_map(
         |(name, settings, numbers, next_group)| {
-            let [first_offset, next_offset] = [numbers[0], numbers[1]].map(Offset::new);
+            let [first_offset, next_offset, length_floor] =
+                [numbers[0], numbers[1], numbers[5]].map(Offset::new);
             Record::Queue(QueueRecord {
                 name,
                 settings,
@@ -127,15 +185,20 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
                 next_block: numbers[2],
                 message_count: numbers[3],
                 next_group,
+                settings_revision: numbers[4],
+                length_floor,
             })
         },
     );
     let catalog = any::<[u64; 3]>().prop_map(|[next_queue, revision, replicated_index]| {
         Record::Catalog(CatalogRecord { next_queue: QueueId::new(next_queue), revision, replicated_index })
     });
-    let catalog_queue = (".{0,9}", any::<u32>(), settings()).prop_map(|(name, shard, settings)| {
-        Record::CatalogQueue(CatalogQueueRecord { name, shard: ShardId::new(shard), settings })
-    });
+    let catalog_queue = (".{0,9}", any::<(u32, u64)>(), settings()).prop_map(
+        |(name, (shard, settings_revision), settings)| {
+            let shard = ShardId::new(shard);
+            Record::CatalogQueue(CatalogQueueRecord { name, shard, settings, settings_revision })
+        },
+    );
     prop_oneof![
         (Just(RecordKey::Shard), shard),
         (part(|_| QueuePart::Head), head),
@@ -150,11 +213,21 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
 fn group_record() -> impl Strategy<Value = Record> {
     let returned = (range(), any::<(u32, u64)>())
         .prop_map(|(range, (attempts, not_before_ms))| (range, Returned { attempts, not_before_ms }));
-    let run = (any::<u64>(), range(), any::<u32>()).prop_map(|(first_sequence, range, attempts)| {
-        DeadLetterRun { first_sequence: Sequence::new(first_sequence), range, attempts }
-    });
-    (".{0,9}", vec(range(), 0..4), vec(returned, 0..4), vec(run, 0..4), any::<[u64; 4]>()).prop_map(
-        |(name, acked, returned, dead_letters, [floor, next, dead_lettered_total, dropped_total])| {
+    let reason = prop_oneof![
+        Just(GiveUpReason::MaxDeliveries),
+        Just(GiveUpReason::Expired),
+        Just(GiveUpReason::Overflow)
+    ];
+    let run = (any::<u64>(), range(), any::<(u32, u64)>(), reason).prop_map(
+        |(first_sequence, range, (attempts, at_ms), reason)| {
+            let given_up = GivenUp { attempts, reason, at_ms };
+            DeadLetterRun { first_sequence: Sequence::new(first_sequence), range, given_up }
+        },
+    );
+    let numbers = (any::<[u64; 4]>(), any::<u32>());
+    (".{0,9}", vec(range(), 0..4), vec(returned, 0..4), vec(run, 0..4), numbers).prop_map(
+        |(name, acked, returned, dead_letters, (numbers, seek_count))| {
+            let [floor, next, dead_lettered_total, dropped_total] = numbers;
             Record::Group(GroupRecord {
                 name,
                 acked_floor: Offset::new(floor),
@@ -164,18 +237,22 @@ fn group_record() -> impl Strategy<Value = Record> {
                 next_dead_letter: Sequence::new(next),
                 dead_lettered_total,
                 dropped_total,
+                seek_count,
             })
         },
     )
 }
 
 fn page_record() -> impl Strategy<Value = Record> {
-    (any::<u32>(), vec(any::<(u64, u64, u32, u32, u32, u32)>(), 0..5)).prop_map(|(first, blocks)| {
+    let block = (any::<(u64, u64, u32, u32, u32, u32)>(), properties());
+    (any::<u32>(), vec(block, 0..5)).prop_map(|(first, blocks)| {
         let mut next = Offset::new(first.into());
-        let blocks = blocks.into_iter().map(|(index, published_at_ms, position, length, count, skipped)| {
+        let blocks = blocks.into_iter().map(|(numbers, properties)| {
+            let (index, published_at_ms, position, length, count, skipped) = numbers;
             // Half of them follow the one before without a hole.
             let first = next.plus(u64::from(skipped.saturating_sub(u32::MAX / 2)));
-            let block = Block { index, first, published_at_ms, span: BlockSpan { position, length }, count };
+            let span = BlockSpan { position, length };
+            let block = Block { index, first, published_at_ms, span, count, properties };
             next = block.end();
             block
         });
@@ -279,6 +356,21 @@ fn what_a_newer_version_wrote_is_refused() {
     // A command whose tag is not known here: field 3, length 2, field 15 as a varint.
     let entry = Bytes::from_static(&[0x1a, 2, 0x78, 1]);
     assert_eq!(decode_entry(&entry), Err(DecodeError::Missing("command")));
+}
+
+#[test]
+fn parts_that_are_not_the_whole_batch_are_refused() {
+    let batch = Bytes::from_static(b"batch");
+    let run = |count, length| BatchRun { count, length, properties: Properties::default(), delay_ms: 0 };
+    let head = EntryHead { leader_time_ms: 0, replicated_index: 0 };
+    let decode = |runs: &[BatchRun]| {
+        let publish = Proposed::publish(QueueId::new(1), None, 3, batch.clone(), runs);
+        decode_entry(&encode_entry(head, &[publish])).err()
+    };
+    assert_eq!(decode(&[run(1, 2), run(2, 3)]), None);
+    for wrong in [[run(1, 2), run(1, 3)], [run(1, 2), run(2, 2)], [run(1, u32::MAX), run(u32::MAX, 9)]] {
+        assert_eq!(decode(&wrong), Some(DecodeError::BatchRuns));
+    }
 }
 
 #[test]

@@ -12,7 +12,10 @@ use super::super::{
     wire::{AppendRequest, SnapshotBegin, SnapshotPiece, StoredRecord, Vote, log_id},
 };
 use crate::{
-    broker::{Catalog, CatalogCommand, Command, GroupStart, Return, Settings, Shard},
+    broker::{
+        BatchRun, Catalog, CatalogCommand, Command, Overflow, Position as ReadFrom, Properties, Retention,
+        Return, Settings, Shard,
+    },
     log::{Entry, EntryId, KeptEntry, Parts},
     offsets::OffsetRange,
 };
@@ -26,23 +29,40 @@ pub(crate) fn shard_entries() -> Vec<Bytes> {
     let range = |first, count| OffsetRange::new(Offset::new(first), count);
     let back = |first, attempt| Return { range: range(first, 2), attempt, not_before_ms: 500 };
     let producer = |sequence| Some((ProducerId::new(77), Sequence::new(sequence)));
-    let publish = |producer, count| Proposed::publish(QUEUE, producer, count, batch(count));
+    let publish = |producer, count| Proposed::publish(QUEUE, producer, count, batch(count), &[]);
+    let run = |count, length, priority| BatchRun {
+        count,
+        length,
+        properties: Properties { ttl_ms: 3_000, deliver_at_ms: 9_000, priority },
+        delay_ms: 700,
+    };
+    let urgent = Proposed::publish(QUEUE, None, 3, batch(3), &[run(1, 5, 9), run(2, 10, 1)]);
     let start = |name: &str, start| Command::CreateGroup { queue: QUEUE, name: name.into(), start };
-    let settings = Settings { max_deliveries: 2, dead_letter_queue: Some("dead".into()), lease_ms: 100 };
-    let open = Command::OpenQueue { queue: QUEUE, name: "orders".into(), settings };
+    let dead_letter_queue = Some("dead".to_owned());
+    let settings = Settings { max_deliveries: 2, dead_letter_queue, lease_ms: 100, ..Settings::default() };
+    let open = Command::OpenQueue { queue: QUEUE, name: "orders".into(), settings, revision: 1 };
     let settle = Command::Settle {
         queue: QUEUE,
         group,
         acks: vec![range(0, 1), range(3, 2)],
         returns: vec![back(5, 1), back(7, 2)],
+        expired: vec![range(9, 1)],
+        seek_count: 0,
     };
-    let bare = Settings { max_deliveries: 1, dead_letter_queue: None, lease_ms: 0 };
-    let second = Command::OpenQueue { queue: QueueId::new(2), name: "dead".into(), settings: bare };
+    let stream = Settings {
+        retention: Retention::Limits,
+        overflow: Overflow::DropOldest,
+        max_age_ms: Some(1_000),
+        max_messages: Some(9),
+        ..Settings::default()
+    };
+    let second =
+        Command::OpenQueue { queue: QueueId::new(2), name: "dead".into(), settings: stream, revision: 2 };
     vec![
         entry(1, &[Proposed::shard(&open), Proposed::shard(&second)]),
-        entry(2, &[Proposed::shard(&start("first", GroupStart::First)), publish(None, 4)]),
-        entry(3, &[publish(producer(1), 3), publish(producer(2), 5)]),
-        entry(4, &[Proposed::shard(&settle), Proposed::shard(&start("next", GroupStart::Next))]),
+        entry(2, &[Proposed::shard(&start("first", ReadFrom::First)), publish(None, 4)]),
+        entry(3, &[publish(producer(1), 3), publish(producer(2), 5), urgent]),
+        entry(4, &[Proposed::shard(&settle), Proposed::shard(&start("next", ReadFrom::Next))]),
         entry(5, &[publish(None, 2), Proposed::shard(&Command::CloseQueue { queue: QueueId::new(2) })]),
     ]
 }
@@ -53,6 +73,9 @@ pub(crate) fn shard_ends() -> Vec<Bytes> {
     let moved = Command::DeadLettersMoved { queue: QUEUE, group, up_to: Sequence::new(1) };
     let mut entries = shard_entries();
     entries.push(entry(6, &[Proposed::shard(&moved)]));
+    let to = ReadFrom::Offset(Offset::new(2));
+    let trim = Proposed::shard(&Command::Trim { queue: QUEUE });
+    entries.push(entry(6, &[Proposed::shard(&Command::SeekGroup { queue: QUEUE, group, to }), trim]));
     entries.push(entry(7, &[Proposed::shard(&Command::DeleteGroup { queue: QUEUE, group })]));
     entries.push(entry(8, &[Proposed::shard(&Command::PurgeQueue { queue: QUEUE })]));
     entries
@@ -62,14 +85,19 @@ pub(crate) fn shard_ends() -> Vec<Bytes> {
 pub(crate) fn catalog_entries() -> Vec<Bytes> {
     let create = |name: &str, dead_letter_queue: Option<&str>| {
         let dead_letter_queue = dead_letter_queue.map(str::to_owned);
-        let settings = Settings { max_deliveries: 3, dead_letter_queue, lease_ms: 9 };
+        let settings = Settings { max_deliveries: 3, dead_letter_queue, ..Settings::default() };
         Proposed::catalog(&CatalogCommand::CreateQueue { name: name.into(), settings, shard_count: 4 })
     };
     let delete = |name: &str| Proposed::catalog(&CatalogCommand::DeleteQueue { name: name.into() });
+    let update = Proposed::catalog(&CatalogCommand::UpdateQueue {
+        name: "dead".into(),
+        expected: Settings { max_deliveries: 3, ..Settings::default() },
+        settings: Settings { max_bytes: Some(1 << 20), ..Settings::default() },
+    });
     vec![
         entry(1, &[create("dead", None), create("orders", Some("dead"))]),
         entry(2, &[delete("dead"), create("gone", None)]),
-        entry(3, &[delete("gone")]),
+        entry(3, &[delete("gone"), update]),
     ]
 }
 

@@ -1,0 +1,118 @@
+//! How leases end: their consumer settles them, or their time is over.
+
+use skein_proto::ids::Offset;
+
+use super::Dispatcher;
+use crate::{
+    dispatch::{
+        ConsumerId, GroupKey, Refusal, Returned, Settlements,
+        consumer::{EndedLease, Lease},
+    },
+    offsets::OffsetRange,
+};
+
+impl Dispatcher {
+    /// Ends leases whose messages are done.
+    pub fn ack(&mut self, id: ConsumerId, range: OffsetRange) -> Settlements {
+        self.settle(id, range, Settle::End)
+    }
+
+    /// Ends leases whose messages the core is to take back.
+    pub fn nack(&mut self, id: ConsumerId, range: OffsetRange) -> Settlements {
+        self.settle(id, range, Settle::End)
+    }
+
+    /// Sets when leases end.
+    pub fn extend(&mut self, id: ConsumerId, range: OffsetRange, lease_until_ms: u64) -> Settlements {
+        self.settle(id, range, Settle::Extend { until_ms: lease_until_ms })
+    }
+
+    /// Ends the leases whose time is over, and says which: the core is to take the messages back.
+    pub fn expire(&mut self, now_ms: u64) -> Vec<Returned> {
+        let mut returned = Vec::new();
+        while let Some(&(until_ms, id, first)) = self.lease_ends.first()
+            && until_ms <= now_ms
+        {
+            self.lease_ends.pop_first();
+            let Some(consumer) = self.consumers.get_mut(&id) else {
+                continue;
+            };
+            let Some(lease) = consumer.end(first) else {
+                continue;
+            };
+            let key = consumer.key;
+            if let Some(group) = self.groups.get_mut(&key) {
+                group.leased.remove(lease.range);
+            }
+            push_returned(&mut returned, key, lease);
+            self.offer_turn(id);
+            self.offer_turn_to_active(key);
+            self.forget_if_done(id);
+        }
+        returned
+    }
+
+    fn settle(&mut self, id: ConsumerId, range: OffsetRange, how: Settle) -> Settlements {
+        let mut settlements = Vec::new();
+        let Some(consumer) = self.consumers.get_mut(&id) else {
+            refuse(&mut settlements, range, range.end());
+            return settlements;
+        };
+        let key = consumer.key;
+        let Some(group) = self.groups.get_mut(&key) else {
+            return settlements;
+        };
+        let mut reached = range.first;
+        while let Some(EndedLease { whole, ended, kept }) =
+            consumer.end_in(OffsetRange::between(reached, range.end()))
+        {
+            self.lease_ends.remove(&(whole.until_ms, id, whole.range.first));
+            for part in kept.into_iter().flatten() {
+                self.lease_ends.insert((part.until_ms, id, part.range.first));
+            }
+            match how {
+                Settle::End => group.leased.remove(ended.range),
+                Settle::Extend { until_ms } => {
+                    self.lease_ends.insert((until_ms, id, ended.range.first));
+                    consumer.grant(Lease { until_ms, ..ended });
+                }
+            }
+            refuse(&mut settlements, OffsetRange::between(reached, ended.range.first), group.fresh_from);
+            settlements.push((ended.range, Ok(ended.attempt)));
+            reached = ended.range.end();
+        }
+        refuse(&mut settlements, OffsetRange::between(reached, range.end()), group.fresh_from);
+        self.offer_turn(id);
+        self.offer_turn_to_active(key);
+        self.forget_if_done(id);
+        settlements
+    }
+}
+
+/// What a settlement does to leases.
+#[derive(Debug, Clone, Copy)]
+enum Settle {
+    End,
+    Extend { until_ms: u64 },
+}
+
+/// Says why messages that a consumer does not hold cannot be settled.
+fn refuse(settlements: &mut Settlements, range: OffsetRange, fresh_from: Offset) {
+    let (delivered, fresh) = range.split_at(fresh_from);
+    for (part, refusal) in [(delivered, Refusal::LeaseLost), (fresh, Refusal::NotDelivered)] {
+        if !part.is_empty() {
+            settlements.push((part, Err(refusal)));
+        }
+    }
+}
+
+pub(super) fn push_returned(returned: &mut Vec<Returned>, key: GroupKey, lease: Lease) {
+    let Lease { range, attempt, .. } = lease;
+    if let Some(last) = returned.last_mut()
+        && (last.key, last.attempt, last.range.end()) == (key, attempt, range.first)
+    {
+        last.range.count += range.count;
+        return;
+    }
+    returned.push(Returned { key, range, attempt });
+}

@@ -1,0 +1,36 @@
+//! What the dispatcher wants to know of stored messages, by the core.
+
+use skein_proto::ids::{Offset, QueueId};
+
+use crate::{
+    broker::{self, Queue, Shard},
+    dispatch::{Stored, Waiting},
+};
+
+/// The messages of a shard. A block's messages are taken to be of one size: the bytes that a consumer holds are then
+/// right for whole blocks, and never off by more than a block.
+pub(super) struct StoredMessages<'a>(pub(super) &'a Shard);
+
+impl Stored for StoredMessages<'_> {
+    fn fit(&self, queue: QueueId, first: Offset, count_max: u32, bytes_max: u64) -> Option<(u32, u64)> {
+        let slice = self.0.locate(queue, first, count_max)?;
+        let message_bytes = u64::from(slice.length).div_ceil(u64::from(slice.block_count)).max(1);
+        let fitting = u32::try_from(bytes_max / message_bytes).unwrap_or(u32::MAX);
+        let count = slice.take.min(fitting).max(1);
+        Some((count, u64::from(count) * message_bytes))
+    }
+
+    fn kept_from(&self, queue: QueueId) -> Option<Offset> {
+        self.0.queue(queue).map(Queue::first_offset)
+    }
+
+    fn is_ordinary(&self, queue: QueueId) -> bool {
+        self.0.queue(queue).is_none_or(Queue::is_ordinary)
+    }
+
+    fn waiting(&self, queue: QueueId, from: Offset) -> Option<Waiting> {
+        let broker::Waiting { range, deliver_at_ms, expires_at_ms, priority } =
+            self.0.queue(queue)?.waiting(from)?;
+        Some(Waiting { range, deliver_at_ms, expires_at_ms, priority })
+    }
+}
