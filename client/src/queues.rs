@@ -195,6 +195,7 @@ impl Client {
             group: group.to_owned(),
             start: start.into(),
             position: None,
+            filter: None,
         };
         let answer = self
             .call(Repeat::Always, self.router().shard_of(queue), |channel| {

@@ -3,13 +3,19 @@
 //! The wire form of `MessageBatch` is `(0x0a, length, message)*`. Checking walks the bytes of every message the way
 //! a decoder would, so that what is stored can be decoded by whoever consumes it; it allocates nothing.
 
-use bytes::{Buf as _, Bytes};
+mod fields;
+mod runs;
+mod wire;
+
+use bytes::Bytes;
 use skein_proto::limits;
 
-use crate::broker::{BatchRun, Properties};
-
-/// The tag of `MessageBatch.messages`: field 1, length-delimited.
-const MESSAGE_TAG: u8 = 0x0a;
+pub use self::fields::Fields;
+use self::{
+    runs::{DeliveryFields, Runs},
+    wire::{MESSAGE_TAG, skip, take_delimited, take_message, take_tag, take_varint},
+};
+use crate::broker::BatchRun;
 
 /// Fields of `Message` by number; see the schema.
 const FIELD_BODY: u64 = 1;
@@ -148,6 +154,27 @@ pub fn messages(batch: &Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || take_message(&mut rest).map(|message| batch.slice_ref(message)))
 }
 
+/// A checked batch in parts whose messages are all wanted, or all not. Shares the batch's memory.
+pub fn split(batch: &Bytes, wants: impl Fn(&[u8]) -> bool) -> Vec<(bool, u32, Bytes)> {
+    let mut parts: Vec<(bool, u32, std::ops::Range<usize>)> = Vec::new();
+    let mut rest = &batch[..];
+    while let Some(message) = take_message(&mut rest) {
+        let is_wanted = wants(message);
+        let end = batch.len() - rest.len();
+        match parts.last_mut() {
+            Some((last, count, range)) if *last == is_wanted => {
+                *count += 1;
+                range.end = end;
+            }
+            last => {
+                let start = last.map_or(0, |(_, _, range)| range.end);
+                parts.push((is_wanted, 1, start..end));
+            }
+        }
+    }
+    parts.into_iter().map(|(is_wanted, count, range)| (is_wanted, count, batch.slice(range))).collect()
+}
+
 /// Wraps one encoded message as a batch of one, with more encoded fields at its end.
 #[must_use]
 pub fn single(message: &[u8], more_fields: &[u8]) -> Bytes {
@@ -158,79 +185,6 @@ pub fn single(message: &[u8], more_fields: &[u8]) -> Bytes {
     batch.extend_from_slice(message);
     batch.extend_from_slice(more_fields);
     batch.into()
-}
-
-fn take_message<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (&tag, after_tag) = rest.split_first()?;
-    if tag != MESSAGE_TAG {
-        return None;
-    }
-    *rest = after_tag;
-    take_delimited(rest)
-}
-
-/// What a message says about its delivery.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct DeliveryFields {
-    ttl_ms: u64,
-    deliver_at_ms: u64,
-    delay_ms: u64,
-    priority: u64,
-}
-
-impl DeliveryFields {
-    fn check(&self, limits: &MessageLimits, position: usize) -> Result<(), BatchError> {
-        let bounds = [
-            ("ttl_ms", self.ttl_ms, limits::DELAY_MS_MAX),
-            ("deliver_at_ms", self.deliver_at_ms, limits.deliver_at_ms_max),
-            ("delay_ms", self.delay_ms, limits::DELAY_MS_MAX),
-            ("priority", self.priority, limits::PRIORITY_MAX.into()),
-        ];
-        match bounds.into_iter().find(|(_, value, value_max)| value > value_max) {
-            Some((field, value, value_max)) => {
-                Err(BatchError::Property { position, field, value, value_max })
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-/// Gathers the parts of a batch that are to be treated alike.
-#[derive(Default)]
-struct Runs {
-    before: Vec<BatchRun>,
-    last: DeliveryFields,
-    count: u32,
-    length: usize,
-}
-
-impl Runs {
-    fn push(&mut self, fields: DeliveryFields, length: usize) {
-        if fields != self.last && self.count > 0 {
-            self.end_run();
-        }
-        self.last = fields;
-        self.count += 1;
-        self.length += length;
-    }
-
-    fn end_run(&mut self) {
-        let DeliveryFields { ttl_ms, deliver_at_ms, delay_ms, priority } = self.last;
-        let priority = u8::try_from(priority).expect("bounded by PRIORITY_MAX");
-        self.before.push(BatchRun {
-            count: std::mem::take(&mut self.count),
-            length: u32::try_from(std::mem::take(&mut self.length)).expect("bounded by BATCH_BYTES_MAX"),
-            properties: Properties { ttl_ms, deliver_at_ms, priority },
-            delay_ms,
-        });
-    }
-
-    fn finish(mut self) -> Vec<BatchRun> {
-        if !self.before.is_empty() || self.last != DeliveryFields::default() {
-            self.end_run();
-        }
-        self.before
-    }
 }
 
 fn check_message(mut rest: &[u8]) -> Option<DeliveryFields> {
@@ -269,43 +223,6 @@ fn check_string(bytes: &[u8]) -> Option<()> {
     std::str::from_utf8(bytes).ok().map(drop)
 }
 
-/// Field number and wire type. A field number of 0 does not exist, and one over 2^29 - 1 does not decode.
-fn take_tag(rest: &mut &[u8]) -> Option<(u64, u64)> {
-    let tag = take_varint(rest)?;
-    let field = tag >> 3;
-    (1..1 << 29).contains(&field).then_some((field, tag & 7))
-}
-
-fn take_delimited<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(take_varint(rest)?).ok()?;
-    let (taken, after) = rest.split_at_checked(length)?;
-    *rest = after;
-    Some(taken)
-}
-
-fn take_varint(rest: &mut &[u8]) -> Option<u64> {
-    match rest.first() {
-        Some(&byte) if byte < 0x80 => {
-            rest.advance(1);
-            Some(u64::from(byte))
-        }
-        _ => prost::encoding::decode_varint(rest).ok(),
-    }
-}
-
-/// Skips a field this version does not know. Groups (wire types 3 and 4) do not exist in proto3.
-fn skip(rest: &mut &[u8], wire_type: u64) -> Option<()> {
-    let fixed_bytes = match wire_type {
-        0 => return take_varint(rest).map(drop),
-        2 => return take_delimited(rest).map(drop),
-        1 => 8,
-        5 => 4,
-        _ => return None,
-    };
-    *rest = rest.get(fixed_bytes..)?;
-    Some(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -315,6 +232,7 @@ mod tests {
     use skein_proto::broker::{Message, MessageBatch};
 
     use super::*;
+    use crate::broker::Properties;
 
     const ANY: MessageLimits = MessageLimits { bytes_max: 1 << 20, deliver_at_ms_max: 1_000 };
 
@@ -378,6 +296,21 @@ mod tests {
             let take = at.1.index(messages.len() - skip + 1);
             let part = cut(&bytes, skip as u32, take as u32).unwrap();
             prop_assert_eq!(&MessageBatch::decode(part).unwrap().messages[..], &messages[skip..skip + take]);
+            let mut rest = &messages[..];
+            for (is_wanted, count, part) in split(&bytes, |message| Fields::of(message).key().len().is_multiple_of(2)) {
+                let (expected, after) = rest.split_at(count as usize);
+                prop_assert_eq!(&MessageBatch::decode(part).unwrap().messages[..], expected);
+                prop_assert!(expected.iter().all(|message| message.key.len().is_multiple_of(2) == is_wanted));
+                rest = after;
+            }
+            prop_assert!(rest.is_empty());
+            for message in &messages {
+                let encoded = message.encode_to_vec();
+                for (name, value) in &message.headers {
+                    prop_assert_eq!(Fields::of(&encoded).header(name), Some(&value[..]));
+                }
+                prop_assert_eq!(Fields::of(&encoded).header("no such header"), None);
+            }
         }
 
         #[test]

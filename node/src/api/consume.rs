@@ -28,14 +28,14 @@ use super::{
     Api,
     names::{self, QueueRef},
     status,
+    wanted::{Wanted, WantedReader},
 };
 use crate::{
     broker::{Outcome, Position},
     dispatch::{ConsumerId, Credit, GroupKey},
     offsets::OffsetRange,
     shard::{
-        BodyError, BodyReader, DeliveryHandle, Outbox, OutboxItem, SettleError, SettleItem, SettleKind,
-        Subscription, Unsettled,
+        DeliveryHandle, Outbox, OutboxItem, SettleError, SettleItem, SettleKind, Subscription, Unsettled,
     },
     tasks,
 };
@@ -117,7 +117,9 @@ impl Api {
         // Cannot fail: the channel is empty and its receiver is here.
         let _ = responses.try_send(Ok(first));
         let (settling, settled) = mpsc::channel(limits::SETTLES_IN_FLIGHT_MAX);
-        let bodies = self.server(queue.shard)?.bodies().reader();
+        let server = self.server(queue.shard)?;
+        let replica = Arc::clone(server.group().replica());
+        let reader = WantedReader::new(key, replica, delivery.clone(), server.bodies().reader());
         let sender = Sender {
             responses,
             stalled_after: Duration::from_millis(u64::from(queue.settings.lease_ms))
@@ -125,7 +127,7 @@ impl Api {
             stopping: self.stopping.clone(),
         };
         let taker = Taker { delivery, key, consumer, settling };
-        tasks::spawn(sender.run(subscription, bodies, settled));
+        tasks::spawn(sender.run(subscription, reader, settled));
         tasks::spawn(taker.run(inbound));
         Ok(ReceiverStream::new(stream).boxed())
     }
@@ -186,11 +188,11 @@ impl Sender {
     async fn run(
         self,
         mut subscription: Subscription,
-        mut bodies: BodyReader,
+        mut reader: WantedReader,
         settled: mpsc::Receiver<Result<Settling, Status>>,
     ) {
         let end = tokio::select! {
-            end = self.send_all(subscription.outbox(), &mut bodies, settled) => end,
+            end = self.send_all(subscription.outbox(), &mut reader, settled) => end,
             end = self.must_end() => end,
         };
         // What it holds goes to others now, not when the client has taken the last word.
@@ -212,7 +214,7 @@ impl Sender {
     async fn send_all(
         &self,
         outbox: &mut Outbox,
-        bodies: &mut BodyReader,
+        reader: &mut WantedReader,
         mut settled: mpsc::Receiver<Result<Settling, Status>>,
     ) -> Option<Status> {
         let mut items = Vec::new();
@@ -238,7 +240,7 @@ impl Sender {
                     return Some(status::leader_moved());
                 },
             }
-            if let Err(end) = self.send(response, &mut items, bodies).await {
+            if let Err(end) = self.send(response, &mut items, reader).await {
                 return end;
             }
         }
@@ -250,29 +252,29 @@ impl Sender {
         &self,
         mut response: ConsumeResponse,
         items: &mut Vec<OutboxItem>,
-        bodies: &mut BodyReader,
+        reader: &mut WantedReader,
     ) -> Result<(), Option<Status>> {
         let mut bytes = 0;
+        if !items.is_empty() {
+            reader.look_at_filter();
+        }
         for item in items.drain(..) {
-            let batch = match bodies.read(item.delivery.key.queue, &item.slice).await {
-                Ok(batch) => batch,
-                // Purged after it was handed out; the lease ends by itself.
-                Err(BodyError::Gone { .. }) => continue,
-                Err(error) => return Err(Some(status::from_body(&error))),
-            };
-            bytes += batch.len();
-            response.deliveries.push(DeliveryBatch {
-                first_offset: item.delivery.first.get(),
-                count: item.delivery.count,
-                attempt: item.delivery.attempt,
-                published_at_ms: item.slice.published_at_ms,
-                batch,
-            });
+            for Wanted { first, count, batch } in reader.read(&item).await.map_err(Some)? {
+                bytes += batch.len();
+                response.deliveries.push(DeliveryBatch {
+                    first_offset: first.get(),
+                    count,
+                    attempt: item.delivery.attempt,
+                    published_at_ms: item.slice.published_at_ms,
+                    batch,
+                });
+            }
             if bytes >= RESPONSE_BYTES {
                 self.send_one(std::mem::take(&mut response)).await?;
                 bytes = 0;
             }
         }
+        reader.ack_unwanted().await;
         if response.deliveries.is_empty() && response.settled.is_empty() {
             return Ok(());
         }

@@ -7,13 +7,14 @@ use skein_proto::{
     node::{
         CreateGroupRequest, CreateGroupResponse, DeleteGroupRequest, DeleteGroupResponse, GetGroupRequest,
         GetGroupResponse, Group as GroupInfo, GroupStart, Position as PositionRequest, Reason,
-        SeekGroupRequest, SeekGroupResponse, position::Position as Choice,
+        SeekGroupRequest, SeekGroupResponse, UpdateGroupRequest, UpdateGroupResponse,
+        position::Position as Choice,
     },
 };
 use tonic::{Code, Status};
 
 use super::{
-    Api,
+    Api, filter,
     names::{self, QueueRef},
     status,
 };
@@ -37,12 +38,31 @@ impl Api {
             Some(position) => check_position(position)?,
             None => check_start(request.start)?,
         };
+        let filter = filter::encode(request.filter.as_ref())?;
         self.ensure_open(queue).await?;
         match self
-            .propose(queue, Command::CreateGroup { queue: queue.id, name: request.group, start })
+            .propose(queue, Command::CreateGroup { queue: queue.id, name: request.group, start, filter })
             .await?
         {
             Outcome::GroupCreated { created, .. } => Ok(CreateGroupResponse { created }),
+            outcome => Err(status::from_outcome(&outcome, &queue.name)),
+        }
+    }
+
+    /// Sets which messages a group wants, of a queue whose shard this node leads.
+    pub(super) async fn update_group(
+        &self,
+        queue: &QueueRef,
+        request: UpdateGroupRequest,
+    ) -> Result<UpdateGroupResponse, Status> {
+        let filter = filter::encode(request.filter.as_ref())?;
+        let group = self.find_group(queue, &request.group)?;
+        match self.propose(queue, Command::UpdateGroup { queue: queue.id, group, filter }).await? {
+            Outcome::GroupUpdated => {
+                let group = self.describe_group(queue, &request.group).await?;
+                Ok(UpdateGroupResponse { group: Some(group) })
+            }
+            Outcome::GroupNotFound => Err(status::group_not_found(&queue.name, &request.group)),
             outcome => Err(status::from_outcome(&outcome, &queue.name)),
         }
     }
@@ -89,12 +109,15 @@ impl Api {
         request: GetGroupRequest,
     ) -> Result<GetGroupResponse, Status> {
         self.find_group(queue, &request.group)?;
+        let group = self.describe_group(queue, &request.group).await?;
+        Ok(GetGroupResponse { group: Some(group) })
+    }
+
+    async fn describe_group(&self, queue: &QueueRef, name: &str) -> Result<GroupInfo, Status> {
         let described = self.describe(queue).await;
         let groups = described.counts.unwrap_or_default().groups;
-        let group = groups.into_iter().find(|group| group.name == request.group);
-        Ok(GetGroupResponse {
-            group: Some(group.ok_or_else(|| status::group_not_found(&queue.name, &request.group))?),
-        })
+        let group = groups.into_iter().find(|group| group.name == name);
+        group.ok_or_else(|| status::group_not_found(&queue.name, name))
     }
 }
 
@@ -111,6 +134,7 @@ pub(super) fn describe(queue: &Queue, group: &Group) -> GroupInfo {
         unacked_bytes: if has_caught_up { 0 } else { queue.unacked_bytes(group) },
         oldest_unacked_at_ms: if has_caught_up { None } else { queue.oldest_unacked_at_ms(group) }
             .unwrap_or_default(),
+        filter: filter::decode(group.filter()),
         leased_messages: 0,
         consumers: 0,
     }

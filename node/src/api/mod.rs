@@ -6,6 +6,7 @@ mod browse;
 mod cluster;
 mod consume;
 mod courier;
+mod filter;
 mod forward;
 mod groups;
 mod names;
@@ -17,6 +18,7 @@ mod route;
 mod services;
 mod settings;
 mod status;
+mod wanted;
 
 use std::sync::Arc;
 

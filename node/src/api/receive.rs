@@ -1,6 +1,6 @@
 //! Consuming without a stream: take some messages, settle them by their lease tokens.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use skein_proto::{
     limits,
@@ -8,18 +8,27 @@ use skein_proto::{
         Reason, ReceiveRequest, ReceiveResponse, ReceivedMessage, SettleRequest, SettleResponse, TokenFailure,
     },
 };
+use tokio::time::Instant;
 use tonic::Status;
 
-use super::{Api, consume, names::QueueRef, status};
+use super::{
+    Api, consume,
+    names::QueueRef,
+    status,
+    wanted::{Wanted, WantedReader},
+};
 use crate::{
     batch,
     dispatch::{ConsumerId, Credit, GroupKey},
     offsets::OffsetRange,
-    shard::{BodyError, LeaseToken, OutboxItem, SettleItem, SettleKind, Unsettled},
+    shard::{LeaseToken, OutboxItem, SettleItem, SettleKind, Unsettled},
 };
 
 /// The longest that a call waits for a message.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long a call passes by messages that its group does not want, at least.
+const PASS_BY_MIN: Duration = Duration::from_secs(1);
 
 /// Bytes of messages after which nothing is added to an answer. One more batch, and a token for each message, still fit
 /// into what a client decodes.
@@ -35,11 +44,28 @@ impl Api {
         queue: &QueueRef,
         request: ReceiveRequest,
     ) -> Result<ReceiveResponse, Status> {
+        let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
+        let deadline = Instant::now() + wait;
+        // Those that the group does not want are passed by, also when there is no time to wait for others.
+        let pass_by_until = deadline.max(Instant::now() + PASS_BY_MIN);
+        loop {
+            let (messages, has_unwanted) = self.receive_once(queue, &request, deadline).await?;
+            if !messages.is_empty() || !has_unwanted || Instant::now() >= pass_by_until {
+                return Ok(ReceiveResponse { messages });
+            }
+        }
+    }
+
+    /// Takes what is there, or what comes first. Says as well whether there was any that the group does not want.
+    async fn receive_once(
+        &self,
+        queue: &QueueRef,
+        request: &ReceiveRequest,
+        deadline: Instant,
+    ) -> Result<(Vec<ReceivedMessage>, bool), Status> {
         let bytes_ceiling = limits::BATCH_BYTES_MAX as u64;
         let bytes = if request.bytes_max == 0 { bytes_ceiling } else { request.bytes_max.min(bytes_ceiling) };
         let credit = Credit { messages: request.messages_max.clamp(1, RECEIVE_MESSAGES_MAX), bytes };
-        let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
-
         let (key, delivery, mut subscription) =
             self.subscribe(queue, &request.group, credit, 0, None).await?;
         let mut items = Vec::new();
@@ -52,57 +78,21 @@ impl Api {
                 return Err(status::leader_moved());
             },
             _ = stopping.wait_for(|stopping| *stopping) => return Err(status::shutting_down()),
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep_until(deadline) => {}
         }
-        let consumer = subscription.consumer();
         // Whatever was handed out in the meantime belongs to this answer: nobody else will get it for a lease's time.
         let mut outbox = subscription.detach().await;
         while outbox.take_waiting(&mut items) {}
-        let (messages, left) = self.received(queue, delivery.term(), consumer, items).await?;
+        let server = self.server(queue.shard)?;
+        let replica = Arc::clone(server.group().replica());
+        let mut reader = WantedReader::new(key, replica, delivery.clone(), server.bodies().reader());
+        let (messages, left) = received(&mut reader, delivery.term(), items).await?;
+        let has_unwanted = reader.ack_unwanted().await;
         if !left.is_empty() {
             // Fails when this node stopped leading, and then nobody holds them.
             let _ = delivery.settle(key, left).await;
         }
-        Ok(ReceiveResponse { messages })
-    }
-
-    /// The messages of an answer, and what is to be given back because it would make the answer too large: credit knows
-    /// the size of a message in the middle of a batch only on average.
-    async fn received(
-        &self,
-        queue: &QueueRef,
-        term: u64,
-        consumer: ConsumerId,
-        items: Vec<OutboxItem>,
-    ) -> Result<(Vec<ReceivedMessage>, Vec<SettleItem>), Status> {
-        let mut bodies = self.server(queue.shard)?.bodies().reader();
-        let mut received = Vec::new();
-        let mut left = Vec::new();
-        let mut bytes = 0;
-        for OutboxItem { delivery, slice } in items {
-            if bytes >= RESPONSE_BYTES {
-                let range = OffsetRange::new(delivery.first, u64::from(delivery.count));
-                left.push(SettleItem { consumer, range, kind: SettleKind::Nack { delay_ms: Some(0) } });
-                continue;
-            }
-            let batch = match bodies.read(queue.id, &slice).await {
-                Ok(batch) => batch,
-                Err(BodyError::Gone { .. }) => continue,
-                Err(error) => return Err(status::from_body(&error)),
-            };
-            bytes += batch.len();
-            for (position, message) in (0..).zip(batch::messages(&batch)) {
-                let offset = delivery.first.plus(position);
-                received.push(ReceivedMessage {
-                    offset: offset.get(),
-                    attempt: delivery.attempt,
-                    published_at_ms: slice.published_at_ms,
-                    lease_token: LeaseToken { term, consumer, offset }.to_string(),
-                    message,
-                });
-            }
-        }
-        Ok((received, left))
+        Ok((messages, has_unwanted))
     }
 
     /// Settles messages taken with Receive from a queue whose shard this node leads.
@@ -131,6 +121,42 @@ impl Api {
         let unsettled = delivery.settle(key, items).await.map_err(status::from_settle)?;
         Ok(SettleResponse { failures: settlement.failures(&unsettled) })
     }
+}
+
+/// The messages of an answer, and what is to be given back because it would make the answer too large: credit knows the
+/// size of a message in the middle of a batch only on average.
+async fn received(
+    reader: &mut WantedReader,
+    term: u64,
+    items: Vec<OutboxItem>,
+) -> Result<(Vec<ReceivedMessage>, Vec<SettleItem>), Status> {
+    let mut received = Vec::new();
+    let mut left = Vec::new();
+    let mut bytes = 0;
+    reader.look_at_filter();
+    for item in items {
+        let OutboxItem { delivery, slice } = item;
+        let consumer = delivery.consumer;
+        if bytes >= RESPONSE_BYTES {
+            let range = OffsetRange::new(delivery.first, u64::from(delivery.count));
+            left.push(SettleItem { consumer, range, kind: SettleKind::Nack { delay_ms: Some(0) } });
+            continue;
+        }
+        for Wanted { first, batch, .. } in reader.read(&item).await? {
+            bytes += batch.len();
+            for (position, message) in (0..).zip(batch::messages(&batch)) {
+                let offset = first.plus(position);
+                received.push(ReceivedMessage {
+                    offset: offset.get(),
+                    attempt: delivery.attempt,
+                    published_at_ms: slice.published_at_ms,
+                    lease_token: LeaseToken { term, consumer, offset }.to_string(),
+                    message,
+                });
+            }
+        }
+    }
+    Ok((received, left))
 }
 
 /// Tokens on their way to the dispatcher and back.

@@ -15,9 +15,10 @@ use skein_proto::{
         GetGroupRequest, GetGroupResponse, GetQueueRequest, GetQueueResponse, ListQueuesRequest,
         ListQueuesResponse, PublishRequest, PublishResponse, PurgeQueueRequest, PurgeQueueResponse,
         ReceiveRequest, ReceiveResponse, SeekGroupRequest, SeekGroupResponse, SendRequest, SendResponse,
-        SettleRequest, SettleResponse, TransferLeaderRequest, TransferLeaderResponse, UpdateQueueRequest,
-        UpdateQueueResponse, WatchClusterRequest, WatchClusterResponse, broker_server::Broker,
-        cluster_server::Cluster, consume_request, publish_request, queues_server::Queues,
+        SettleRequest, SettleResponse, TransferLeaderRequest, TransferLeaderResponse, UpdateGroupRequest,
+        UpdateGroupResponse, UpdateQueueRequest, UpdateQueueResponse, WatchClusterRequest,
+        WatchClusterResponse, broker_server::Broker, cluster_server::Cluster, consume_request,
+        publish_request, queues_server::Queues,
     },
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -234,6 +235,13 @@ impl Queues for QueuesService {
                 .await
                 .map_err(forward::failed),
         }
+    }
+
+    async fn update_group(
+        &self,
+        request: Request<UpdateGroupRequest>,
+    ) -> Result<Response<UpdateGroupResponse>, Status> {
+        by_queue!(self, request, queue, update_group, queues.update_group)
     }
 
     async fn seek_group(

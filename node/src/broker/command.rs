@@ -62,6 +62,17 @@ pub enum Command {
         name: String,
         /// Where it begins.
         start: Position,
+        /// Which messages it wants, which the core keeps and does not read; empty for all.
+        filter: Vec<u8>,
+    },
+    /// Lets a group want other messages.
+    UpdateGroup {
+        /// The queue that it reads.
+        queue: QueueId,
+        /// The group.
+        group: GroupId,
+        /// As in [`Command::CreateGroup`].
+        filter: Vec<u8>,
     },
     /// Lets a group go on from elsewhere, with everything there as if it had never been delivered.
     SeekGroup {

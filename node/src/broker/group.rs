@@ -1,6 +1,6 @@
 //! A consumer group: what is acked, what came back how often, and what was given up.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use skein_proto::ids::{GroupId, Offset, Sequence};
 
@@ -23,6 +23,8 @@ pub struct Group {
     dropped_total: u64,
     /// How often it was moved.
     seek_count: u32,
+    /// Which messages it wants. Read by those who deliver.
+    filter: Arc<[u8]>,
 }
 
 /// What is known of a message that came back.
@@ -104,7 +106,7 @@ pub(super) struct GiveUp {
 
 impl Group {
     /// A group that has everything before `start` behind it.
-    pub(super) fn new(id: GroupId, name: String, start: Offset) -> Self {
+    pub(super) fn new(id: GroupId, name: String, start: Offset, filter: &[u8]) -> Self {
         Self {
             id,
             name,
@@ -115,6 +117,7 @@ impl Group {
             dead_lettered_total: 0,
             dropped_total: 0,
             seek_count: 0,
+            filter: filter.into(),
         }
     }
 
@@ -164,6 +167,12 @@ impl Group {
     #[must_use]
     pub const fn seek_count(&self) -> u32 {
         self.seek_count
+    }
+
+    /// Which messages it wants, as the command that set it said; empty for all.
+    #[must_use]
+    pub const fn filter(&self) -> &Arc<[u8]> {
+        &self.filter
     }
 
     /// The messages that wait to be moved to the dead-letter queue, in order of sequence.
@@ -316,6 +325,10 @@ impl Group {
         self.dead_letters.clear();
     }
 
+    pub(super) fn set_filter(&mut self, filter: &[u8]) {
+        self.filter = filter.into();
+    }
+
     /// Goes on from elsewhere, as if nothing from there on had ever been delivered.
     pub(super) fn seek(&mut self, to: Offset) {
         self.skip_to(to);
@@ -340,6 +353,7 @@ impl Group {
             dead_lettered_total: self.dead_lettered_total,
             dropped_total: self.dropped_total,
             seek_count: self.seek_count,
+            filter: Arc::clone(&self.filter),
         }
     }
 
@@ -358,6 +372,7 @@ impl Group {
             dead_lettered_total: record.dead_lettered_total,
             dropped_total: record.dropped_total,
             seek_count: record.seek_count,
+            filter: record.filter,
         }
     }
 

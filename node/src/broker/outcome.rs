@@ -45,6 +45,8 @@ pub enum Outcome {
         /// False when it existed already; its position is then left as it was.
         created: bool,
     },
+    /// The group wants other messages.
+    GroupUpdated,
     /// The group goes on from elsewhere.
     GroupMoved {
         /// From where.

@@ -332,7 +332,7 @@ impl Queue {
         messages
     }
 
-    pub(super) fn create_group(&mut self, name: &str, start: Position) -> Outcome {
+    pub(super) fn create_group(&mut self, name: &str, start: Position, filter: &[u8]) -> Outcome {
         if let Some(&group) = self.group_names.get(name) {
             return Outcome::GroupCreated { group, created: false };
         }
@@ -345,13 +345,21 @@ impl Queue {
         };
         let id = self.next_group;
         self.next_group = GroupId::new(id.get() + 1);
-        let mut group = Group::new(id, name.to_owned(), start);
+        let mut group = Group::new(id, name.to_owned(), start, filter);
         self.ack_holes(&mut group);
         self.groups.insert(id, group);
         self.group_names.insert(name.to_owned(), id);
         self.changed_groups.insert(id);
         self.free_acked();
         Outcome::GroupCreated { group: id, created: true }
+    }
+
+    /// Lets a group want other messages.
+    pub(super) fn update_group(&mut self, id: GroupId, filter: &[u8]) -> Outcome {
+        match self.change_group(id, |group| group.set_filter(filter)) {
+            Some(()) => Outcome::GroupUpdated,
+            None => Outcome::GroupNotFound,
+        }
     }
 
     /// Lets a group go on from elsewhere.

@@ -219,7 +219,13 @@ impl Shard {
                 let batch = Batch { index, time_ms, elapsed_ms, span: *block, count: *count, runs };
                 self.publish(*queue, *producer, batch)
             }
-            Command::CreateGroup { queue, name, start } => self.create_group(*queue, name, *start),
+            Command::CreateGroup { queue, name, start, filter } => {
+                self.create_group(*queue, name, *start, filter)
+            }
+            Command::UpdateGroup { queue, group, filter } => match self.change_queue(*queue) {
+                Some(queue) => queue.update_group(*group, filter),
+                None => Outcome::QueueNotFound,
+            },
             Command::SeekGroup { queue, group, to } => self.seek_group(*queue, *group, *to),
             Command::DeleteGroup { queue, group } => self.delete_group(*queue, *group),
             Command::Settle { queue, group, acks, returns, expired, seek_count } => {
@@ -309,11 +315,11 @@ impl Shard {
         outcome
     }
 
-    fn create_group(&mut self, id: QueueId, name: &str, start: Position) -> Outcome {
+    fn create_group(&mut self, id: QueueId, name: &str, start: Position, filter: &[u8]) -> Outcome {
         let Some(queue) = self.change_queue(id) else {
             return Outcome::QueueNotFound;
         };
-        let outcome = queue.create_group(name, start);
+        let outcome = queue.create_group(name, start, filter);
         if let Outcome::GroupCreated { group, created: true } = outcome {
             self.note(Event::GroupCreated { queue: id, group });
         }

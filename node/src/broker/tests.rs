@@ -160,8 +160,10 @@ fn command() -> impl Strategy<Value = Command> {
         1 => closed_queue_id().prop_map(|queue| Command::CloseQueue { queue }),
         1 => queue_id().prop_map(|queue| Command::PurgeQueue { queue }),
         20 => publish(),
-        4 => (queue_id(), "[abc]", position())
-            .prop_map(|(queue, name, start)| Command::CreateGroup { queue, name, start }),
+        4 => (queue_id(), "[abc]", position(), vec(0..3_u8, 0..2))
+            .prop_map(|(queue, name, start, filter)| Command::CreateGroup { queue, name, start, filter }),
+        1 => (queue_id(), group_id(), vec(0..3_u8, 0..2))
+            .prop_map(|(queue, group, filter)| Command::UpdateGroup { queue, group, filter }),
         3 => (queue_id(), group_id(), position())
             .prop_map(|(queue, group, to)| Command::SeekGroup { queue, group, to }),
         1 => (queue_id(), group_id()).prop_map(|(queue, group)| Command::DeleteGroup { queue, group }),
@@ -194,7 +196,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         let queue = QueueId::new(1);
         let open =
             Command::OpenQueue { queue, name: "a".into(), settings: settings(2, Some("dead")), revision: 0 };
-        let create = Command::CreateGroup { queue, name: "a".into(), start: Position::First };
+        let create =
+            Command::CreateGroup { queue, name: "a".into(), start: Position::First, filter: Vec::new() };
         steps.insert(0, Step { time_ms: 5, commands: vec![open, create], after: After::Nothing });
         steps
     })
@@ -259,7 +262,7 @@ proptest! {
         let group = GroupId::new(1);
         let mut restarted = Checkpointed::default();
         let open = Command::OpenQueue { queue, name: "a".into(), settings: settings(9, None), revision: 0 };
-        let create = Command::CreateGroup { queue, name: "a".into(), start: Position::First };
+        let create = Command::CreateGroup { queue, name: "a".into(), start: Position::First, filter: Vec::new() };
         restarted.shard.apply(meta(1, 0), &[open, create]);
         for (index, (blocks, acked, after)) in (2..).zip(steps) {
             let block = BlockSpan { position: 7, length: 10 };

@@ -72,7 +72,7 @@ impl ShardServer {
         if let Some(known) = known {
             return Ok(known);
         }
-        let create = Command::CreateGroup { queue, name: name.to_owned(), start };
+        let create = Command::CreateGroup { queue, name: name.to_owned(), start, filter: Vec::new() };
         match self.group.propose(Proposed::shard(&create)).await? {
             CommandOutcome::Shard(outcome) => Ok(outcome),
             CommandOutcome::Catalog(outcome) => unreachable!("a message shard answered {outcome:?}"),

@@ -33,7 +33,7 @@ fn shard(batches: u64, dead_letter_queue: Option<&str>) -> Shard {
 }
 
 fn create_group(name: &str, start: Position) -> Command {
-    Command::CreateGroup { queue: QUEUE, name: name.into(), start }
+    Command::CreateGroup { queue: QUEUE, name: name.into(), start, filter: b"some".to_vec() }
 }
 
 fn settle(shard: &mut Shard, group: GroupId, acks: &[OffsetRange], returns: &[OffsetRange]) {

@@ -44,6 +44,7 @@ impl Model {
             Command::PurgeQueue { queue }
             | Command::Publish { queue, .. }
             | Command::CreateGroup { queue, .. }
+            | Command::UpdateGroup { queue, .. }
             | Command::SeekGroup { queue, .. }
             | Command::DeleteGroup { queue, .. }
             | Command::Settle { queue, .. }

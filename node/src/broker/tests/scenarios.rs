@@ -54,7 +54,12 @@ fn shard_with_queue(dead_letter_queue: Option<&str>) -> Shard {
         Command::OpenQueue { queue: QUEUE, name: "orders".into(), settings, revision: 0 },
     );
     let name = "mail".into();
-    apply_one(&mut shard, 2, 0, Command::CreateGroup { queue: QUEUE, name, start: Position::First });
+    apply_one(
+        &mut shard,
+        2,
+        0,
+        Command::CreateGroup { queue: QUEUE, name, start: Position::First, filter: Vec::new() },
+    );
     shard
 }
 
@@ -139,8 +144,12 @@ fn the_longest_idle_producer_makes_room() {
 #[test]
 fn groups_are_bounded_and_their_ids_not_used_again() {
     let mut shard = shard_with_queue(None);
-    let create =
-        |name: &str| Command::CreateGroup { queue: QUEUE, name: name.to_owned(), start: Position::First };
+    let create = |name: &str| Command::CreateGroup {
+        queue: QUEUE,
+        name: name.to_owned(),
+        start: Position::First,
+        filter: Vec::new(),
+    };
     apply_one(&mut shard, 3, 0, Command::DeleteGroup { queue: QUEUE, group: GROUP });
     for number in 0..QUEUE_GROUPS_MAX as u32 {
         let group = GroupId::new(number + 2);

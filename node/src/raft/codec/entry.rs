@@ -98,7 +98,7 @@ impl Proposed {
             Command::PurgeQueue { queue } => {
                 WireCommand::PurgeQueue(wire::PurgeQueue { queue_id: queue.get() })
             }
-            Command::CreateGroup { queue, name, start } => {
+            Command::CreateGroup { queue, name, start, filter } => {
                 let WirePosition { start, offset, time_ms } = (*start).into();
                 let name = name.clone();
                 WireCommand::CreateGroup(wire::CreateGroup {
@@ -107,6 +107,15 @@ impl Proposed {
                     start,
                     offset,
                     time_ms,
+                    filter: filter.clone().into(),
+                })
+            }
+            Command::UpdateGroup { queue, group, filter } => {
+                let (queue_id, group_id) = (queue.get(), group.get());
+                WireCommand::UpdateGroup(wire::UpdateGroup {
+                    queue_id,
+                    group_id,
+                    filter: filter.clone().into(),
                 })
             }
             Command::SeekGroup { queue, group, to } => {
@@ -251,6 +260,12 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
             start: WirePosition { start: command.start, offset: command.offset, time_ms: command.time_ms }
                 .try_into()?,
             name: command.name,
+            filter: command.filter.into(),
+        },
+        WireCommand::UpdateGroup(command) => Command::UpdateGroup {
+            queue: QueueId::new(command.queue_id),
+            group: GroupId::new(command.group_id),
+            filter: command.filter.into(),
         },
         WireCommand::SeekGroup(command) => Command::SeekGroup {
             queue: QueueId::new(command.queue_id),

@@ -63,6 +63,10 @@ fn properties() -> impl Strategy<Value = Properties> {
     prop_oneof![Just(Properties::default()), some]
 }
 
+fn filter() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..9)
+}
+
 fn position() -> impl Strategy<Value = Position> {
     prop_oneof![
         Just(Position::First),
@@ -106,10 +110,12 @@ fn shard_command() -> impl Strategy<Value = (Command, Bytes)> {
         }),
         queue().prop_map(|queue| Command::CloseQueue { queue }),
         queue().prop_map(|queue| Command::PurgeQueue { queue }),
-        (queue(), ".{0,9}", position()).prop_map(|(queue, name, start)| Command::CreateGroup {
+        (queue(), ".{0,9}", position(), filter())
+            .prop_map(|(queue, name, start, filter)| Command::CreateGroup { queue, name, start, filter }),
+        (queue(), group(), filter()).prop_map(|(queue, group, filter)| Command::UpdateGroup {
             queue,
-            name,
-            start
+            group,
+            filter
         }),
         (queue(), group()).prop_map(|(queue, group)| Command::DeleteGroup { queue, group }),
         (queue(), group(), position()).prop_map(|(queue, group, to)| Command::SeekGroup { queue, group, to }),
@@ -224,9 +230,9 @@ fn group_record() -> impl Strategy<Value = Record> {
             DeadLetterRun { first_sequence: Sequence::new(first_sequence), range, given_up }
         },
     );
-    let numbers = (any::<[u64; 4]>(), any::<u32>());
+    let numbers = (any::<[u64; 4]>(), any::<u32>(), filter());
     (".{0,9}", vec(range(), 0..4), vec(returned, 0..4), vec(run, 0..4), numbers).prop_map(
-        |(name, acked, returned, dead_letters, (numbers, seek_count))| {
+        |(name, acked, returned, dead_letters, (numbers, seek_count, filter))| {
             let [floor, next, dead_lettered_total, dropped_total] = numbers;
             Record::Group(GroupRecord {
                 name,
@@ -238,6 +244,7 @@ fn group_record() -> impl Strategy<Value = Record> {
                 dead_lettered_total,
                 dropped_total,
                 seek_count,
+                filter: filter.into(),
             })
         },
     )

@@ -37,7 +37,12 @@ pub(crate) fn shard_entries() -> Vec<Bytes> {
         delay_ms: 700,
     };
     let urgent = Proposed::publish(QUEUE, None, 3, batch(3), &[run(1, 5, 9), run(2, 10, 1)]);
-    let start = |name: &str, start| Command::CreateGroup { queue: QUEUE, name: name.into(), start };
+    let start = |name: &str, start| Command::CreateGroup {
+        queue: QUEUE,
+        name: name.into(),
+        start,
+        filter: b"some".to_vec(),
+    };
     let dead_letter_queue = Some("dead".to_owned());
     let settings = Settings { max_deliveries: 2, dead_letter_queue, lease_ms: 100, ..Settings::default() };
     let open = Command::OpenQueue { queue: QUEUE, name: "orders".into(), settings, revision: 1 };

@@ -14,6 +14,7 @@ pub(super) struct ModelGroup {
     pub(super) dead_lettered_total: u64,
     pub(super) dropped_total: u64,
     pub(super) seek_count: u32,
+    pub(super) filter: Vec<u8>,
     next_dead_letter: u64,
 }
 
@@ -27,13 +28,14 @@ pub(super) enum State {
 pub(super) const UNTOUCHED: State = State::Open { attempts: 0, not_before_ms: 0 };
 
 impl ModelGroup {
-    pub(super) fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str, filter: &[u8]) -> Self {
         Self {
             name: name.to_owned(),
             states: Vec::new(),
             dead_lettered_total: 0,
             dropped_total: 0,
             seek_count: 0,
+            filter: filter.to_vec(),
             next_dead_letter: 1,
         }
     }
@@ -118,7 +120,7 @@ impl ModelGroup {
         let count =
             |wanted: fn(&State) -> bool| self.states.iter().filter(|state| wanted(state)).count() as u64;
         assert_eq!(group.acked_floor().get(), self.floor() as u64);
-        assert_eq!(group.seek_count(), self.seek_count);
+        assert_eq!((group.seek_count(), &group.filter()[..]), (self.seek_count, &self.filter[..]));
         assert_eq!(group.unacked_count(Offset::new(end as u64)), count(|state| *state != State::Acked));
         assert_eq!(
             group.returned_count(),

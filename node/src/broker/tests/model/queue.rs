@@ -69,7 +69,14 @@ impl ModelQueue {
             Command::Publish { producer, count, block, runs, .. } => {
                 self.publish(*producer, *count, *block, runs, (index, now_ms))
             }
-            Command::CreateGroup { name, start, .. } => self.create_group(name, *start),
+            Command::CreateGroup { name, start, filter, .. } => self.create_group(name, *start, filter),
+            Command::UpdateGroup { group, filter, .. } => match self.groups.get_mut(group) {
+                Some(group) => {
+                    group.filter.clone_from(filter);
+                    Outcome::GroupUpdated
+                }
+                None => Outcome::GroupNotFound,
+            },
             Command::SeekGroup { group, to, .. } => self.seek_group(*group, *to),
             Command::DeleteGroup { group, .. } => {
                 self.groups.remove(group).map_or(Outcome::GroupNotFound, |_| Outcome::GroupDeleted)
@@ -261,7 +268,7 @@ impl ModelQueue {
         Ok(place.max(self.length_floor))
     }
 
-    fn create_group(&mut self, name: &str, start: Position) -> Outcome {
+    fn create_group(&mut self, name: &str, start: Position, filter: &[u8]) -> Outcome {
         if let Some((&group, _)) = self.groups.iter().find(|(_, group)| group.name == name) {
             return Outcome::GroupCreated { group, created: false };
         }
@@ -269,7 +276,7 @@ impl ModelQueue {
             Ok(start) => start,
             Err(refused) => return refused,
         };
-        let mut created = ModelGroup::new(name);
+        let mut created = ModelGroup::new(name, filter);
         created.begin(start, &self.kept);
         let group = GroupId::new(self.next_group);
         self.next_group += 1;

@@ -1,0 +1,102 @@
+//! Reads what was handed to one consumer, and acks what its group does not want.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skein_proto::ids::Offset;
+use tonic::Status;
+
+use super::{
+    filter::{self, Filter},
+    status,
+};
+use crate::{
+    batch::{self, Fields},
+    broker::Queue,
+    dispatch::GroupKey,
+    offsets::OffsetRange,
+    raft::Replica,
+    shard::{BodyError, BodyReader, DeliveryHandle, OutboxItem, SettleItem, SettleKind},
+};
+
+/// Messages of a delivery that the group wants, with consecutive offsets.
+pub(super) struct Wanted {
+    pub(super) first: Offset,
+    pub(super) count: u32,
+    pub(super) batch: Bytes,
+}
+
+/// One consumer's reader.
+pub(super) struct WantedReader {
+    key: GroupKey,
+    replica: Arc<Replica>,
+    delivery: DeliveryHandle,
+    bodies: BodyReader,
+    /// The group's filter, as the core keeps it and as it is asked.
+    kept: Arc<[u8]>,
+    filter: Option<Filter>,
+    unwanted: Vec<SettleItem>,
+}
+
+impl WantedReader {
+    pub(super) fn new(
+        key: GroupKey,
+        replica: Arc<Replica>,
+        delivery: DeliveryHandle,
+        bodies: BodyReader,
+    ) -> Self {
+        let (kept, filter, unwanted) = (Arc::from([]), None, Vec::new());
+        Self { key, replica, delivery, bodies, kept, filter, unwanted }
+    }
+
+    /// Takes note of what the group wants now. It may have changed since the last time.
+    pub(super) fn look_at_filter(&mut self) {
+        let GroupKey { queue, group } = self.key;
+        let kept = self.replica.with_messages(|shard| {
+            let group = shard.queue(queue).and_then(|queue: &Queue| queue.group(group))?;
+            Some(Arc::clone(group.filter()))
+        });
+        if let Some(kept) = kept.filter(|kept| *kept != self.kept) {
+            // It was checked before it was replicated.
+            self.filter = filter::decode(&kept).and_then(|filter| Filter::new(&filter).ok());
+            self.kept = kept;
+        }
+    }
+
+    /// The messages of a delivery that the group wants. None are left of one that was purged after it was handed out;
+    /// its lease ends by itself.
+    pub(super) async fn read(&mut self, item: &OutboxItem) -> Result<Vec<Wanted>, Status> {
+        let batch = match self.bodies.read(self.key.queue, &item.slice).await {
+            Ok(batch) => batch,
+            Err(BodyError::Gone { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(status::from_body(&error)),
+        };
+        let (mut first, count) = (item.delivery.first, item.delivery.count);
+        let Some(filter) = &self.filter else {
+            return Ok(vec![Wanted { first, count, batch }]);
+        };
+        let mut wanted = Vec::new();
+        for (is_wanted, count, batch) in batch::split(&batch, |message| filter.wants(&Fields::of(message))) {
+            if is_wanted {
+                wanted.push(Wanted { first, count, batch });
+            } else {
+                let range = OffsetRange::new(first, count.into());
+                let consumer = item.delivery.consumer;
+                self.unwanted.push(SettleItem { consumer, range, kind: SettleKind::Ack });
+            }
+            first = first.plus(count.into());
+        }
+        Ok(wanted)
+    }
+
+    /// Acks what was read and is not wanted; says whether there was any. When it cannot be replicated, this node stops
+    /// leading and somebody else reads it again.
+    pub(super) async fn ack_unwanted(&mut self) -> bool {
+        let items = std::mem::take(&mut self.unwanted);
+        let has_any = !items.is_empty();
+        if has_any {
+            drop(self.delivery.settle_later(self.key, items).await);
+        }
+        has_any
+    }
+}
