@@ -157,7 +157,7 @@ impl Client {
     pub async fn delete_queue(&self, name: &str) -> Result<(), Error> {
         let deleted = self
             .call(Repeat::Always, None, |channel| {
-                let request = broker::DeleteQueueRequest { name: name.to_owned() };
+                let request = broker::DeleteQueueRequest { name: name.to_owned(), queue_id: 0 };
                 async move { QueuesClient::new(channel).delete_queue(request).await }
             })
             .await;

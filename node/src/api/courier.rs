@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use skein_proto::{
-    ids::{ProducerId, Sequence},
-    node::SendRequest,
+    ids::{ProducerId, QueueId, Sequence, ShardId},
+    node::{DeleteQueueRequest, SendRequest},
 };
 use tonic::Status;
 
@@ -35,9 +35,27 @@ impl Courier for ApiCourier {
         }
         .boxed()
     }
+
+    fn delete(&self, name: String, queue: QueueId) -> BoxFuture<'static, Result<(), CourierError>> {
+        let api = Arc::clone(&self.0);
+        async move {
+            let deleted = api.delete_anywhere(DeleteQueueRequest { name, queue_id: queue.get() }).await;
+            deleted.map_err(|status| CourierError(status.message().to_owned()))
+        }
+        .boxed()
+    }
 }
 
 impl Api {
+    async fn delete_anywhere(&self, request: DeleteQueueRequest) -> Result<(), Status> {
+        match self.route(ShardId::CATALOG, false).await? {
+            Route::Local => self.delete_queue(request).await.map(drop),
+            Route::Remote(channel) => {
+                forward::queues(channel).delete_queue(route::forwarded(request)).await.map(drop)
+            }
+        }
+    }
+
     async fn send_anywhere(&self, request: SendRequest) -> Result<(), Status> {
         let queue = self.find_queue(&request.queue).await?;
         match self.route(queue.shard, false).await? {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use skein_proto::{
-    ids::NodeId,
+    ids::{NodeId, QueueId},
     node::{
         CreateQueueRequest, CreateQueueResponse, DeleteQueueRequest, DeleteQueueResponse, GetQueueRequest,
         GetQueueResponse, ListQueuesRequest, ListQueuesResponse, PurgeQueueRequest, PurgeQueueResponse,
@@ -96,7 +96,8 @@ impl Api {
         request: DeleteQueueRequest,
     ) -> Result<DeleteQueueResponse, Status> {
         names::check_queue_name(&request.name)?;
-        let command = CatalogCommand::DeleteQueue { name: request.name.clone() };
+        let queue = (request.queue_id != 0).then(|| QueueId::new(request.queue_id));
+        let command = CatalogCommand::DeleteQueue { name: request.name.clone(), queue };
         match self.propose_to_catalog(&command).await? {
             CatalogOutcome::Deleted { .. } => Ok(DeleteQueueResponse {}),
             CatalogOutcome::NotFound => Err(status::queue_not_found(&request.name)),

@@ -15,6 +15,9 @@ use crate::broker::{Backoff, Overflow, Retention, Settings};
 /// The shortest lease. Anything shorter expires on its way to the consumer.
 const LEASE_MS_MIN: u32 = 100;
 
+/// The shortest time for which nobody may use a queue before it goes. A failover takes less.
+const EXPIRES_MS_MIN: u64 = 5_000;
+
 /// The largest factor by which a redelivery delay grows.
 const MULTIPLIER_MAX: u32 = 100;
 
@@ -34,7 +37,8 @@ macro_rules! with_each_setting {
             max_bytes,
             overflow,
             message_ttl_ms,
-            single_active_consumer
+            single_active_consumer,
+            expires_ms
         )
     };
 }
@@ -54,6 +58,7 @@ pub(super) fn check(queue: &str, given: QueueSettings) -> Result<Settings, Statu
         overflow: overflow(&given, retention)?,
         message_ttl_ms: check_span("message_ttl_ms", given.message_ttl_ms)?,
         single_active_consumer: given.single_active_consumer,
+        expires_ms: check_expiry(given.expires_ms)?,
         dead_letter_queue: check_dead_letter_queue(queue, given.dead_letter_queue)?,
     };
     if settings.max_age_ms.is_some() && settings.retention == Retention::UntilAcked {
@@ -147,6 +152,7 @@ pub(super) fn to_wire(settings: &Settings) -> QueueSettings {
         .into(),
         message_ttl_ms: settings.message_ttl_ms.unwrap_or_default(),
         single_active_consumer: settings.single_active_consumer,
+        expires_ms: settings.expires_ms.unwrap_or_default(),
     }
 }
 
@@ -158,6 +164,16 @@ fn check_lease(lease_ms: u32, default_ms: u32) -> Result<u32, Status> {
         return Err(status::invalid_setting(message));
     }
     Ok(lease_ms)
+}
+
+fn check_expiry(expires_ms: u64) -> Result<Option<u64>, Status> {
+    let expires_ms = check_span("expires_ms", expires_ms)?;
+    if expires_ms.is_some_and(|expires_ms| expires_ms < EXPIRES_MS_MIN) {
+        let message =
+            format!("expires_ms is less than {EXPIRES_MS_MIN}, a moment that nobody would notice; give more");
+        return Err(status::invalid_setting(message));
+    }
+    Ok(expires_ms)
 }
 
 fn check_redelivery(given: &QueueSettings, default: Backoff) -> Result<Backoff, Status> {
@@ -262,6 +278,7 @@ mod tests {
             overflow: OverflowChoice::RejectPublish.into(),
             message_ttl_ms: 9,
             single_active_consumer: true,
+            expires_ms: 5_000,
         };
         let settings = check("orders", given.clone()).unwrap();
         assert_eq!(to_wire(&settings), given);
@@ -284,6 +301,7 @@ mod tests {
             ("overflow", QueueSettings { overflow: OverflowChoice::DropOldest.into(), ..default() }),
             ("overflow", QueueSettings { overflow: 9, ..default() }),
             ("retention", QueueSettings { retention: -1, ..default() }),
+            ("expires_ms", QueueSettings { expires_ms: 4_999, ..default() }),
             ("lease_ms", QueueSettings { lease_ms: 99, ..default() }),
             ("lease_ms", QueueSettings { lease_ms: u32::MAX, ..default() }),
             ("message_ttl_ms", QueueSettings { message_ttl_ms: u64::MAX, ..default() }),

@@ -6,7 +6,7 @@ use super::{
 };
 
 /// The fields of a checked message that can be asked for without decoding it. Each time it is asked it looks through
-/// message, which costs less than taking it apart for one question.
+/// the message, which costs less than taking it apart for one question.
 #[derive(Debug, Clone, Copy)]
 pub struct Fields<'a>(&'a [u8]);
 

@@ -67,7 +67,7 @@ impl Catalog {
                 CatalogCommand::UpdateQueue { name, expected, settings } => {
                     self.update_queue(name, expected, settings)
                 }
-                CatalogCommand::DeleteQueue { name } => self.delete_queue(name),
+                CatalogCommand::DeleteQueue { name, queue } => self.delete_queue(name, *queue),
             })
             .collect()
     }
@@ -167,7 +167,7 @@ impl Catalog {
                 CatalogOutcome::ExistsDifferent { queue, shard, settings: existing.settings.clone() }
             };
         }
-        if let Err(refused) = self.check_dead_letter_queue(name, settings) {
+        if let Some(refused) = self.refuse_dead_letter_queue(name, settings) {
             return refused;
         }
         let shard = self.place(shard_count);
@@ -188,7 +188,7 @@ impl Catalog {
         if existing.settings != *expected {
             return CatalogOutcome::NotAsExpected;
         }
-        if let Err(refused) = self.check_dead_letter_queue(name, settings) {
+        if let Some(refused) = self.refuse_dead_letter_queue(name, settings) {
             return refused;
         }
         let Some(mut updated) = self.remove(name) else {
@@ -203,7 +203,10 @@ impl Catalog {
         CatalogOutcome::Updated { queue, shard, revision }
     }
 
-    fn delete_queue(&mut self, name: &str) -> CatalogOutcome {
+    fn delete_queue(&mut self, name: &str, only: Option<QueueId>) -> CatalogOutcome {
+        if only.is_some_and(|only| self.queues.get(name).is_some_and(|existing| existing.queue != only)) {
+            return CatalogOutcome::NotFound;
+        }
         if let Some(by) = self.dead_letter_sources.get(name).and_then(BTreeSet::first) {
             return CatalogOutcome::InUse { by: by.clone() };
         }
@@ -216,17 +219,19 @@ impl Catalog {
     }
 
     /// A dead-letter queue must exist, and messages must not come back from there to where they were given up.
-    fn check_dead_letter_queue(&self, name: &str, settings: &Settings) -> Result<(), CatalogOutcome> {
+    fn refuse_dead_letter_queue(&self, name: &str, settings: &Settings) -> Option<CatalogOutcome> {
         let mut next = settings.dead_letter_queue.as_deref();
         while let Some(dead_letter_queue) = next {
             if dead_letter_queue == name {
-                return Err(CatalogOutcome::DeadLetterQueueCycle);
+                return Some(CatalogOutcome::DeadLetterQueueCycle);
             }
+            let Some(queue) = self.queues.get(dead_letter_queue) else {
+                return Some(CatalogOutcome::DeadLetterQueueNotFound);
+            };
             // Those that exist make no cycle, so that this ends.
-            let queue = self.queues.get(dead_letter_queue).ok_or(CatalogOutcome::DeadLetterQueueNotFound)?;
             next = queue.settings.dead_letter_queue.as_deref();
         }
-        Ok(())
+        None
     }
 
     fn remove(&mut self, name: &str) -> Option<CatalogQueue> {

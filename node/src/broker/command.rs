@@ -179,5 +179,7 @@ pub enum CatalogCommand {
     DeleteQueue {
         /// Its name.
         name: String,
+        /// Only if it is this one.
+        queue: Option<QueueId>,
     },
 }

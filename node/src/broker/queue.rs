@@ -36,6 +36,8 @@ pub struct Queue {
     /// Every group has acked or given up what lies before it, and it does not count towards the limits; it is kept only
     /// to be moved to the dead-letter queue.
     length_floor: Offset,
+    /// When anybody last published to it or settled anything, by the core's time.
+    used_at_ms: u64,
     next_offset: Offset,
     blocks: Blocks,
     groups: BTreeMap<GroupId, Group>,
@@ -83,7 +85,13 @@ pub(super) struct Settlement<'a> {
 }
 
 impl Queue {
-    pub(super) fn new(id: QueueId, name: String, settings: Settings, settings_revision: u64) -> Self {
+    pub(super) fn new(
+        id: QueueId,
+        name: String,
+        settings: Settings,
+        settings_revision: u64,
+        opened_at_ms: u64,
+    ) -> Self {
         Self {
             id,
             name,
@@ -91,6 +99,7 @@ impl Queue {
             settings_revision,
             first_offset: Offset::ZERO,
             length_floor: Offset::ZERO,
+            used_at_ms: opened_at_ms,
             next_offset: Offset::ZERO,
             blocks: Blocks::starting_at(0),
             groups: BTreeMap::new(),
@@ -201,6 +210,12 @@ impl Queue {
         Some(self.blocks.first_ending_after(from)?.first.max(from))
     }
 
+    /// When anybody last published to it or settled anything, by the core's time.
+    #[must_use]
+    pub const fn used_at_ms(&self) -> u64 {
+        self.used_at_ms
+    }
+
     /// Whether all messages that are kept may be delivered at once, in order, and whenever it suits.
     #[must_use]
     pub const fn is_ordinary(&self) -> bool {
@@ -271,6 +286,7 @@ impl Queue {
     }
 
     pub(super) fn publish(&mut self, producer: Option<(ProducerId, Sequence)>, batch: Batch<'_>) -> Outcome {
+        self.used_at_ms = batch.time_ms;
         if let Some((id, sequence)) = producer {
             match self.producers.check(id, sequence, batch.elapsed_ms) {
                 SequenceCheck::Next => {}
@@ -432,6 +448,7 @@ impl Queue {
         now_ms: u64,
     ) -> Option<TakenBack> {
         let Settlement { acks, returns, expired, seek_count } = settlement;
+        self.used_at_ms = now_ms;
         let give_up = self.give_up_rule(now_ms);
         let next_offset = self.next_offset;
         if self.groups.get(&id)?.seek_count() != seek_count {

@@ -94,6 +94,8 @@ pub struct QueueRecord {
     pub settings_revision: u64,
     /// No group needs anything below it, but to move it to the dead-letter queue.
     pub length_floor: Offset,
+    /// When anybody last published to it or settled anything, by the core's time.
+    pub used_at_ms: u64,
 }
 
 /// A consumer group.

@@ -25,6 +25,8 @@ pub struct Settings {
     pub message_ttl_ms: Option<u64>,
     /// Only one consumer of a group gets messages at a time.
     pub single_active_consumer: bool,
+    /// For how long nobody may use the queue before it is deleted.
+    pub expires_ms: Option<u64>,
 }
 
 /// How long a message that came back waits before it is delivered again.
@@ -72,6 +74,7 @@ impl Default for Settings {
             overflow: Overflow::RejectPublish,
             message_ttl_ms: None,
             single_active_consumer: false,
+            expires_ms: None,
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct Shard {
     /// Ids are not used again: whoever opens one of these has not heard that the queue was deleted.
     closed_queues: ClosedQueues,
     queues: BTreeMap<QueueId, Queue>,
-    /// The queues that let go of messages by their age. Follows from `queues`.
+    /// The queues that let go of messages in time, or go themselves. Follows from `queues`.
     aging_queues: BTreeSet<QueueId>,
     observer: Option<Observed>,
     /// Queues that changed since the last checkpoint.
@@ -83,10 +83,9 @@ impl Shard {
         self.queue(queue)?.locate(first, count_max)
     }
 
-    /// Whether any queue lets go of messages by their age.
-    #[must_use]
-    pub fn has_aging_queues(&self) -> bool {
-        !self.aging_queues.is_empty()
+    /// The queues that age: that let go of messages in time, or that go themselves when nobody uses them.
+    pub fn aging_queues(&self) -> impl Iterator<Item = &Queue> {
+        self.aging_queues.iter().filter_map(|id| self.queues.get(id))
     }
 
     /// The queues that keep something for longer than they may.
@@ -251,7 +250,7 @@ impl Shard {
                 self.note_dropped(id, taken);
             }
             None => {
-                let queue = Queue::new(id, name.to_owned(), settings.clone(), revision);
+                let queue = Queue::new(id, name.to_owned(), settings.clone(), revision, time_ms);
                 self.queues.insert(id, queue);
                 self.changed_queues.insert(id);
             }
@@ -378,7 +377,11 @@ impl Shard {
 
     fn note_aging(&mut self, id: QueueId) {
         let settings = self.queues.get(&id).map(Queue::settings);
-        if settings.is_some_and(|settings| settings.max_age_ms.or(settings.message_ttl_ms).is_some()) {
+        let ages = |settings: &Settings| {
+            let Settings { max_age_ms, message_ttl_ms, expires_ms, .. } = settings;
+            max_age_ms.or(*message_ttl_ms).or(*expires_ms).is_some()
+        };
+        if settings.is_some_and(ages) {
             self.aging_queues.insert(id);
         } else {
             self.aging_queues.remove(&id);

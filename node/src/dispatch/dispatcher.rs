@@ -373,6 +373,12 @@ impl Dispatcher {
         self.groups.get(&key).map_or(0, |group| group.seek_count)
     }
 
+    /// Whether anybody takes messages of a queue, or holds any.
+    #[must_use]
+    pub fn is_in_use(&self, queue: QueueId) -> bool {
+        self.groups.range(groups_of(queue)).any(|(_, group)| !group.consumers.is_empty())
+    }
+
     /// The group that a consumer takes messages of, or took them before it was detached.
     #[must_use]
     pub fn group_of(&self, id: ConsumerId) -> Option<GroupKey> {

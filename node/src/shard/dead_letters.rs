@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use prost::Message as _;
 use skein_proto::{
     broker::Message,
-    ids::{ProducerId, Sequence},
+    ids::{ProducerId, QueueId, Sequence},
 };
 use tokio::sync::mpsc;
 
@@ -38,7 +38,7 @@ const HEADER_ATTEMPTS: &str = "skein-dead-letter-attempts";
 const HEADER_REASON: &str = "skein-dead-letter-reason";
 const HEADER_TIME: &str = "skein-dead-letter-time-ms";
 
-/// Publishes to a queue wherever its leader is.
+/// Reaches queues wherever their leaders are.
 pub trait Courier: Send + Sync + 'static {
     /// Publishes one batch, once, however often it is called with the same producer.
     fn publish(
@@ -47,9 +47,12 @@ pub trait Courier: Send + Sync + 'static {
         producer: ProducerId,
         batch: Bytes,
     ) -> BoxFuture<'static, Result<(), CourierError>>;
+
+    /// Deletes a queue, if the one of that name is still this one.
+    fn delete(&self, name: String, queue: QueueId) -> BoxFuture<'static, Result<(), CourierError>>;
 }
 
-/// Why a dead letter was not taken. It is tried again.
+/// Why something was not done. It is tried again.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct CourierError(pub String);

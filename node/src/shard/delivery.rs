@@ -15,6 +15,7 @@ use super::{
     handle::{
         DeliveryHandle, GroupCounts, Request, SettleError, SettleItem, SettleKind, SubscribeError, Unsettled,
     },
+    idle::{IdleQueues, Unused},
     outbox::{Outbox, OutboxItem, OutboxSender, outbox},
     stored::StoredMessages,
 };
@@ -66,6 +67,9 @@ pub(super) struct Deliverer {
     dead_letters: mpsc::UnboundedSender<GroupKey>,
     /// When to ask queues whether they keep something for too long; nothing while none would.
     next_trim_ms: Option<u64>,
+    idle: IdleQueues,
+    /// Told of queues that nobody uses any more.
+    unused: mpsc::UnboundedSender<Unused>,
 }
 
 /// A settlement that came back from replication.
@@ -82,6 +86,7 @@ pub(super) fn start(
     clock: Clock,
     term: u64,
     dead_letters: mpsc::UnboundedSender<GroupKey>,
+    unused: mpsc::UnboundedSender<Unused>,
 ) -> (DeliveryHandle, tokio::task::JoinHandle<()>) {
     let (requests, mailbox) = mpsc::channel(MAILBOX_MAX);
     let (gone, gone_receiver) = mpsc::unbounded_channel();
@@ -95,6 +100,8 @@ pub(super) fn start(
         settling: FuturesOrdered::new(),
         dead_letters,
         next_trim_ms: Some(0),
+        idle: IdleQueues::default(),
+        unused,
         group,
         clock,
     };
@@ -333,8 +340,14 @@ impl Deliverer {
     /// Lets queues let go of what they keep for too long.
     async fn trim(&mut self, now_ms: u64) {
         let replica = Arc::clone(self.group.replica());
-        let (is_aging, due) = replica
-            .with_messages(|shard| (shard.has_aging_queues(), shard.trims_due(now_ms).collect::<Vec<_>>()));
+        let (is_aging, due) = replica.with_messages(|shard| {
+            let is_in_use = |queue| self.dispatcher.is_in_use(queue);
+            for unused in self.idle.look(shard.aging_queues(), is_in_use, now_ms) {
+                // Fails when this task is about to end.
+                let _ = self.unused.send(unused);
+            }
+            (shard.aging_queues().next().is_some(), shard.trims_due(now_ms).collect::<Vec<_>>())
+        });
         self.next_trim_ms = is_aging.then(|| now_ms + millis(TRIM_INTERVAL));
         for queue in
             due.into_iter().take(SETTLES_IN_FLIGHT_MAX - self.settling.len().min(SETTLES_IN_FLIGHT_MAX))

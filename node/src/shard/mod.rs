@@ -9,6 +9,7 @@ pub mod dead_letters;
 mod delivery;
 mod ended;
 mod handle;
+mod idle;
 mod leases;
 mod outbox;
 mod server;

@@ -10,6 +10,7 @@ use super::{
     dead_letters::{self, Courier},
     delivery,
     handle::DeliveryHandle,
+    idle,
 };
 use crate::{
     broker::{Command, Outcome, Position},
@@ -104,8 +105,10 @@ impl ShardServer {
     ) {
         tracing::info!(shard = %self.group.shard(), term = held.term, "serving as leader");
         let (dead_letters, pending) = mpsc::unbounded_channel();
+        let (unused, to_delete) = mpsc::unbounded_channel();
         let (handle, mut task) =
-            delivery::start(Arc::clone(&self.group), self.clock.clone(), held.term, dead_letters);
+            delivery::start(Arc::clone(&self.group), self.clock.clone(), held.term, dead_letters, unused);
+        let janitor = tasks::spawn(idle::run(Arc::clone(courier), to_delete));
         let mover = tasks::spawn(dead_letters::run(
             Arc::clone(&self.group),
             self.bodies.clone(),
@@ -120,6 +123,7 @@ impl ShardServer {
         };
         self.delivery.send_replace(None);
         mover.abort();
+        janitor.abort();
         if deposed {
             task.abort();
             // Only once it has ended may a successor hear of events.

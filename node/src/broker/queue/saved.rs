@@ -55,7 +55,7 @@ impl Queue {
             next_group: record.next_group,
             // Records of earlier versions have none.
             length_floor: record.length_floor.max(record.first_offset),
-            ..Self::new(id, record.name, record.settings, record.settings_revision)
+            ..Self::new(id, record.name, record.settings, record.settings_revision, record.used_at_ms)
         })
     }
 
@@ -131,6 +131,7 @@ impl Queue {
             next_group: self.next_group,
             settings_revision: self.settings_revision,
             length_floor: self.length_floor,
+            used_at_ms: self.used_at_ms,
         })
     }
 

@@ -17,7 +17,7 @@ fn create(name: &str, dead_letter_queue: Option<&str>) -> CatalogCommand {
 }
 
 fn delete(name: &str) -> CatalogCommand {
-    CatalogCommand::DeleteQueue { name: name.into() }
+    CatalogCommand::DeleteQueue { name: name.into(), queue: None }
 }
 
 /// Applies each command in an entry of its own.

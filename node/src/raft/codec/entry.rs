@@ -165,8 +165,9 @@ impl Proposed {
                     settings: Some(settings_to_wire(settings)),
                 })
             }
-            CatalogCommand::DeleteQueue { name } => {
-                WireCommand::CatalogDeleteQueue(wire::CatalogDeleteQueue { name: name.clone() })
+            CatalogCommand::DeleteQueue { name, queue } => {
+                let queue_id = queue.map_or(0, QueueId::get);
+                WireCommand::CatalogDeleteQueue(wire::CatalogDeleteQueue { name: name.clone(), queue_id })
             }
         })
     }
@@ -223,7 +224,8 @@ pub fn decode_entry(payload: &Bytes) -> Result<DecodedEntry, DecodeError> {
                 settings: settings_from_wire(command.settings)?,
             }),
             WireCommand::CatalogDeleteQueue(command) => {
-                catalog.push(CatalogCommand::DeleteQueue { name: command.name });
+                let queue = (command.queue_id != 0).then(|| QueueId::new(command.queue_id));
+                catalog.push(CatalogCommand::DeleteQueue { name: command.name, queue });
             }
             command => shard.push(shard_command_from_wire(command, payload)?),
         }

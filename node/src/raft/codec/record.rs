@@ -226,6 +226,7 @@ fn queue_to_wire(record: &QueueRecord) -> wire::QueueRecord {
         next_group_id: record.next_group.get(),
         settings_revision: record.settings_revision,
         length_floor: record.length_floor.get(),
+        used_at_ms: record.used_at_ms,
     }
 }
 
@@ -240,6 +241,7 @@ fn queue_from_wire(record: wire::QueueRecord) -> Result<QueueRecord, DecodeError
         next_group: GroupId::new(record.next_group_id),
         settings_revision: record.settings_revision,
         length_floor: Offset::new(record.length_floor),
+        used_at_ms: record.used_at_ms,
     })
 }
 

@@ -29,6 +29,7 @@ pub(super) fn settings_to_wire(settings: &Settings) -> wire::Settings {
         .into(),
         message_ttl_ms: settings.message_ttl_ms.unwrap_or_default(),
         single_active_consumer: settings.single_active_consumer,
+        expires_ms: settings.expires_ms.unwrap_or_default(),
     }
 }
 
@@ -63,6 +64,7 @@ pub(super) fn settings_from_wire(settings: Option<wire::Settings>) -> Result<Set
         },
         message_ttl_ms: some(wire.message_ttl_ms),
         single_active_consumer: wire.single_active_consumer,
+        expires_ms: some(wire.expires_ms),
         dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
     })
 }

@@ -32,11 +32,11 @@ fn range() -> impl Strategy<Value = OffsetRange> {
 
 fn settings() -> impl Strategy<Value = Settings> {
     let limit = || option::of(1..u64::MAX);
-    let limits = (limit(), limit(), limit(), limit());
+    let limits = (limit(), limit(), limit(), limit(), limit());
     (any::<[u32; 5]>(), option::of("[a-z]{1,8}"), any::<(bool, bool, bool)>(), limits).prop_map(
         |(numbers, dead_letter_queue, choices, limits)| {
             let [max_deliveries, lease_ms, delay_ms, delay_max_ms, multiplier] = numbers;
-            let (max_age_ms, max_messages, max_bytes, message_ttl_ms) = limits;
+            let (max_age_ms, max_messages, max_bytes, message_ttl_ms, expires_ms) = limits;
             Settings {
                 max_deliveries,
                 dead_letter_queue,
@@ -49,6 +49,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                 overflow: if choices.1 { Overflow::DropOldest } else { Overflow::RejectPublish },
                 message_ttl_ms,
                 single_active_consumer: choices.2,
+                expires_ms,
             }
         },
     )
@@ -156,7 +157,9 @@ fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
         (".{0,9}", settings(), settings()).prop_map(|(name, expected, settings)| {
             CatalogCommand::UpdateQueue { name, expected, settings }
         }),
-        ".{0,9}".prop_map(|name| CatalogCommand::DeleteQueue { name }),
+        (".{0,9}", option::of(1..9_u64)).prop_map(|(name, queue)| {
+            CatalogCommand::DeleteQueue { name, queue: queue.map(QueueId::new) }
+        }),
     ]
 }
 
@@ -179,7 +182,7 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
             Record::Shard(ShardRecord { time_ms, replicated_index, elapsed_ms, closed_queues })
         },
     );
-    let head = (".{0,9}", settings(), any::<[u64; 6]>(), group()).prop_map(
+    let head = (".{0,9}", settings(), any::<[u64; 7]>(), group()).prop_map(
         |(name, settings, numbers, next_group)| {
             let [first_offset, next_offset, length_floor] =
                 [numbers[0], numbers[1], numbers[5]].map(Offset::new);
@@ -193,6 +196,7 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
                 next_group,
                 settings_revision: numbers[4],
                 length_floor,
+                used_at_ms: numbers[6],
             })
         },
     );
@@ -384,7 +388,7 @@ fn parts_that_are_not_the_whole_batch_are_refused() {
 fn commands_of_both_kinds_do_not_mix() {
     let commands = [
         Proposed::shard(&Command::CloseQueue { queue: QueueId::new(1) }),
-        Proposed::catalog(&CatalogCommand::DeleteQueue { name: "orders".into() }),
+        Proposed::catalog(&CatalogCommand::DeleteQueue { name: "orders".into(), queue: None }),
     ];
     let head = EntryHead { leader_time_ms: 0, replicated_index: 0 };
     assert_eq!(decode_entry(&encode_entry(head, &commands)), Err(DecodeError::MixedCommands));

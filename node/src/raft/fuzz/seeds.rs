@@ -93,7 +93,8 @@ pub(crate) fn catalog_entries() -> Vec<Bytes> {
         let settings = Settings { max_deliveries: 3, dead_letter_queue, ..Settings::default() };
         Proposed::catalog(&CatalogCommand::CreateQueue { name: name.into(), settings, shard_count: 4 })
     };
-    let delete = |name: &str| Proposed::catalog(&CatalogCommand::DeleteQueue { name: name.into() });
+    let delete =
+        |name: &str| Proposed::catalog(&CatalogCommand::DeleteQueue { name: name.into(), queue: None });
     let update = Proposed::catalog(&CatalogCommand::UpdateQueue {
         name: "dead".into(),
         expected: Settings { max_deliveries: 3, ..Settings::default() },
