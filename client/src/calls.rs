@@ -1,6 +1,6 @@
 //! Publishing, receiving and reading with single calls, for those who need no stream.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -16,6 +16,7 @@ use crate::{
     client::{Client, Repeat},
     error::{Cause, Error, MalformedMessage, reason_of},
     message::{BatchReader, EncodableMessage, Message},
+    wire_time::{duration_ms, wall_time},
 };
 
 /// A message taken with [`Client::receive`], to be settled by its token.
@@ -269,15 +270,6 @@ pub(crate) fn broker(channel: Channel) -> BrokerClient<Channel> {
     BrokerClient::new(channel)
         .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
-}
-
-/// Whole milliseconds; the longest that can be said where it is longer.
-pub(crate) fn duration_ms(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
-}
-
-pub(crate) fn wall_time(unix_ms: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(unix_ms)
 }
 
 /// Never 0, which would ask for no deduplication.

@@ -68,7 +68,8 @@ impl Cause {
             | Reason::OutcomeUnknown
             | Reason::ShuttingDown
             | Reason::NotLeader
-            | Reason::ConsumerStalled => true,
+            | Reason::ConsumerStalled
+            | Reason::Busy => true,
             Reason::Unspecified => matches!(
                 self.code,
                 Code::Unavailable
@@ -351,7 +352,13 @@ mod tests {
         assert!(Error::from_status(&status(Code::Unavailable, Some(Reason::NoLeader))).is_retryable());
         assert!(Error::from_status(&status(Code::Unavailable, None)).is_retryable());
         assert!(Error::from_status(&status(Code::ResourceExhausted, Some(Reason::DiskFull))).is_retryable());
-        assert!(!Error::from_status(&status(Code::NotFound, Some(Reason::QueueNotFound))).is_retryable());
+        assert!(Error::from_status(&status(Code::Aborted, Some(Reason::Busy))).is_retryable());
+        for reason in
+            [Reason::QueueNotFound, Reason::QueueFull, Reason::InvalidProperty, Reason::InvalidPosition]
+        {
+            let error = Error::from_status(&status(Code::ResourceExhausted, Some(reason)));
+            assert!(!error.is_retryable(), "{reason:?}");
+        }
         assert!(!Error::from_status(&status(Code::InvalidArgument, None)).is_retryable());
     }
 

@@ -36,11 +36,13 @@ mod consumer;
 mod error;
 mod message;
 mod outcome;
+mod position;
 mod producer;
 mod queues;
 mod retry;
 mod routing;
 mod topology;
+mod wire_time;
 
 pub use bytes::Bytes;
 pub use skein_proto::{
@@ -60,7 +62,8 @@ pub use crate::{
         TrySendError,
     },
     message::Message,
+    position::Position,
     producer::{Confirm, Producer, ProducerBuilder},
-    queues::{Group, GroupStart, Queue, QueueSettings},
+    queues::{Group, Queue, QueueSettings},
     topology::{Node, Shard, Topology},
 };

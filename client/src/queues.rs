@@ -1,6 +1,6 @@
-//! Queues and consumer groups: creating, looking at and deleting them.
+//! Queues and consumer groups: creating, looking at, moving and deleting them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use skein_proto::{
     broker::{self, Reason, queues_client::QueuesClient},
@@ -10,7 +10,9 @@ use skein_proto::{
 use crate::{
     client::{Client, Repeat},
     error::Error,
+    position::Position,
     topology,
+    wire_time::wall_time,
 };
 
 /// How a queue treats its messages. What is not set is as the cluster sees fit.
@@ -59,6 +61,10 @@ pub struct Group {
     pub acked_floor: Offset,
     /// Messages that are not acked yet, leased ones included.
     pub unacked_count: u64,
+    /// The bytes of the batches that hold messages from `acked_floor` on.
+    pub unacked_bytes: u64,
+    /// When the oldest message that is not acked was published; none when all are acked.
+    pub oldest_unacked_at: Option<SystemTime>,
     /// Messages that a consumer holds now.
     pub leased_count: u64,
     /// Consumers that are connected.
@@ -69,16 +75,6 @@ pub struct Group {
     pub dead_lettered_count: u64,
     /// Messages given up and dropped since the group exists.
     pub dropped_count: u64,
-}
-
-/// Where a new group begins to read.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum GroupStart {
-    /// At the oldest message that is kept.
-    #[default]
-    First,
-    /// At the next message that is published.
-    Next,
 }
 
 impl Client {
@@ -180,30 +176,46 @@ impl Client {
         Ok(answer.purged_messages)
     }
 
-    /// Creates a consumer group, and says whether it did: one that exists is left as it is. When an answer got lost
-    /// and the call was repeated, this is false even though this call created the group.
+    /// Creates a consumer group that begins to read at `position`, and says whether it did: one that exists is left as
+    /// it is. When an answer got lost and the call was repeated, this is false even though this call created the group.
     ///
     /// # Errors
-    /// When the queue does not exist, the name is not allowed, or the cluster does not answer.
-    pub async fn create_group(&self, queue: &str, group: &str, start: GroupStart) -> Result<bool, Error> {
-        let start = match start {
-            GroupStart::First => broker::GroupStart::First,
-            GroupStart::Next => broker::GroupStart::Next,
-        };
-        let request = broker::CreateGroupRequest {
-            queue: queue.to_owned(),
-            group: group.to_owned(),
-            start: start.into(),
-            position: None,
-            filter: None,
-        };
+    /// When the queue does not exist, the name is not allowed, the position is after the end of the queue, or the
+    /// cluster does not answer.
+    pub async fn create_group(&self, queue: &str, group: &str, position: Position) -> Result<bool, Error> {
         let answer = self
             .call(Repeat::Always, self.router().shard_of(queue), |channel| {
-                let request = request.clone();
+                let request = broker::CreateGroupRequest {
+                    queue: queue.to_owned(),
+                    group: group.to_owned(),
+                    position: Some(position.into_wire()),
+                    ..broker::CreateGroupRequest::default()
+                };
                 async move { QueuesClient::new(channel).create_group(request).await }
             })
             .await?;
         Ok(answer.created)
+    }
+
+    /// Lets a consumer group go on reading at `position`, back or ahead, and gives the offset that this is. What its
+    /// consumers hold is taken from them: their acks fail, and what lies after the position is delivered again. Waits
+    /// while dead letters of the group are being moved.
+    ///
+    /// # Errors
+    /// When the queue or the group does not exist, the position is after the end of the queue, or the cluster does not
+    /// answer; in that last case the group may have been moved.
+    pub async fn seek_group(&self, queue: &str, group: &str, position: Position) -> Result<Offset, Error> {
+        let answer = self
+            .call(Repeat::Always, self.router().shard_of(queue), |channel| {
+                let request = broker::SeekGroupRequest {
+                    queue: queue.to_owned(),
+                    group: group.to_owned(),
+                    position: Some(position.into_wire()),
+                };
+                async move { QueuesClient::new(channel).seek_group(request).await }
+            })
+            .await?;
+        Ok(Offset::new(answer.offset))
     }
 
     /// Deletes a consumer group; its consumers are disconnected.
@@ -297,6 +309,8 @@ impl From<broker::Group> for Group {
             name: wire.name,
             acked_floor: Offset::new(wire.acked_floor),
             unacked_count: wire.unacked_messages,
+            unacked_bytes: wire.unacked_bytes,
+            oldest_unacked_at: (wire.oldest_unacked_at_ms != 0).then(|| wall_time(wire.oldest_unacked_at_ms)),
             leased_count: wire.leased_messages,
             consumer_count: wire.consumers,
             returned_count: wire.returned_messages,

@@ -20,9 +20,9 @@ use tonic::Code;
 
 use super::held::Held;
 use crate::{
-    calls::duration_ms,
     error::{Cause, SettleError, reason_of},
     outcome::{Outcome, WaiterSlot},
+    wire_time::duration_ms,
 };
 
 /// Settlements that are sent as soon as there is something to settle. Beyond that acks gather until an answer comes;

@@ -13,9 +13,9 @@ use super::{
     wake,
 };
 use crate::{
-    calls::wall_time,
     error::MalformedMessage,
     message::{BatchReader, Message},
+    wire_time::wall_time,
 };
 
 /// One message, leased to this consumer.

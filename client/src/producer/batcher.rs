@@ -405,9 +405,11 @@ enum Scope {
 
 fn scope_of(reason: Reason) -> Scope {
     match reason {
-        Reason::MessageTooLarge | Reason::BatchTooLarge | Reason::BatchEmpty | Reason::MalformedMessage => {
-            Scope::Batch
-        }
+        Reason::MessageTooLarge
+        | Reason::BatchTooLarge
+        | Reason::BatchEmpty
+        | Reason::MalformedMessage
+        | Reason::InvalidProperty => Scope::Batch,
         Reason::SequenceGap | Reason::SequenceTooOld => Scope::Sequences,
         _ => Scope::Queue,
     }

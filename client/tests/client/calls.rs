@@ -1,13 +1,17 @@
 //! Single calls, and how they are repeated.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures::TryStreamExt;
 use skein_client::{
-    Client, ConnectError, Error, GroupStart, Message, Offset, QueueSettings, Reason, Settlement,
+    Client, ConnectError, Error, Message, Offset, Position, QueueSettings, Reason, Settlement,
 };
+use tonic::Code;
 
-use super::{cluster::Cluster, soon};
+use super::{
+    cluster::{Cluster, status},
+    soon,
+};
 
 #[tokio::test]
 async fn one_server_that_answers_is_enough() {
@@ -48,11 +52,57 @@ async fn queues_are_created_listed_and_deleted() {
 async fn groups_are_created_looked_at_and_deleted() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
-    assert!(client.create_group("orders", "mail", GroupStart::First).await.unwrap());
-    assert!(!client.create_group("orders", "mail", GroupStart::First).await.unwrap());
+    assert!(client.create_group("orders", "mail", Position::First).await.unwrap());
+    assert!(!client.create_group("orders", "mail", Position::First).await.unwrap());
     assert_eq!(client.get_group("orders", "mail").await.unwrap().name, "mail");
     client.delete_group("orders", "mail").await.unwrap();
     assert_eq!(client.get_group("orders", "mail").await.unwrap_err().reason(), Reason::GroupNotFound);
+}
+
+#[tokio::test]
+async fn groups_begin_and_go_on_at_any_position() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.send("orders", (0..5).map(|n| Message::new(n.to_string())).collect()).await.unwrap();
+    // The message at offset 2 was published at the third millisecond.
+    let third = Position::Time(UNIX_EPOCH + Duration::from_millis(3));
+    let positions =
+        [(Position::First, 0), (Position::Next, 5), (Position::Offset(Offset::new(4)), 4), (third, 2)];
+    for (position, offset) in positions {
+        let group = format!("from-{offset}");
+        assert!(client.create_group("orders", &group, position).await.unwrap());
+        let unacked = client.get_group("orders", &group).await.unwrap().unacked_count;
+        assert_eq!(unacked, 5 - offset, "{position:?}");
+        assert_eq!(client.seek_group("orders", "from-0", position).await, Ok(Offset::new(offset)));
+    }
+    let after_the_end = Position::Offset(Offset::new(6));
+    let refused = client.seek_group("orders", "from-0", after_the_end).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::InvalidPosition);
+    let refused = client.seek_group("orders", "nobody", Position::First).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::GroupNotFound);
+}
+
+#[tokio::test]
+async fn moving_a_group_waits_for_what_the_node_is_busy_with() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.create_group("orders", "mail", Position::First).await.unwrap();
+    cluster.shared.state().seek_refusals =
+        vec![status(Code::Aborted, Reason::Busy, "dead letters are being moved"); 2];
+    assert_eq!(client.seek_group("orders", "mail", Position::Next).await, Ok(Offset::ZERO));
+}
+
+#[tokio::test]
+async fn groups_tell_how_far_behind_they_are() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.create_group("orders", "mail", Position::First).await.unwrap();
+    let group = client.get_group("orders", "mail").await.unwrap();
+    assert_eq!((group.unacked_bytes, group.oldest_unacked_at), (0, None));
+    client.send("orders", vec![Message::new("one")]).await.unwrap();
+    let group = client.get_group("orders", "mail").await.unwrap();
+    let first_millisecond = UNIX_EPOCH + Duration::from_millis(1);
+    assert_eq!((group.unacked_bytes, group.oldest_unacked_at), (100, Some(first_millisecond)));
 }
 
 #[tokio::test]

@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) publish_streams: Vec<String>,
     /// Sequences as they arrived, with their producer.
     pub(crate) arrived: Vec<(u64, u64)>,
+    /// What the next calls to move a group are refused with.
+    pub(crate) seek_refusals: Vec<Status>,
     /// How many unary calls are failed with UNAVAILABLE, after they were carried out.
     pub(crate) answers_lost: u32,
 }
@@ -79,6 +81,18 @@ pub(crate) struct Group {
     pub(crate) acked: Vec<u64>,
 }
 
+/// When a message was published: the clock of the nodes ticks once for each message.
+pub(crate) fn published_at_ms(offset: u64) -> u64 {
+    offset + 1
+}
+
+impl Group {
+    /// A group that has everything before `offset` behind it.
+    pub(crate) fn at(offset: u64) -> Self {
+        Self { delivered_up_to: offset, acked: (0..offset).collect(), ..Self::default() }
+    }
+}
+
 impl Queue {
     pub(crate) fn next_offset(&self) -> u64 {
         self.batches.last().map_or(0, |batch| batch.first_offset + batch.messages.len() as u64)
@@ -98,7 +112,7 @@ impl Shared {
         self.state.lock().unwrap()
     }
 
-    fn queue<T>(&self, name: &str, f: impl FnOnce(&mut Queue) -> T) -> Result<T, Status> {
+    pub(crate) fn queue<T>(&self, name: &str, f: impl FnOnce(&mut Queue) -> T) -> Result<T, Status> {
         let mut state = self.state();
         let found = state.queues.get_mut(name).map(f).ok_or_else(|| queue_not_found(name))?;
         if state.answers_lost > 0 {
@@ -263,155 +277,5 @@ impl cluster_server::Cluster for Node {
             term = topology.shards[0].term;
         });
         Ok(Response::new(broker::TransferLeaderResponse { term }))
-    }
-}
-
-#[tonic::async_trait]
-impl queues_server::Queues for Node {
-    async fn create_queue(
-        &self,
-        request: Request<broker::CreateQueueRequest>,
-    ) -> Result<Response<broker::CreateQueueResponse>, Status> {
-        let broker::CreateQueueRequest { name, settings } = request.into_inner();
-        let settings = settings.unwrap_or_default();
-        let created = {
-            let mut state = self.shared.state();
-            let created = !state.queues.contains_key(&name);
-            let queue = state
-                .queues
-                .entry(name.clone())
-                .or_insert_with(|| Queue { settings: settings.clone(), ..Queue::default() });
-            if queue.settings != settings {
-                return Err(status(Code::AlreadyExists, Reason::QueueExists, "it has other settings"));
-            }
-            created
-        };
-        let queue = self.shared.queue(&name, |queue| describe(&name, queue))?;
-        Ok(Response::new(broker::CreateQueueResponse { queue: Some(queue), created }))
-    }
-
-    async fn get_queue(
-        &self,
-        request: Request<broker::GetQueueRequest>,
-    ) -> Result<Response<broker::GetQueueResponse>, Status> {
-        let name = request.into_inner().name;
-        let queue = self.shared.queue(&name, |queue| describe(&name, queue))?;
-        Ok(Response::new(broker::GetQueueResponse { queue: Some(queue) }))
-    }
-
-    async fn list_queues(
-        &self,
-        request: Request<broker::ListQueuesRequest>,
-    ) -> Result<Response<broker::ListQueuesResponse>, Status> {
-        let broker::ListQueuesRequest { prefix, after, .. } = request.into_inner();
-        let state = self.shared.state();
-        // Pages of two, so that a test with three queues sees two of them.
-        let mut queues: Vec<_> = state
-            .queues
-            .iter()
-            .filter(|(name, _)| name.starts_with(&prefix) && **name > after)
-            .map(|(name, queue)| describe(name, queue))
-            .take(3)
-            .collect();
-        let more = queues.len() > 2;
-        queues.truncate(2);
-        Ok(Response::new(broker::ListQueuesResponse { queues, more }))
-    }
-
-    async fn delete_queue(
-        &self,
-        request: Request<broker::DeleteQueueRequest>,
-    ) -> Result<Response<broker::DeleteQueueResponse>, Status> {
-        let name = request.into_inner().name;
-        let deleted = self.shared.queue(&name, |_| ());
-        self.shared.state().queues.remove(&name);
-        deleted.map(|()| Response::new(broker::DeleteQueueResponse {}))
-    }
-
-    async fn purge_queue(
-        &self,
-        request: Request<broker::PurgeQueueRequest>,
-    ) -> Result<Response<broker::PurgeQueueResponse>, Status> {
-        let purged = self.shared.queue(&request.into_inner().name, |queue| {
-            let purged = queue.messages().count() as u64;
-            let next_offset = queue.next_offset();
-            queue.batches = vec![Batch { first_offset: next_offset, messages: Vec::new() }];
-            purged
-        })?;
-        Ok(Response::new(broker::PurgeQueueResponse { purged_messages: purged }))
-    }
-
-    async fn create_group(
-        &self,
-        request: Request<broker::CreateGroupRequest>,
-    ) -> Result<Response<broker::CreateGroupResponse>, Status> {
-        let request = request.into_inner();
-        let start = request.start();
-        let created = self.shared.queue(&request.queue, |queue| {
-            let next_offset = queue.next_offset();
-            let created = !queue.groups.contains_key(&request.group);
-            let group = queue.groups.entry(request.group).or_default();
-            if created && start == broker::GroupStart::Next {
-                group.delivered_up_to = next_offset;
-            }
-            created
-        })?;
-        Ok(Response::new(broker::CreateGroupResponse { created }))
-    }
-
-    async fn delete_group(
-        &self,
-        request: Request<broker::DeleteGroupRequest>,
-    ) -> Result<Response<broker::DeleteGroupResponse>, Status> {
-        let broker::DeleteGroupRequest { queue, group } = request.into_inner();
-        match self.shared.queue(&queue, |queue| queue.groups.remove(&group))? {
-            Some(_) => Ok(Response::new(broker::DeleteGroupResponse {})),
-            None => Err(group_not_found()),
-        }
-    }
-
-    async fn get_group(
-        &self,
-        request: Request<broker::GetGroupRequest>,
-    ) -> Result<Response<broker::GetGroupResponse>, Status> {
-        let broker::GetGroupRequest { queue, group } = request.into_inner();
-        let described = self.shared.queue(&queue, |queue| {
-            let messages = queue.next_offset();
-            queue.groups.get(&group).map(|found| describe_group(&group, found, messages))
-        })?;
-        let group = described.ok_or_else(group_not_found)?;
-        Ok(Response::new(broker::GetGroupResponse { group: Some(group) }))
-    }
-}
-
-fn group_not_found() -> Status {
-    status(Code::NotFound, Reason::GroupNotFound, "there is no such group")
-}
-
-fn describe(name: &str, queue: &Queue) -> broker::Queue {
-    let messages = queue.next_offset();
-    broker::Queue {
-        name: name.to_owned(),
-        queue_id: 1,
-        shard_id: SHARD,
-        settings: Some(queue.settings.clone()),
-        leader_node_id: 1,
-        counts: Some(broker::QueueCounts {
-            first_offset: 0,
-            next_offset: messages,
-            messages: queue.messages().count() as u64,
-            bytes: 0,
-            groups: queue.groups.iter().map(|(name, group)| describe_group(name, group, messages)).collect(),
-        }),
-    }
-}
-
-fn describe_group(name: &str, group: &Group, messages: u64) -> broker::Group {
-    broker::Group {
-        name: name.to_owned(),
-        unacked_messages: messages - group.acked.len() as u64,
-        leased_messages: group.leased.len() as u64,
-        returned_messages: group.returned.len() as u64,
-        ..broker::Group::default()
     }
 }

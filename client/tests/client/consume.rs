@@ -11,7 +11,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    cluster::{Node, Outgoing, Queue, SHARD, queue_not_found},
+    cluster::{Node, Outgoing, Queue, SHARD, published_at_ms, queue_not_found},
     publish,
 };
 
@@ -109,7 +109,12 @@ impl broker_server::Broker for Node {
         let browsed =
             queue.messages().filter(|(offset, _)| *offset >= request.from_offset).map(|(offset, message)| {
                 let batch = broker::MessageBatch { messages: vec![message.clone()] }.encode_to_vec().into();
-                let batch = node::BrowsedBatch { first_offset: offset, count: 1, published_at_ms: 1, batch };
+                let batch = node::BrowsedBatch {
+                    first_offset: offset,
+                    count: 1,
+                    published_at_ms: published_at_ms(offset),
+                    batch,
+                };
                 Ok(node::BrowseResponse { batches: vec![batch] })
             });
         Ok(Response::new(stream::iter(browsed.collect::<Vec<_>>()).boxed()))
@@ -221,7 +226,7 @@ fn lease(queue: &mut Queue, group: &str, room: u64) -> Vec<node::DeliveryBatch> 
             first_offset: offset,
             count: 1,
             attempt,
-            published_at_ms: 1,
+            published_at_ms: published_at_ms(offset),
             batch,
         });
     }

@@ -10,6 +10,7 @@ mod consume;
 mod consumer;
 mod producer;
 mod publish;
+mod queues;
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
-use skein_client::{Client, GroupStart};
+use skein_client::{Client, Position};
 
 use crate::{
     output::Output,
@@ -38,8 +38,8 @@ pub(crate) async fn run(client: &Client, command: GroupCommand, output: &Output)
     match command {
         GroupCommand::Create { queue, group, start } => {
             let start = match start {
-                Start::First => GroupStart::First,
-                Start::Next => GroupStart::Next,
+                Start::First => Position::First,
+                Start::Next => Position::Next,
             };
             let created = client.create_group(&queue, &group, start).await?;
             let value = json!({ "queue": queue, "group": group, "created": created });

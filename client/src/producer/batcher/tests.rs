@@ -158,20 +158,22 @@ fn repeated_confirms_are_normal_and_early_ones_are_not() {
 
 #[test]
 fn a_refused_batch_fails_alone_and_the_rest_start_over() {
-    let (mut batcher, now) = (batcher(1), Instant::now());
-    let (_, producer_id) = batcher.begin_stream();
-    let confirms: Vec<_> = (0..3).map(|_| push(&mut batcher, now)).collect();
-    sequences(&mut batcher);
-    confirm(&mut batcher, 1, 0, 1);
-    batcher.refuse(&cause(Reason::MalformedMessage)).publish();
-    assert!(matches!(confirms[1].try_get(), Some(Err(ConfirmError::NotAccepted(_)))));
-    assert!(confirms[2].try_get().is_none());
+    for reason in [Reason::MalformedMessage, Reason::InvalidProperty] {
+        let (mut batcher, now) = (batcher(1), Instant::now());
+        let (_, producer_id) = batcher.begin_stream();
+        let confirms: Vec<_> = (0..3).map(|_| push(&mut batcher, now)).collect();
+        sequences(&mut batcher);
+        confirm(&mut batcher, 1, 0, 1);
+        batcher.refuse(&cause(reason)).publish();
+        assert!(matches!(confirms[1].try_get(), Some(Err(ConfirmError::NotAccepted(_)))));
+        assert!(confirms[2].try_get().is_none());
 
-    let (_, other_producer_id) = batcher.begin_stream();
-    assert_ne!(other_producer_id, producer_id);
-    assert_eq!(sequences(&mut batcher), [1]);
-    confirm(&mut batcher, 1, 1, 1);
-    assert_eq!(confirms[2].try_get(), Some(Ok(Offset::new(1))));
+        let (_, other_producer_id) = batcher.begin_stream();
+        assert_ne!(other_producer_id, producer_id);
+        assert_eq!(sequences(&mut batcher), [1]);
+        confirm(&mut batcher, 1, 1, 1);
+        assert_eq!(confirms[2].try_get(), Some(Ok(Offset::new(1))));
+    }
 }
 
 #[test]
