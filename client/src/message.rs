@@ -1,12 +1,18 @@
 //! Messages, and the bytes in which a batch of them travels.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use prost::Message as _;
+use prost::{Message as _, encoding};
 use skein_proto::broker;
 
-use crate::error::MalformedMessage;
+use crate::{
+    error::MalformedMessage,
+    wire_time::{unix_ms, wall_time},
+};
 
 /// The key of `MessageBatch.messages` on the wire: field 1, length-delimited.
 const BATCH_FIELD_KEY: u8 = field_key(1);
@@ -34,6 +40,16 @@ pub struct Message {
     pub reply_to: String,
     /// The media type of the body. May be empty.
     pub content_type: String,
+    /// How long it may wait for a consumer, from when it was published or became due; then it is given up. Without one,
+    /// as long as its queue says. In whole milliseconds, at least one.
+    pub ttl: Option<Duration>,
+    /// It is not delivered before this time, at most a year ahead. In whole milliseconds.
+    pub deliver_at: Option<SystemTime>,
+    /// It is not delivered before this long after it was published, at most a year. In whole milliseconds, at least
+    /// one. Where there is a `deliver_at` as well, the later one counts.
+    pub delay: Option<Duration>,
+    /// 0 to 9: of the messages that wait, those with the highest go first.
+    pub priority: u8,
 }
 
 impl Message {
@@ -95,6 +111,34 @@ impl Message {
         self
     }
 
+    /// Sets how long it may wait for a consumer before it is given up.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Sets the time until which it is held back.
+    #[must_use]
+    pub fn deliver_at(mut self, time: SystemTime) -> Self {
+        self.deliver_at = Some(time);
+        self
+    }
+
+    /// Sets how long it is held back after it was published.
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay);
+        self
+    }
+
+    /// Sets the priority, 0 to 9.
+    #[must_use]
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.priority = priority;
+        self
+    }
+
     pub(crate) fn from_wire(bytes: Bytes) -> Result<Self, MalformedMessage> {
         broker::Message::decode(bytes).map(Self::from).map_err(|_| MalformedMessage)
     }
@@ -120,10 +164,21 @@ impl From<Bytes> for Message {
 
 impl From<broker::Message> for Message {
     fn from(wire: broker::Message) -> Self {
-        let broker::Message {
-            body, key, headers, message_id, correlation_id, reply_to, content_type, ..
-        } = wire;
-        Self { body, key, headers, message_id, correlation_id, reply_to, content_type }
+        let duration = |ms: u64| (ms != 0).then(|| Duration::from_millis(ms));
+        Self {
+            body: wire.body,
+            key: wire.key,
+            headers: wire.headers,
+            message_id: wire.message_id,
+            correlation_id: wire.correlation_id,
+            reply_to: wire.reply_to,
+            content_type: wire.content_type,
+            ttl: duration(wire.ttl_ms),
+            deliver_at: (wire.deliver_at_ms != 0).then(|| wall_time(wire.deliver_at_ms)),
+            delay: duration(wire.delay_ms),
+            // Nodes take none over 9; whatever else comes is as high as can be said.
+            priority: u8::try_from(wire.priority).unwrap_or(u8::MAX),
+        }
     }
 }
 
@@ -141,6 +196,7 @@ impl EncodableMessage {
     pub(crate) fn new(message: Message) -> Self {
         let headers = message.headers.iter().map(|(name, value)| nested_len(header_len(name, value)));
         let message_bytes = message.plain_fields().map(|(_, field)| field_len(field)).iter().sum::<usize>()
+            + message.number_fields().map(|(_, number)| number_len(number)).iter().sum::<usize>()
             + headers.sum::<usize>();
         Self { message, message_bytes }
     }
@@ -167,6 +223,9 @@ impl EncodableMessage {
             put_field(batch, field_key(1), name.as_bytes());
             put_field(batch, field_key(2), value);
         }
+        for (key, number) in self.message.number_fields() {
+            put_number(batch, key, number);
+        }
     }
 
     pub(crate) fn into_message(self) -> Message {
@@ -186,11 +245,31 @@ impl Message {
             (field_key(7), self.content_type.as_bytes()),
         ]
     }
+
+    /// The fields that are numbers, with their keys on the wire.
+    fn number_fields(&self) -> [(u8, u64); 4] {
+        [
+            (number_key(8), self.ttl.map_or(0, whole_ms)),
+            (number_key(9), self.deliver_at.map_or(0, unix_ms)),
+            (number_key(10), self.delay.map_or(0, whole_ms)),
+            (number_key(11), self.priority.into()),
+        ]
+    }
+}
+
+/// Milliseconds, and never 0, which would say that there is no limit.
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// The key of a length-delimited field.
 const fn field_key(number: u8) -> u8 {
     number << 3 | 2
+}
+
+/// The key of a number, a varint.
+const fn number_key(number: u8) -> u8 {
+    number << 3
 }
 
 fn header_len(name: &str, value: &[u8]) -> usize {
@@ -202,6 +281,11 @@ fn field_len(field: &[u8]) -> usize {
     if field.is_empty() { 0 } else { nested_len(field.len()) }
 }
 
+/// A number that is 0 is left out.
+fn number_len(number: u64) -> usize {
+    if number == 0 { 0 } else { 1 + encoding::encoded_len_varint(number) }
+}
+
 /// Key, length and content.
 fn nested_len(content_bytes: usize) -> usize {
     1 + prost::length_delimiter_len(content_bytes) + content_bytes
@@ -211,6 +295,13 @@ fn put_field(batch: &mut BytesMut, key: u8, field: &[u8]) {
     if !field.is_empty() {
         put_key(batch, key, field.len());
         batch.put_slice(field);
+    }
+}
+
+fn put_number(batch: &mut BytesMut, key: u8, number: u64) {
+    if number != 0 {
+        batch.put_u8(key);
+        encoding::encode_varint(number, batch);
     }
 }
 
@@ -264,15 +355,31 @@ impl Iterator for BatchReader {
 
 #[cfg(test)]
 mod tests {
-    use proptest::{collection, prelude::*};
+    use proptest::{collection, option, prelude::*};
 
     use super::*;
 
     fn any_message() -> impl Strategy<Value = Message> {
         let bytes = || collection::vec(any::<u8>(), 0..300).prop_map(Bytes::from);
         let headers = collection::btree_map(".{0,8}", bytes(), 0..3);
-        (bytes(), bytes(), headers, ".{0,20}", ".{0,20}").prop_map(|(body, key, headers, id, reply_to)| {
-            Message { body, key, headers, message_id: id, reply_to, ..Message::default() }
+        let texts = [".{0,20}", ".{0,20}", ".{0,20}", ".{0,20}"];
+        (bytes(), bytes(), headers, texts, any_schedule()).prop_map(
+            |(body, key, headers, texts, schedule)| {
+                let [message_id, correlation_id, reply_to, content_type] = texts;
+                Message { body, key, headers, message_id, correlation_id, reply_to, content_type, ..schedule }
+            },
+        )
+    }
+
+    /// What a message says of when it is to be delivered, in the milliseconds that travel.
+    fn any_schedule() -> impl Strategy<Value = Message> {
+        let ms = || option::of(prop_oneof![1..200_u64, 1..=i64::MAX as u64]);
+        (ms(), ms(), ms(), any::<u8>()).prop_map(|(ttl, deliver_at, delay, priority)| Message {
+            ttl: ttl.map(Duration::from_millis),
+            deliver_at: deliver_at.map(wall_time),
+            delay: delay.map(Duration::from_millis),
+            priority,
+            ..Message::default()
         })
     }
 
@@ -300,6 +407,19 @@ mod tests {
         fn any_bytes_are_read_without_panic(bytes in collection::vec(any::<u8>(), 0..200)) {
             BatchReader::new(Bytes::from(bytes)).for_each(drop);
         }
+    }
+
+    #[test]
+    fn the_shortest_durations_are_a_millisecond_and_the_past_is_left_out() {
+        let message = Message::new("body")
+            .ttl(Duration::ZERO)
+            .delay(Duration::from_micros(1))
+            .deliver_at(wall_time(0) - Duration::from_secs(1));
+        let mut batch = BytesMut::new();
+        EncodableMessage::new(message).append_to(&mut batch);
+        let read: Result<Vec<_>, _> = BatchReader::new(batch.freeze()).collect();
+        let millisecond = Duration::from_millis(1);
+        assert_eq!(read.unwrap(), [Message::new("body").ttl(millisecond).delay(millisecond)]);
     }
 
     #[test]
