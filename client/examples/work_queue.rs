@@ -21,6 +21,7 @@ async fn main() -> anyhow::Result<()> {
         max_deliveries: Some(5),
         dead_letter_queue: Some("resize.failed".to_owned()),
         lease: Some(Duration::from_secs(10)),
+        ..QueueSettings::default()
     };
     client.create_queue("resize", settings).await?;
     let pictures = ["goose.png", "skein.png", "broken.png", "flock.png"];

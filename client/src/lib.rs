@@ -41,6 +41,7 @@ mod producer;
 mod queues;
 mod retry;
 mod routing;
+mod settings;
 mod topology;
 mod wire_time;
 
@@ -64,6 +65,7 @@ pub use crate::{
     message::Message,
     position::Position,
     producer::{Confirm, Producer, ProducerBuilder},
-    queues::{Group, Queue, QueueSettings},
+    queues::{Group, Queue},
+    settings::{Overflow, QueueSettings, QueueUpdate, Retention, Setting},
     topology::{Node, Shard, Topology},
 };

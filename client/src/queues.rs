@@ -1,6 +1,6 @@
-//! Queues and consumer groups: creating, looking at, moving and deleting them.
+//! Queues and consumer groups: creating, changing, looking at and deleting them.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use skein_proto::{
     broker::{self, Reason, queues_client::QueuesClient},
@@ -11,21 +11,10 @@ use crate::{
     client::{Client, Repeat},
     error::Error,
     position::Position,
+    settings::{QueueSettings, QueueUpdate},
     topology,
     wire_time::wall_time,
 };
-
-/// How a queue treats its messages. What is not set is as the cluster sees fit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct QueueSettings {
-    /// Deliveries after which a message is given up: moved to the dead-letter queue, or dropped without one. 20
-    /// unless set.
-    pub max_deliveries: Option<u32>,
-    /// Where messages go that are given up; must exist.
-    pub dead_letter_queue: Option<String>,
-    /// How long a consumer may hold a message before it is delivered again, in whole milliseconds. 30 s unless set.
-    pub lease: Option<Duration>,
-}
 
 /// A queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +86,27 @@ impl Client {
             self.router().remember_shard(name, ShardId::new(queue.shard_id));
         }
         Ok(answer.created)
+    }
+
+    /// Changes settings of a queue, which goes on meanwhile, and gives it as it is then. Waits until the queue behaves
+    /// that way.
+    ///
+    /// # Errors
+    /// When the queue does not exist, a setting is not allowed, or the cluster does not answer; in that last case the
+    /// settings may have been changed.
+    pub async fn update_queue(&self, name: &str, update: QueueUpdate) -> Result<Queue, Error> {
+        if update.is_empty() {
+            // On the wire, none named would mean all.
+            return self.get_queue(name).await;
+        }
+        let request = update.try_into_wire(name)?;
+        let answer = self
+            .call(Repeat::Always, None, |channel| {
+                let request = request.clone();
+                async move { QueuesClient::new(channel).update_queue(request).await }
+            })
+            .await?;
+        Ok(answer.queue.unwrap_or_default().into())
     }
 
     /// Looks at a queue.
@@ -252,36 +262,6 @@ fn gone_already(deleted: Result<(), Error>, gone: Reason) -> Result<(), Error> {
     match deleted {
         Err(Error::OutcomeUnknown(cause)) if cause.reason == gone => Ok(()),
         other => other,
-    }
-}
-
-impl QueueSettings {
-    fn try_into_wire(self) -> Result<broker::QueueSettings, Error> {
-        let lease_ms = self.lease.map_or(Ok(0), |lease| u32::try_from(lease.as_millis()));
-        let lease_ms = lease_ms.map_err(|_| {
-            let sentence = "the lease is too long; give at most 49 days";
-            Error::NotAccepted(crate::error::Cause::new(
-                tonic::Code::InvalidArgument,
-                Reason::InvalidSetting,
-                sentence,
-            ))
-        })?;
-        Ok(broker::QueueSettings {
-            max_deliveries: self.max_deliveries.unwrap_or_default(),
-            dead_letter_queue: self.dead_letter_queue.unwrap_or_default(),
-            lease_ms,
-            ..broker::QueueSettings::default()
-        })
-    }
-}
-
-impl From<broker::QueueSettings> for QueueSettings {
-    fn from(wire: broker::QueueSettings) -> Self {
-        Self {
-            max_deliveries: (wire.max_deliveries != 0).then_some(wire.max_deliveries),
-            dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
-            lease: (wire.lease_ms != 0).then(|| Duration::from_millis(wire.lease_ms.into())),
-        }
     }
 }
 

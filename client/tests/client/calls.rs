@@ -4,7 +4,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use futures::TryStreamExt;
 use skein_client::{
-    Client, ConnectError, Error, Message, Offset, Position, QueueSettings, Reason, Settlement,
+    Client, ConnectError, Error, Message, Offset, Position, QueueSettings, QueueUpdate, Reason, Retention,
+    Settlement,
 };
 use tonic::Code;
 
@@ -46,6 +47,34 @@ async fn queues_are_created_listed_and_deleted() {
     assert_eq!(names, ["a", "b", "orders"]);
     client.delete_queue("a").await.unwrap();
     assert_eq!(client.delete_queue("a").await.unwrap_err().reason(), Reason::QueueNotFound);
+}
+
+#[tokio::test]
+async fn an_update_changes_what_it_names_and_nothing_else() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let settings = QueueSettings {
+        lease: Some(Duration::from_secs(5)),
+        dead_letter_queue: Some("orders".into()),
+        ..QueueSettings::default()
+    };
+    client.create_queue("mail", settings.clone()).await.unwrap();
+    let unchanged = client.update_queue("mail", QueueUpdate::new()).await.unwrap();
+    assert_eq!(unchanged.settings, settings);
+
+    let update = QueueUpdate::new().retention(Retention::Limits).max_messages(10).no_dead_letter_queue();
+    cluster.shared.state().answers_lost = 1;
+    let updated = client.update_queue("mail", update).await.unwrap();
+    let expected = QueueSettings {
+        retention: Retention::Limits,
+        max_messages: Some(10),
+        dead_letter_queue: None,
+        ..settings
+    };
+    assert_eq!(updated.settings, expected);
+    assert_eq!(client.get_queue("mail").await.unwrap(), updated);
+    let missing = client.update_queue("nothing", QueueUpdate::new().max_messages(1)).await.unwrap_err();
+    assert_eq!(missing.reason(), Reason::QueueNotFound);
 }
 
 #[tokio::test]

@@ -47,7 +47,8 @@ pub(crate) enum QueueCommand {
 pub(crate) async fn run(client: &Client, command: QueueCommand, output: &Output) -> anyhow::Result<()> {
     match command {
         QueueCommand::Create { name, max_deliveries, dead_letter_queue, lease } => {
-            let settings = QueueSettings { max_deliveries, dead_letter_queue, lease };
+            let settings =
+                QueueSettings { max_deliveries, dead_letter_queue, lease, ..QueueSettings::default() };
             let created = client.create_queue(&name, settings).await?;
             output.result(&json!({ "queue": name, "created": created }), || match created {
                 true => format!("created {name}"),
