@@ -41,9 +41,9 @@ pub struct LeaseToken(String);
 /// What to do with messages taken with [`Client::receive`].
 #[derive(Debug, Clone, Default)]
 pub struct Settlement {
-    acks: Vec<LeaseToken>,
-    nacks: Vec<(LeaseToken, Duration)>,
-    extends: Vec<(LeaseToken, Duration)>,
+    acks: Vec<String>,
+    nacks: Vec<node::TokenNack>,
+    extends: Vec<node::TokenExtend>,
 }
 
 /// One message that was not settled, and why.
@@ -214,39 +214,40 @@ impl Settlement {
     /// The message is done with.
     #[must_use]
     pub fn ack(mut self, lease_token: LeaseToken) -> Self {
-        self.acks.push(lease_token);
+        self.acks.push(lease_token.0);
         self
     }
 
-    /// The message is given back, to be delivered again no sooner than `delay` from now.
+    /// The message is given back, to be delivered again after the redelivery delay of the queue; at once unless it has
+    /// one.
     #[must_use]
-    pub fn nack(mut self, lease_token: LeaseToken, delay: Duration) -> Self {
-        self.nacks.push((lease_token, delay));
+    pub fn nack(mut self, lease_token: LeaseToken) -> Self {
+        self.nacks.push(node::TokenNack { lease_token: lease_token.0, delay_ms: None });
         self
     }
 
-    /// The lease ends `lease` from now.
+    /// The message is given back, to be delivered again no sooner than `delay` from now, whatever the queue says. In
+    /// milliseconds, at most 49 days.
+    #[must_use]
+    pub fn nack_after(mut self, lease_token: LeaseToken, delay: Duration) -> Self {
+        self.nacks.push(node::TokenNack { lease_token: lease_token.0, delay_ms: Some(duration_ms(delay)) });
+        self
+    }
+
+    /// The lease ends `lease` from now. In milliseconds, at most 49 days.
     #[must_use]
     pub fn extend(mut self, lease_token: LeaseToken, lease: Duration) -> Self {
-        self.extends.push((lease_token, lease));
+        self.extends.push(node::TokenExtend { lease_token: lease_token.0, lease_ms: duration_ms(lease) });
         self
     }
 
     fn into_wire(self, queue: &str, group: &str) -> node::SettleRequest {
-        let nack = |(token, delay): (LeaseToken, Duration)| node::TokenNack {
-            lease_token: token.0,
-            delay_ms: Some(duration_ms(delay)),
-        };
-        let extend = |(token, lease): (LeaseToken, Duration)| node::TokenExtend {
-            lease_token: token.0,
-            lease_ms: duration_ms(lease),
-        };
         node::SettleRequest {
             queue: queue.to_owned(),
             group: group.to_owned(),
-            acks: self.acks.into_iter().map(|token| token.0).collect(),
-            nacks: self.nacks.into_iter().map(nack).collect(),
-            extends: self.extends.into_iter().map(extend).collect(),
+            acks: self.acks,
+            nacks: self.nacks,
+            extends: self.extends,
         }
     }
 }

@@ -35,8 +35,13 @@ const _: () = assert!(SETTLES_IN_FLIGHT <= limits::SETTLES_IN_FLIGHT_MAX);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Settle {
     Ack,
-    Nack { delay: Duration },
-    Extend { lease: Duration },
+    /// Without a delay, as the queue says.
+    Nack {
+        delay: Option<Duration>,
+    },
+    Extend {
+        lease: Duration,
+    },
 }
 
 /// What became of one settlement.
@@ -234,9 +239,8 @@ impl Settlement {
         match settle {
             Settle::Ack => push(&mut self.request.acks, range),
             Settle::Nack { delay } => {
-                self.request
-                    .nacks
-                    .push(StreamNack { offsets: Some(range), delay_ms: Some(duration_ms(delay)) });
+                let delay_ms = delay.map(duration_ms);
+                self.request.nacks.push(StreamNack { offsets: Some(range), delay_ms });
             }
             Settle::Extend { lease } => {
                 self.request
@@ -415,11 +419,23 @@ mod tests {
     fn a_settlement_has_no_more_parts_than_a_node_takes() {
         let mut settlements = Settlements::default();
         for offset in 0..=limits::SETTLE_RANGES_MAX as u64 {
-            drop(settlements.add(Settle::Nack { delay: Duration::ZERO }, Offset::new(offset), 1));
+            drop(settlements.add(Settle::Nack { delay: None }, Offset::new(offset), 1));
         }
         assert_eq!(settlements.next_to_send().unwrap().nacks.len(), limits::SETTLE_RANGES_MAX);
         assert_eq!(settlements.next_to_send().unwrap().nacks.len(), 1);
         assert!(settlements.next_to_send().is_none());
+    }
+
+    #[test]
+    fn a_return_says_its_delay_only_where_it_has_one() {
+        let mut settlements = Settlements::default();
+        let delays = [None, Some(Duration::ZERO), Some(Duration::from_millis(5))];
+        for (offset, delay) in (0..).zip(delays) {
+            drop(settlements.add(Settle::Nack { delay }, Offset::new(offset), 1));
+        }
+        let sent = settlements.next_to_send().unwrap();
+        let delays_ms: Vec<_> = sent.nacks.iter().map(|nack| nack.delay_ms).collect();
+        assert_eq!(delays_ms, [None, Some(0), Some(5)]);
     }
 
     #[tokio::test]
@@ -427,7 +443,7 @@ mod tests {
         let mut settlements = Settlements::default();
         let sent = settlements.add(Settle::Ack, Offset::ZERO, 1);
         settlements.next_to_send().unwrap();
-        let unsent = settlements.add(Settle::Nack { delay: Duration::ZERO }, Offset::new(1), 1);
+        let unsent = settlements.add(Settle::Nack { delay: None }, Offset::new(1), 1);
         let cause = Cause::new(Code::Unavailable, Reason::Unspecified, "gone");
         for (outcome, answer) in settlements.lose(&cause) {
             outcome.set(answer);

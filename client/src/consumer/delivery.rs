@@ -59,15 +59,16 @@ impl Delivery {
         self.settle(Settle::Ack)
     }
 
-    /// Gives the message back, to be delivered again at once.
+    /// Gives the message back, to be delivered again after the redelivery delay of the queue; at once unless it has
+    /// one.
     pub fn nack(&self) -> Settled {
-        self.nack_after(Duration::ZERO)
+        self.settle(Settle::Nack { delay: None })
     }
 
-    /// Gives the message back, to be delivered again no sooner than `delay` from now. In milliseconds, at most 49
-    /// days.
+    /// Gives the message back, to be delivered again no sooner than `delay` from now, whatever the queue says. In
+    /// milliseconds, at most 49 days.
     pub fn nack_after(&self, delay: Duration) -> Settled {
-        self.settle(Settle::Nack { delay })
+        self.settle(Settle::Nack { delay: Some(delay) })
     }
 
     /// Lets the lease end `lease` from now. In milliseconds, at most 49 days.
@@ -120,15 +121,16 @@ impl DeliveryBatch {
         self.settle(Settle::Ack)
     }
 
-    /// Gives all of them back, to be delivered again at once.
+    /// Gives all of them back, to be delivered again after the redelivery delay of the queue; at once unless it has
+    /// one.
     pub fn nack(&self) -> Settled {
-        self.nack_after(Duration::ZERO)
+        self.settle(Settle::Nack { delay: None })
     }
 
-    /// Gives all of them back, to be delivered again no sooner than `delay` from now. In milliseconds, at most 49
-    /// days.
+    /// Gives all of them back, to be delivered again no sooner than `delay` from now, whatever the queue says. In
+    /// milliseconds, at most 49 days.
     pub fn nack_after(&self, delay: Duration) -> Settled {
-        self.settle(Settle::Nack { delay })
+        self.settle(Settle::Nack { delay: Some(delay) })
     }
 
     /// Lets all leases end `lease` from now. In milliseconds, at most 49 days.

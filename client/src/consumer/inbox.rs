@@ -155,11 +155,8 @@ impl Inbox {
             // A batch is read from its first message on: what is left of a broken one goes back.
             for part in self.held.split(&offsets).0 {
                 self.held.remove(&part);
-                drop(self.settlements.add(
-                    Settle::Nack { delay: Duration::ZERO },
-                    Offset::new(part.first),
-                    part.count,
-                ));
+                let at_once = Settle::Nack { delay: Some(Duration::ZERO) };
+                drop(self.settlements.add(at_once, Offset::new(part.first), part.count));
             }
         }
         told
@@ -305,7 +302,7 @@ mod tests {
         let mut inbox = Inbox::default();
         let (stream, _) = inbox.begin_stream();
         inbox.receive(delivery(0, 1)).0.publish();
-        let (given_back, _) = inbox.settle(Settle::Nack { delay: Duration::ZERO }, Offset::ZERO, 1);
+        let (given_back, _) = inbox.settle(Settle::Nack { delay: None }, Offset::ZERO, 1);
         let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
         inbox.receive(delivery(0, 1)).0.publish();
         let settled = vec![node::SettleResult { settle_id: sent.settle_id, failures: Vec::new() }];
@@ -362,7 +359,7 @@ mod tests {
         inbox.receive(delivery(0, 3)).0.publish();
         drop(inbox.settle(Settle::Ack, Offset::ZERO, 1));
         assert!(inbox.poll_send(stream, Waker::noop()).is_ready());
-        drop(inbox.settle(Settle::Nack { delay: Duration::ZERO }, Offset::new(1), 1));
+        drop(inbox.settle(Settle::Nack { delay: None }, Offset::new(1), 1));
         drop(inbox.suspend());
         let (stream, resume) = inbox.begin_stream();
         let resumed = resume.unwrap().held;

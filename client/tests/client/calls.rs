@@ -192,6 +192,24 @@ async fn received_messages_are_settled_by_token() {
 }
 
 #[tokio::test]
+async fn received_messages_are_given_back_with_and_without_a_delay() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.send("orders", (0..3).map(|n| Message::new(n.to_string())).collect()).await.unwrap();
+    let mut settlement = Settlement::new();
+    for delay in [None, Some(Duration::ZERO), Some(Duration::from_secs(1))] {
+        let received = client.receive("orders", "mail", 1, Duration::ZERO).await.unwrap().remove(0);
+        settlement = match delay {
+            None => settlement.nack(received.lease_token),
+            Some(delay) => settlement.nack_after(received.lease_token, delay),
+        };
+    }
+    assert_eq!(client.settle("orders", "mail", settlement).await.unwrap(), []);
+    let nacked = cluster.shared.state().queues["orders"].groups["mail"].nacked.clone();
+    assert_eq!(nacked, [(0, None), (1, Some(0)), (2, Some(1_000))]);
+}
+
+#[tokio::test]
 async fn browsing_reads_without_taking() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;

@@ -79,6 +79,8 @@ pub(crate) struct Group {
     pub(crate) returned: BTreeMap<u64, u32>,
     pub(crate) leased: BTreeMap<u64, u32>,
     pub(crate) acked: Vec<u64>,
+    /// What was given back, and the delay in milliseconds that its consumer asked for.
+    pub(crate) nacked: Vec<(u64, Option<u32>)>,
 }
 
 /// When a message was published: the clock of the nodes ticks once for each message.

@@ -84,10 +84,16 @@ impl broker_server::Broker for Node {
         let queue = state.queues.get_mut(&request.queue).ok_or_else(|| queue_not_found(&request.queue))?;
         let group = queue.groups.entry(request.group).or_default();
         let mut failures = Vec::new();
-        for token in request.acks {
-            match token.parse().ok().and_then(|offset| group.leased.remove(&offset).map(|_| offset)) {
-                Some(offset) => group.acked.push(offset),
-                None => failures.push(node::TokenFailure {
+        let nacks = request.nacks.into_iter().map(|nack| (nack.lease_token, Some(nack.delay_ms)));
+        for (token, returned) in request.acks.into_iter().map(|token| (token, None)).chain(nacks) {
+            let lease = token.parse().ok().and_then(|offset| group.leased.remove_entry(&offset));
+            match (lease, returned) {
+                (Some((offset, _)), None) => group.acked.push(offset),
+                (Some((offset, attempt)), Some(delay_ms)) => {
+                    group.nacked.push((offset, delay_ms));
+                    group.returned.insert(offset, attempt + 1);
+                }
+                (None, _) => failures.push(node::TokenFailure {
                     lease_token: token,
                     reason: Reason::LeaseLost.into(),
                     message: "the lease ended".into(),
@@ -265,7 +271,7 @@ fn settled(
         .get_mut(&subscribe.queue)
         .and_then(|queue| queue.groups.get_mut(&subscribe.group))
         .unwrap();
-    let mut failures = Vec::new();
+    let (mut failures, mut nacked) = (Vec::new(), Vec::new());
     let mut release = |range: &node::OffsetRange, returns: bool| {
         for offset in range.first..range.first + u64::from(range.count) {
             held.retain(|held| *held != offset);
@@ -280,8 +286,15 @@ fn settled(
             }
         }
     };
+    for nack in &settle.nacks {
+        let range = nack.offsets.unwrap();
+        nacked.extend(
+            (range.first..range.first + u64::from(range.count)).map(|offset| (offset, nack.delay_ms)),
+        );
+    }
     settle.acks.iter().for_each(|range| release(range, false));
     settle.nacks.iter().filter_map(|nack| nack.offsets.as_ref()).for_each(|range| release(range, true));
+    group.nacked.extend(nacked);
     let result = node::SettleResult { settle_id: settle.settle_id, failures };
     let settled = if holds_answers { Vec::new() } else { vec![result] };
     node::ConsumeResponse { settled, ..Default::default() }

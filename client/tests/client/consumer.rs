@@ -81,6 +81,22 @@ async fn a_returned_message_comes_again_in_the_next_attempt() {
 }
 
 #[tokio::test]
+async fn only_who_names_a_delay_asks_for_one() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    publish(&client, 5).await;
+    let mut consumer = consumer(&client).await;
+    let (first, second) = (next(&mut consumer).await, next(&mut consumer).await);
+    soon("the answer", first.nack()).await.unwrap();
+    soon("the answer", second.nack_after(Duration::ZERO)).await.unwrap();
+    let rest = soon("a batch", consumer.next_batch()).await.unwrap().unwrap();
+    assert_eq!((rest.first_offset(), rest.message_count()), (Offset::new(2), 3));
+    soon("the answer", rest.nack_after(Duration::from_secs(1))).await.unwrap();
+    let nacked = cluster.shared.state().queues["orders"].groups["mail"].nacked.clone();
+    assert_eq!(nacked, [(0, None), (1, Some(0)), (2, Some(1_000)), (3, Some(1_000)), (4, Some(1_000))]);
+}
+
+#[tokio::test]
 async fn a_lost_stream_delivers_again_and_old_leases_are_lost() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
