@@ -45,11 +45,19 @@ pub struct ConsumerBuilder {
     group: String,
     credit_messages: u32,
     credit_bytes: u64,
+    priority: i32,
 }
 
 impl ConsumerBuilder {
     pub(crate) fn new(client: Client, queue: String, group: String) -> Self {
-        Self { client, queue, group, credit_messages: CREDIT_MESSAGES, credit_bytes: CREDIT_BYTES }
+        Self {
+            client,
+            queue,
+            group,
+            credit_messages: CREDIT_MESSAGES,
+            credit_bytes: CREDIT_BYTES,
+            priority: 0,
+        }
     }
 
     /// How many messages may be delivered and not settled at a time; 1,000 unless set, at most 1,048,576.
@@ -63,6 +71,14 @@ impl ConsumerBuilder {
     #[must_use]
     pub fn credit_bytes(mut self, bytes: u64) -> Self {
         self.credit_bytes = bytes.max(1);
+        self
+    }
+
+    /// Consumers of a group with a higher priority are served first; the others get messages while those can take no
+    /// more. 0 unless set.
+    #[must_use]
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
         self
     }
 

@@ -44,9 +44,9 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(settings: ConsumerBuilder, shard: ShardId, shared: Arc<Shared>) -> Self {
-        let ConsumerBuilder { client, queue, group, credit_messages, credit_bytes } = settings;
+        let ConsumerBuilder { client, queue, group, credit_messages, credit_bytes, priority } = settings;
         let credit = node::Credit { messages: credit_messages, bytes: credit_bytes };
-        let subscribe = node::Subscribe { queue, group, credit: Some(credit), resume: None, priority: 0 };
+        let subscribe = node::Subscribe { queue, group, credit: Some(credit), resume: None, priority };
         let topology = client.router().subscribe();
         Self { client, subscribe, shard, shared, topology, backoff: Backoff::default() }
     }

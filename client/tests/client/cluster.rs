@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) publish_streams: Vec<String>,
     /// Sequences as they arrived, with their producer.
     pub(crate) arrived: Vec<(u64, u64)>,
+    /// What consume streams were opened with, in order.
+    pub(crate) subscribed: Vec<node::Subscribe>,
     /// What the next calls to move a group are refused with.
     pub(crate) seek_refusals: Vec<Status>,
     /// How many unary calls are failed with UNAVAILABLE, after they were carried out.

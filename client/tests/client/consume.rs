@@ -142,6 +142,7 @@ fn serve(
             let response = tokio::select! {
                 request = requests.next() => match request.and_then(Result::ok).and_then(|request| request.request) {
                     Some(Consume::Subscribe(request)) => {
+                        node.shared.state().subscribed.push(request.clone());
                         subscribe = request;
                         let resumed = resumed(&node, &subscribe, &mut held);
                         let subscribed = node::Subscribed { shard_id: SHARD, lease_ms: 30_000, resumed };

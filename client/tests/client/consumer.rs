@@ -154,6 +154,20 @@ async fn a_consumer_that_comes_back_goes_on_with_what_it_holds() {
 }
 
 #[tokio::test]
+async fn a_consumer_that_comes_back_keeps_its_priority() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    publish(&client, 1).await;
+    let mut consumer = client.consumer("orders", "mail").priority(-7).build().await.unwrap();
+    next(&mut consumer).await;
+    cluster.end_streams();
+    next(&mut consumer).await;
+    let priorities: Vec<_> =
+        cluster.shared.state().subscribed.iter().map(|subscribe| subscribe.priority).collect();
+    assert_eq!(priorities, [-7, -7]);
+}
+
+#[tokio::test]
 async fn an_unanswered_ack_is_of_unknown_outcome() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
