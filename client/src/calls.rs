@@ -1,9 +1,8 @@
-//! Publishing, receiving and reading with single calls, for those who need no stream.
+//! Publishing and receiving with single calls, for those who need no stream.
 
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
-use futures::{Stream, StreamExt, TryStreamExt, stream};
 use skein_proto::{
     broker::Reason,
     ids::{Offset, Sequence},
@@ -15,7 +14,7 @@ use tonic::{Code, transport::Channel};
 use crate::{
     client::{Client, Repeat},
     error::{Cause, Error, MalformedMessage, reason_of},
-    message::{BatchReader, EncodableMessage, Message},
+    message::{EncodableMessage, Message},
     wire_time::{duration_ms, wall_time},
 };
 
@@ -55,17 +54,6 @@ pub struct NotSettled {
     pub reason: Reason,
     /// For people.
     pub message: String,
-}
-
-/// A message read with [`Client::browse`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Browsed {
-    /// The message.
-    pub message: Message,
-    /// Its position in the queue.
-    pub offset: Offset,
-    /// When it was published, by the clock of the node that led then.
-    pub published_at: SystemTime,
 }
 
 impl Client {
@@ -167,41 +155,6 @@ impl Client {
         };
         Ok(answer.failures.into_iter().map(not_settled).collect())
     }
-
-    /// Reads messages from `from` on without consuming them, up to the end of the queue as it is now; at most
-    /// `messages_max` if given.
-    ///
-    /// # Errors
-    /// When the queue does not exist, or the cluster does not answer. An error inside the stream ends it.
-    pub async fn browse(
-        &self,
-        queue: &str,
-        from: Offset,
-        messages_max: Option<u64>,
-    ) -> Result<impl Stream<Item = Result<Browsed, Error>> + Send + Unpin + use<>, Error> {
-        // 0 means all on the wire.
-        let request = node::BrowseRequest {
-            queue: queue.to_owned(),
-            from_offset: from.get(),
-            messages_max: messages_max.unwrap_or_default(),
-            from_time_ms: 0,
-            follow: false,
-        };
-        let shard = self.shard_of(queue).await?;
-        let responses = self
-            .call(Repeat::Always, Some(shard), |channel| {
-                let request = request.clone();
-                async move { broker(channel).browse(request).await }
-            })
-            .await?;
-        let batches = responses
-            .map_ok(|response| stream::iter(response.batches.into_iter().map(Ok)))
-            .map_err(|status| Error::from_status(&status))
-            .try_flatten();
-        let messages = batches.map_ok(|batch| stream::iter(browsed(batch))).try_flatten();
-        let left = messages_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
-        Ok(messages.take(left).boxed())
-    }
 }
 
 impl Settlement {
@@ -288,15 +241,7 @@ fn received(wire: node::ReceivedMessage) -> Result<Received, Error> {
     })
 }
 
-fn browsed(batch: node::BrowsedBatch) -> impl Iterator<Item = Result<Browsed, Error>> {
-    let first = Offset::new(batch.first_offset);
-    let published_at = wall_time(batch.published_at_ms);
-    BatchReader::new(batch.batch).zip(0..).map(move |(message, index)| {
-        Ok(Browsed { message: message.map_err(malformed)?, offset: first.plus(index), published_at })
-    })
-}
-
-fn malformed(error: MalformedMessage) -> Error {
+pub(crate) fn malformed(error: MalformedMessage) -> Error {
     Error::NotAccepted(Cause::new(Code::DataLoss, Reason::MalformedMessage, error.to_string()))
 }
 

@@ -29,6 +29,7 @@
 //! Errors tell apart what certainly did not happen (`NotAccepted`) from what may have (`OutcomeUnknown`), and carry a
 //! [`Reason`] for programs beside a sentence for people.
 
+mod browse;
 mod calls;
 mod client;
 mod config;
@@ -54,7 +55,8 @@ pub use skein_proto::{
 pub use tonic::Code;
 
 pub use crate::{
-    calls::{Browsed, LeaseToken, NotSettled, Received, Settlement},
+    browse::{BrowseOptions, Browsed},
+    calls::{LeaseToken, NotSettled, Received, Settlement},
     client::Client,
     config::ClientBuilder,
     consumer::{BatchMessages, Consumer, ConsumerBuilder, Delivery, DeliveryBatch, Settled},

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use futures::TryStreamExt;
 use skein_client::{
     Client, ConnectError, Error, Message, Offset, Position, QueueSettings, QueueUpdate, Reason, Retention,
     Settlement,
@@ -207,15 +206,4 @@ async fn received_messages_are_given_back_with_and_without_a_delay() {
     assert_eq!(client.settle("orders", "mail", settlement).await.unwrap(), []);
     let nacked = cluster.shared.state().queues["orders"].groups["mail"].nacked.clone();
     assert_eq!(nacked, [(0, None), (1, Some(0)), (2, Some(1_000))]);
-}
-
-#[tokio::test]
-async fn browsing_reads_without_taking() {
-    let cluster = Cluster::start().await;
-    let client = cluster.client().await;
-    client.send("orders", (0..5).map(|n| Message::new(n.to_string())).collect()).await.unwrap();
-    let browsed = client.browse("orders", Offset::new(1), Some(3)).await.unwrap();
-    let bodies: Vec<_> = browsed.map_ok(|browsed| browsed.message.body).try_collect().await.unwrap();
-    assert_eq!(bodies, ["1", "2", "3"]);
-    assert!(client.browse("nothing", Offset::ZERO, None).await.is_err());
 }

@@ -54,6 +54,8 @@ pub(crate) struct State {
     pub(crate) arrived: Vec<(u64, u64)>,
     /// What consume streams were opened with, in order.
     pub(crate) subscribed: Vec<node::Subscribe>,
+    /// What was asked to be browsed, and at the address of which node, in order.
+    pub(crate) browsed: Vec<(String, node::BrowseRequest)>,
     /// What the next calls to move a group are refused with.
     pub(crate) seek_refusals: Vec<Status>,
     /// How many unary calls are failed with UNAVAILABLE, after they were carried out.

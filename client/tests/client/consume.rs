@@ -1,6 +1,6 @@
 //! How the nodes deliver messages.
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt};
 use prost::Message as _;
 use skein_proto::{
     broker::{self, Reason},
@@ -110,21 +110,60 @@ impl broker_server::Broker for Node {
         request: Request<node::BrowseRequest>,
     ) -> Result<Response<Self::BrowseStream>, Status> {
         let request = request.into_inner();
-        let state = self.shared.state();
-        let queue = state.queues.get(&request.queue).ok_or_else(|| queue_not_found(&request.queue))?;
-        let browsed =
-            queue.messages().filter(|(offset, _)| *offset >= request.from_offset).map(|(offset, message)| {
-                let batch = broker::MessageBatch { messages: vec![message.clone()] }.encode_to_vec().into();
-                let batch = node::BrowsedBatch {
-                    first_offset: offset,
-                    count: 1,
-                    published_at_ms: published_at_ms(offset),
-                    batch,
-                };
-                Ok(node::BrowseResponse { batches: vec![batch] })
-            });
-        Ok(Response::new(stream::iter(browsed.collect::<Vec<_>>()).boxed()))
+        let mut state = self.shared.state();
+        state.browsed.push((self.address.clone(), request.clone()));
+        if !state.queues.contains_key(&request.queue) {
+            return Err(queue_not_found(&request.queue));
+        }
+        drop(state);
+        Ok(Response::new(browse(self.clone(), request).boxed()))
     }
+}
+
+/// Serves one browse stream.
+fn browse(
+    node: Node,
+    mut request: node::BrowseRequest,
+) -> impl Stream<Item = Result<node::BrowseResponse, Status>> {
+    let (responses, outgoing) = mpsc::unbounded_channel();
+    let mut streams_end = node.shared.streams_end.subscribe();
+    let mut news = node.shared.news.subscribe();
+    tokio::spawn(async move {
+        loop {
+            for batch in browsed(&node, &request) {
+                request.from_offset = batch.first_offset + 1;
+                if responses.send(Ok(node::BrowseResponse { batches: vec![batch] })).is_err() {
+                    return;
+                }
+            }
+            if !request.follow {
+                return;
+            }
+            tokio::select! {
+                _ = news.changed() => {}
+                _ = streams_end.changed() => {
+                    let _ = responses.send(Err(Status::unavailable("the node is gone")));
+                    return;
+                }
+                () = responses.closed() => return,
+            }
+        }
+    });
+    UnboundedReceiverStream::new(outgoing)
+}
+
+fn browsed(node: &Node, request: &node::BrowseRequest) -> Vec<node::BrowsedBatch> {
+    let state = node.shared.state();
+    let Some(queue) = state.queues.get(&request.queue) else { return Vec::new() };
+    let wanted = queue.messages().filter(|(offset, _)| {
+        *offset >= request.from_offset && published_at_ms(*offset) >= request.from_time_ms
+    });
+    let batches = wanted.map(|(offset, message)| {
+        let batch = broker::MessageBatch { messages: vec![message.clone()] }.encode_to_vec().into();
+        let published_at_ms = published_at_ms(offset);
+        node::BrowsedBatch { first_offset: offset, count: 1, published_at_ms, batch }
+    });
+    batches.collect()
 }
 
 /// Serves one consume stream.
