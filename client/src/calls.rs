@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use bytes::BytesMut;
 use skein_proto::{
     broker::Reason,
-    ids::{Offset, Sequence},
+    ids::{Offset, ProducerId, Sequence},
     limits,
     node::{self, broker_client::BrokerClient},
 };
@@ -64,6 +64,16 @@ impl Client {
     /// When the queue does not exist, the batch is empty or too large (4 MiB, 16,384 messages), or the cluster does
     /// not answer; only in that last case may it have been published.
     pub async fn send(&self, queue: &str, messages: Vec<Message>) -> Result<Offset, Error> {
+        self.send_as(ProducerId::new(random_producer_id()), queue, messages).await
+    }
+
+    /// The same as the first batch of a producer of this id: however often it is sent, it is stored once.
+    pub(crate) async fn send_as(
+        &self,
+        producer_id: ProducerId,
+        queue: &str,
+        messages: Vec<Message>,
+    ) -> Result<Offset, Error> {
         let mut batch = BytesMut::new();
         if messages.len() > limits::BATCH_MESSAGES_MAX {
             return Err(batch_too_large());
@@ -77,7 +87,7 @@ impl Client {
         }
         let request = node::SendRequest {
             queue: queue.to_owned(),
-            producer_id: random_producer_id(),
+            producer_id: producer_id.get(),
             sequence: Sequence::FIRST.get(),
             batch: batch.freeze(),
         };

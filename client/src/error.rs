@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
-use skein_proto::{REASON_TRAILER, broker::Reason};
+use skein_proto::{REASON_TRAILER, broker::Reason, ids::Offset};
 use tonic::{Code, ConnectError as TransportConnectError, Status};
 
 use crate::message::Message;
@@ -298,6 +298,55 @@ impl ConsumeError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         false
+    }
+}
+
+/// Dead letters were not all moved. What was not is still in the dead-letter queue, and moving them again is safe.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RedriveError {
+    /// The messages would come back to where they are taken from.
+    #[error("{queue} cannot be redriven to itself; name another queue")]
+    ToItself {
+        /// The dead-letter queue.
+        queue: String,
+    },
+    /// A queue could not be looked at.
+    #[error(transparent)]
+    NotSeen(#[from] Error),
+    /// The dead-letter queue could not be consumed.
+    #[error(transparent)]
+    NotConsumed(#[from] ConsumeError),
+    /// A message was not confirmed by the queue that it was to be moved to.
+    #[error("the message at offset {offset} could not be moved to {to}: {error}")]
+    NotMoved {
+        /// Its position in the dead-letter queue.
+        offset: Offset,
+        /// The queue that it was to be moved to.
+        to: String,
+        /// What publishing it came to.
+        error: Error,
+    },
+}
+
+impl RedriveError {
+    /// What programs decide by.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::ToItself { .. } => Reason::Unspecified,
+            Self::NotSeen(error) | Self::NotMoved { error, .. } => error.reason(),
+            Self::NotConsumed(error) => error.reason(),
+        }
+    }
+
+    /// Redriving again may succeed a moment later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::ToItself { .. } => false,
+            Self::NotSeen(error) | Self::NotMoved { error, .. } => error.is_retryable(),
+            Self::NotConsumed(error) => error.is_retryable(),
+        }
     }
 }
 

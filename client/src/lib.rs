@@ -40,6 +40,7 @@ mod outcome;
 mod position;
 mod producer;
 mod queues;
+mod redrive;
 mod retry;
 mod routing;
 mod settings;
@@ -61,13 +62,14 @@ pub use crate::{
     config::ClientBuilder,
     consumer::{BatchMessages, Consumer, ConsumerBuilder, Delivery, DeliveryBatch, Settled},
     error::{
-        Cause, ConfirmError, ConnectError, ConsumeError, Error, MalformedMessage, SendError, SettleError,
-        TrySendError,
+        Cause, ConfirmError, ConnectError, ConsumeError, Error, MalformedMessage, RedriveError, SendError,
+        SettleError, TrySendError,
     },
     message::Message,
     position::Position,
     producer::{Confirm, Producer, ProducerBuilder},
     queues::{Group, Queue},
+    redrive::{DeadLetterReason, REDRIVE_GROUP, RedriveOptions, RedriveProgress},
     settings::{Overflow, QueueSettings, QueueUpdate, Retention, Setting},
     topology::{Node, Shard, Topology},
 };

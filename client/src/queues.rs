@@ -283,6 +283,14 @@ impl From<broker::Queue> for Queue {
     }
 }
 
+impl Group {
+    /// Nothing is left to be delivered: all messages are acked, or held by consumers.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.unacked_count <= self.leased_count
+    }
+}
+
 impl From<broker::Group> for Group {
     fn from(wire: broker::Group) -> Self {
         Self {

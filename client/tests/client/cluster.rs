@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) publish_streams: Vec<String>,
     /// Sequences as they arrived, with their producer.
     pub(crate) arrived: Vec<(u64, u64)>,
+    /// The queue, producer and sequence of each unary publish, in order.
+    pub(crate) sent: Vec<(String, u64, u64)>,
     /// What consume streams were opened with, in order.
     pub(crate) subscribed: Vec<node::Subscribe>,
     /// What was asked to be browsed, and at the address of which node, in order.
@@ -85,6 +87,8 @@ pub(crate) struct Group {
     pub(crate) acked: Vec<u64>,
     /// What was given back, and the delay in milliseconds that its consumer asked for.
     pub(crate) nacked: Vec<(u64, Option<u32>)>,
+    /// What leases were extended of, as often as they were.
+    pub(crate) extended: Vec<u64>,
 }
 
 /// When a message was published: the clock of the nodes ticks once for each message.

@@ -39,21 +39,24 @@ impl broker_server::Broker for Node {
         &self,
         request: Request<node::SendRequest>,
     ) -> Result<Response<node::SendResponse>, Status> {
-        let request = request.into_inner();
-        let mut state = self.shared.state();
-        let confirm = publish::store(
-            &mut state,
-            &request.queue,
-            request.producer_id,
-            request.sequence,
-            &request.batch,
-        )?;
-        if state.answers_lost > 0 {
-            state.answers_lost -= 1;
-            return Err(Status::unavailable("the answer got lost"));
-        }
-        drop(state);
+        let node::SendRequest { queue, producer_id, sequence, batch } = request.into_inner();
+        let confirm = {
+            let mut state = self.shared.state();
+            state.sent.push((queue.clone(), producer_id, sequence));
+            let confirm = publish::store(&mut state, &queue, producer_id, sequence, &batch)?;
+            if state.answers_lost > 0 {
+                state.answers_lost -= 1;
+                return Err(Status::unavailable("the answer got lost"));
+            }
+            confirm
+        };
         self.shared.announce();
+        let mut released = std::pin::pin!(self.shared.confirms_released.notified());
+        released.as_mut().enable();
+        let holds_confirms = self.shared.state().holds_confirms;
+        if holds_confirms {
+            released.await;
+        }
         Ok(Response::new(node::SendResponse { confirm: Some(confirm) }))
     }
 
@@ -326,6 +329,9 @@ fn settled(
             }
         }
     };
+    for range in settle.extends.iter().filter_map(|extend| extend.offsets.as_ref()) {
+        group.extended.extend(range.first..range.first + u64::from(range.count));
+    }
     for nack in &settle.nacks {
         let range = nack.offsets.unwrap();
         nacked.extend(

@@ -12,6 +12,7 @@ mod consumer;
 mod producer;
 mod publish;
 mod queues;
+mod redrive;
 
 use std::time::Duration;
 

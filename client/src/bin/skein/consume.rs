@@ -76,10 +76,10 @@ async fn next(
     }
 }
 
-/// Nothing is left for us: all is acked, or held by other consumers.
+/// Nothing is left for us.
 async fn is_drained(client: &Client, args: &ConsumeArgs) -> anyhow::Result<bool> {
     match client.get_group(&args.queue, &args.group).await {
-        Ok(group) => Ok(group.unacked_count <= group.leased_count),
+        Ok(group) => Ok(group.is_drained()),
         // The subscription, which creates it, is still on its way.
         Err(error) if error.reason() == Reason::GroupNotFound => Ok(false),
         Err(error) => Err(error.into()),
