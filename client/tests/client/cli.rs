@@ -51,6 +51,46 @@ async fn queues_and_groups() {
 }
 
 #[tokio::test]
+async fn settings_are_changed_and_shown() {
+    let cluster = Cluster::start().await;
+    let create =
+        ["queue", "create", "log", "--retention", "limits", "--max-age", "7d", "--max-bytes", "1GiB"];
+    assert_eq!(skein(&cluster, &create).await, "created log\n");
+    let update = ["queue", "update", "log", "--clear", "max-age", "--max-messages", "1000"];
+    assert_eq!(skein(&cluster, &update).await, "updated log\n");
+    let shown = skein_json(&cluster, &["queue", "show", "log"]).await.pop().unwrap();
+    let settings = ["retention", "max_age_ms", "max_bytes", "max_messages", "overflow"];
+    let values = [json!("limits"), Value::Null, json!(1 << 30), json!(1_000), Value::Null];
+    assert_eq!(settings.map(|setting| shown[setting].clone()), values);
+
+    let text = skein(&cluster, &["queue", "show", "log"]).await;
+    assert!(text.contains("retention") && text.contains("limits"), "{text}");
+    let nothing = skein_with_input(&cluster, &["queue", "update", "log"], "").await;
+    assert!(!nothing.status.success());
+    assert!(String::from_utf8(nothing.stderr).unwrap().contains("name a setting"));
+}
+
+#[tokio::test]
+async fn dead_letters_are_moved_back() {
+    let cluster = Cluster::start().await;
+    skein(&cluster, &["queue", "create", "dead"]).await;
+    for reason in ["expired", "overflow", "expired"] {
+        let reason = format!("skein-dead-letter-reason={reason}");
+        let publish = ["publish", "dead", "hello", "--header", "skein-dead-letter-queue=orders"];
+        skein(&cluster, &[&publish[..], &["--header", &reason]].concat()).await;
+    }
+    let redrive = ["queue", "redrive", "dead", "--reason", "expired", "--count", "1"];
+    assert!(skein(&cluster, &redrive).await.starts_with("moved 1, left "));
+    let redrive = ["queue", "redrive", "dead", "--reason", "expired"];
+    let expected = json!({ "queue": "dead", "moved_count": 1, "left_count": 1, "stopped_early": false });
+    assert_eq!(skein_json(&cluster, &redrive).await, [expected]);
+    assert_eq!(skein(&cluster, &["browse", "orders"]).await, "hello\nhello\n");
+    let to_nothing = skein_with_input(&cluster, &["queue", "redrive", "dead", "--to", "nothing"], "").await;
+    let sentence = String::from_utf8(to_nothing.stderr).unwrap();
+    assert!(sentence.contains("there is no queue nothing") && sentence.contains("skein queue create"));
+}
+
+#[tokio::test]
 async fn published_messages_are_browsed_and_consumed() {
     let cluster = Cluster::start().await;
     let published = skein(&cluster, &["publish", "orders", "hello", "--key", "k", "--header", "a=b"]).await;

@@ -30,7 +30,7 @@ impl ConnectArgs {
     }
 }
 
-/// Reads `250ms`, `30s`, `5m` or `2h`; a bare number is seconds.
+/// Reads `250ms`, `30s`, `5m`, `2h` or `7d`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -39,11 +39,33 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err(format!("\"{unit}\" is no unit of time; write ms, s, m or h")),
+        "d" => 86_400_000,
+        _ => return Err(format!("\"{unit}\" is no unit of time; write ms, s, m, h or d")),
     };
     let number: u64 =
         number.parse().map_err(|_| "write a whole number and a unit, such as 30s".to_owned())?;
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(|| "that is too long".to_owned())
+}
+
+/// Reads `4096`, `10MB` or `1GiB`; a bare number is bytes.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit_bytes = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(format!("\"{unit}\" is no unit of size; write kB, MB, GB, KiB, MiB or GiB")),
+    };
+    let number: u64 =
+        number.parse().map_err(|_| "write a whole number and a unit, such as 10MB".to_owned())?;
+    number.checked_mul(unit_bytes).ok_or_else(|| "that is too large".to_owned())
 }
 
 /// Reads `name=value`.
@@ -60,12 +82,36 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        for (text, ms) in [("250ms", 250), ("30s", 30_000), ("2", 2_000), ("5m", 300_000), ("1h", 3_600_000)]
-        {
+        let durations = [
+            ("250ms", 250),
+            ("30s", 30_000),
+            ("2", 2_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("7d", 604_800_000),
+        ];
+        for (text, ms) in durations {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for text in ["", "s", "5 s", "5d", "-1s", "99999999999999999999s", "18446744073709551615h"] {
+        for text in ["", "s", "5 s", "5w", "-1s", "99999999999999999999s", "18446744073709551615h"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("4096", 4_096),
+            ("10MB", 10_000_000),
+            ("1GiB", 1 << 30),
+            ("2kb", 2_000),
+            ("7b", 7),
+            ("3TiB", 3 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MB", "1 MB", "1m", "-1", "1.5GB", "99999999TiB"] {
+            assert!(size(text).is_err(), "{text}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Turns an error into one sentence, with what to do about it.
 
-use skein_client::{ConfirmError, ConsumeError, Error, Reason};
+use skein_client::{ConfirmError, ConsumeError, Error, Reason, RedriveError};
 
 /// What went wrong, and what to do.
 pub(crate) fn explain(error: &anyhow::Error) -> String {
@@ -15,7 +15,8 @@ fn reason(error: &anyhow::Error) -> Option<Reason> {
         let call = cause.downcast_ref::<Error>().map(Error::reason);
         let confirm = || cause.downcast_ref::<ConfirmError>().map(ConfirmError::reason);
         let consume = || cause.downcast_ref::<ConsumeError>().map(ConsumeError::reason);
-        call.or_else(confirm).or_else(consume)
+        let redrive = || cause.downcast_ref::<RedriveError>().map(RedriveError::reason);
+        call.or_else(confirm).or_else(consume).or_else(redrive)
     })
 }
 
@@ -24,6 +25,7 @@ fn hint(reason: Reason) -> Option<&'static str> {
         Reason::QueueNotFound => Some("create it with `skein queue create NAME`, or see `skein queue list`"),
         Reason::QueueExists => Some("see its settings with `skein queue show NAME`"),
         Reason::GroupNotFound => Some("see the groups with `skein queue show NAME`"),
+        Reason::QueueFull => Some("consume from it, or change its limits with `skein queue update NAME`"),
         Reason::NoLeader | Reason::NotLeader => Some("see `skein cluster status`, and try again"),
         _ => None,
     }

@@ -41,7 +41,7 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Create, list, look at, delete or purge queues.
+    /// Create, change, list, look at, delete or purge queues, and move dead letters back.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
     /// Create, look at or delete consumer groups.

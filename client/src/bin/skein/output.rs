@@ -98,6 +98,15 @@ pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A duration as it is written in arguments.
+pub(crate) fn span(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let unit = units.into_iter().find(|(unit_ms, _)| ms > 0 && ms.is_multiple_of(*unit_ms));
+    let (unit_ms, unit) = unit.unwrap_or((1, "ms"));
+    format!("{}{unit}", ms / unit_ms)
+}
+
 fn message_value(message: &Message, seen: &Seen) -> Value {
     let headers: BTreeMap<&str, Value> =
         message.headers.iter().map(|(name, value)| (name.as_str(), bytes_value(value))).collect();
@@ -120,6 +129,19 @@ fn message_value(message: &Message, seen: &Seen) -> Value {
     }
     if !headers.is_empty() {
         value["headers"] = json!(headers);
+    }
+    let times_ms = [
+        ("ttl_ms", message.ttl.map(|ttl| ttl.as_millis())),
+        ("delay_ms", message.delay.map(|delay| delay.as_millis())),
+        ("deliver_at_ms", message.deliver_at.map(|time| unix_ms(time).into())),
+    ];
+    for (name, ms) in times_ms {
+        if let Some(ms) = ms {
+            value[name] = json!(u64::try_from(ms).unwrap_or(u64::MAX));
+        }
+    }
+    if message.priority > 0 {
+        value["priority"] = json!(message.priority);
     }
     if let Some(attempt) = seen.attempt {
         value["attempt"] = json!(attempt);
@@ -153,5 +175,28 @@ mod tests {
             "offset": 7, "published_at_ms": 0, "body": "hi", "key": { "hex": "ff" }, "attempt": 1
         });
         assert_eq!(message_value(&message, &seen), expected);
+
+        let seen = Seen { offset: Offset::new(7), published_at: UNIX_EPOCH, attempt: None };
+        let message =
+            Message::new("hi").ttl(Duration::from_secs(1)).delay(Duration::from_secs(2)).priority(9);
+        let message = message.deliver_at(UNIX_EPOCH + Duration::from_secs(3));
+        let expected = json!({
+            "offset": 7,
+            "published_at_ms": 0,
+            "body": "hi",
+            "ttl_ms": 1_000,
+            "delay_ms": 2_000,
+            "deliver_at_ms": 3_000,
+            "priority": 9
+        });
+        assert_eq!(message_value(&message, &seen), expected);
+    }
+
+    #[test]
+    fn spans_are_written_in_their_largest_unit() {
+        let spans = [(0, "0ms"), (1_500, "1500ms"), (90_000, "90s"), (3_600_000, "1h"), (172_800_000, "2d")];
+        for (ms, text) in spans {
+            assert_eq!(span(Duration::from_millis(ms)), text);
+        }
     }
 }

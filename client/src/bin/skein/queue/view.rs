@@ -1,0 +1,112 @@
+//! How queues and groups are shown.
+
+use std::time::SystemTime;
+
+use indicatif::HumanDuration;
+use serde_json::{Value, json};
+use skein_client::{Group, NodeId, Queue};
+
+use super::settings::{add_settings, settings_text};
+use crate::output::{table, unix_ms};
+
+/// Columns for each group.
+pub(crate) fn group_table(groups: &[Group]) -> String {
+    let heading = [
+        "GROUP",
+        "UNACKED",
+        "BYTES",
+        "OLDEST",
+        "LEASED",
+        "RETURNED",
+        "CONSUMERS",
+        "ACKED UP TO",
+        "DEAD-LETTERED",
+        "DROPPED",
+    ];
+    let row = |group: &Group| {
+        vec![
+            group.name.clone(),
+            group.unacked_count.to_string(),
+            group.unacked_bytes.to_string(),
+            group.oldest_unacked_at.map_or_else(|| "-".to_owned(), age),
+            group.leased_count.to_string(),
+            group.returned_count.to_string(),
+            group.consumer_count.to_string(),
+            group.acked_floor.to_string(),
+            group.dead_lettered_count.to_string(),
+            group.dropped_count.to_string(),
+        ]
+    };
+    let rows: Vec<_> =
+        std::iter::once(heading.map(str::to_owned).to_vec()).chain(groups.iter().map(row)).collect();
+    table(&rows)
+}
+
+pub(crate) fn group_value(group: &Group) -> Value {
+    json!({
+        "group": group.name,
+        "acked_floor": group.acked_floor.get(),
+        "unacked_count": group.unacked_count,
+        "unacked_bytes": group.unacked_bytes,
+        "oldest_unacked_at_ms": group.oldest_unacked_at.map(unix_ms),
+        "leased_count": group.leased_count,
+        "returned_count": group.returned_count,
+        "consumer_count": group.consumer_count,
+        "dead_lettered_count": group.dead_lettered_count,
+        "dropped_count": group.dropped_count,
+    })
+}
+
+pub(crate) fn queue_table(queues: &[Queue]) -> String {
+    let heading = ["QUEUE", "MESSAGES", "BYTES", "GROUPS", "SHARD", "LEADER"].map(str::to_owned).to_vec();
+    let row = |queue: &Queue| {
+        vec![
+            queue.name.clone(),
+            queue.message_count.to_string(),
+            queue.message_bytes.to_string(),
+            queue.groups.len().to_string(),
+            queue.shard.to_string(),
+            leader(queue),
+        ]
+    };
+    let rows: Vec<_> = std::iter::once(heading).chain(queues.iter().map(row)).collect();
+    table(&rows)
+}
+
+pub(crate) fn queue_text(queue: &Queue) -> String {
+    let state = [
+        ("queue", queue.name.clone()),
+        ("messages", format!("{} ({} bytes)", queue.message_count, queue.message_bytes)),
+        ("offsets", format!("{} up to, not including, {}", queue.first_offset, queue.next_offset)),
+        ("shard", format!("{}, led by node {}", queue.shard, leader(queue))),
+    ];
+    let state = state.map(|(name, value)| vec![name.to_owned(), value]).into_iter();
+    let settings = settings_text(&queue.settings).into_iter().map(|row| row.to_vec());
+    let facts = table(&state.chain(settings).collect::<Vec<_>>());
+    if queue.groups.is_empty() { facts } else { format!("{facts}\n\n{}", group_table(&queue.groups)) }
+}
+
+pub(crate) fn queue_value(queue: &Queue) -> Value {
+    let mut value = json!({
+        "queue": queue.name,
+        "queue_id": queue.id.get(),
+        "shard_id": queue.shard.get(),
+        "leader_node_id": queue.leader.map(NodeId::get),
+        "first_offset": queue.first_offset.get(),
+        "next_offset": queue.next_offset.get(),
+        "message_count": queue.message_count,
+        "message_bytes": queue.message_bytes,
+        "groups": queue.groups.iter().map(group_value).collect::<Vec<_>>(),
+    });
+    add_settings(&mut value, &queue.settings);
+    value
+}
+
+fn leader(queue: &Queue) -> String {
+    queue.leader.map_or_else(|| "none".to_owned(), |node| node.to_string())
+}
+
+/// How long ago. Clocks differ: what seems to be yet to come is now.
+fn age(time: SystemTime) -> String {
+    HumanDuration(time.elapsed().unwrap_or_default()).to_string()
+}
