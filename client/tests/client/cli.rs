@@ -91,6 +91,77 @@ async fn dead_letters_are_moved_back() {
 }
 
 #[tokio::test]
+async fn groups_begin_and_go_on_anywhere() {
+    let cluster = Cluster::start().await;
+    skein_with_input(&cluster, &["publish", "orders"], "one\ntwo\nthree\n").await;
+    // The nodes count a millisecond for each message.
+    let second = ["--time", "1970-01-01T00:00:00.002Z"];
+    skein(&cluster, &[&["group", "create", "orders", "mail"][..], &second].concat()).await;
+    let shown = skein_json(&cluster, &["group", "show", "orders", "mail"]).await.pop().unwrap();
+    let expected = [json!(2), json!(200), json!(2)];
+    assert_eq!(
+        ["unacked_count", "unacked_bytes", "oldest_unacked_at_ms"].map(|name| shown[name].clone()),
+        expected
+    );
+
+    let seek = ["group", "seek", "orders", "mail"];
+    for (to, offset) in [
+        (&["--to", "next"], 3),
+        (&["--to", "first"], 0),
+        (&["--offset", "2"], 2),
+        (&second, 1),
+        (&["--time", "10m"], 3),
+    ] {
+        let sought = skein_json(&cluster, &[&seek[..], to].concat()).await;
+        assert_eq!(sought, [json!({ "queue": "orders", "group": "mail", "offset": offset })], "{to:?}");
+    }
+    for wrong in [&[][..], &["--to", "first", "--offset", "1"], &["--offset", "1", "--time", "10m"]] {
+        let refused = skein_with_input(&cluster, &[&seek[..], wrong].concat(), "").await;
+        assert_eq!(refused.status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn messages_say_when_they_are_due_and_how_urgent_they_are() {
+    let cluster = Cluster::start().await;
+    let publish = ["publish", "orders", "hello", "--ttl", "10m", "--delay", "1s", "--priority", "9"];
+    let at = ["--at", "2026-11-26T12:00:00Z", "--message-id", "first"];
+    skein(&cluster, &[&publish[..], &at].concat()).await;
+    let expected = json!({
+        "offset": 0,
+        "published_at_ms": 1,
+        "attempt": 1,
+        "body": "hello",
+        "message_id": "first",
+        "ttl_ms": 600_000,
+        "delay_ms": 1_000,
+        "deliver_at_ms": 1_795_694_400_000_u64,
+        "priority": 9
+    });
+    let consume = ["consume", "orders", "--priority", "-3", "--count", "1"];
+    assert_eq!(skein_json(&cluster, &consume).await, [expected]);
+    assert_eq!(cluster.shared.state().subscribed[0].priority, -3);
+    let refused = skein_with_input(&cluster, &["publish", "orders", "hello", "--priority", "10"], "").await;
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn browsing_begins_at_a_time_and_follows() {
+    let cluster = Cluster::start().await;
+    skein_with_input(&cluster, &["publish", "orders"], "one\ntwo\n").await;
+    let browse = ["browse", "orders", "--from-time", "1970-01-01T00:00:00.002Z"];
+    assert_eq!(skein(&cluster, &browse).await, "two\n");
+    let follow = [&browse[..], &["--follow", "--count", "2"]].concat();
+    let (followed, ()) = tokio::join!(skein(&cluster, &follow), async {
+        while cluster.shared.state().browsed.len() < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        skein(&cluster, &["publish", "orders", "three"]).await;
+    });
+    assert_eq!(followed, "two\nthree\n");
+}
+
+#[tokio::test]
 async fn published_messages_are_browsed_and_consumed() {
     let cluster = Cluster::start().await;
     let published = skein(&cluster, &["publish", "orders", "hello", "--key", "k", "--header", "a=b"]).await;

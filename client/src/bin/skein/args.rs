@@ -1,8 +1,12 @@
 //! Arguments that several commands share, and how they are read.
 
-use std::{env, time::Duration};
+use std::{
+    env,
+    time::{Duration, SystemTime},
+};
 
 use clap::Args;
+use prost_types::Timestamp;
 use skein_client::{Client, ConnectError};
 
 /// Where a node listens that was started by `skein-node dev`.
@@ -68,6 +72,20 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(unit_bytes).ok_or_else(|| "that is too large".to_owned())
 }
 
+/// Reads a time as in RFC 3339, such as `2026-11-26T12:00:00Z`.
+pub(crate) fn time(text: &str) -> Result<SystemTime, String> {
+    let timestamp = text.parse::<Timestamp>().ok();
+    let time = timestamp.and_then(|timestamp| SystemTime::try_from(timestamp).ok());
+    time.ok_or_else(|| "write a time such as 2026-11-26T12:00:00Z".to_owned())
+}
+
+/// Reads a time, or how long ago it was, such as `10m`.
+pub(crate) fn when(text: &str) -> Result<SystemTime, String> {
+    let ago = duration(text).ok().and_then(|ago| SystemTime::now().checked_sub(ago));
+    let time = ago.map_or_else(|| time(text), Ok);
+    time.map_err(|_| "write a time such as 2026-11-26T12:00:00Z, or how long ago, such as 10m".to_owned())
+}
+
 /// Reads `name=value`.
 pub(crate) fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -112,6 +130,21 @@ mod tests {
         }
         for text in ["", "MB", "1 MB", "1m", "-1", "1.5GB", "99999999TiB"] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_points_or_spans_ago() {
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_694_400);
+        for text in ["2026-11-26T12:00:00Z", "2026-11-26T13:00:00+01:00", "2026-11-26 12:00:00"] {
+            assert_eq!(when(text), Ok(noon), "{text}");
+            assert_eq!(time(text), Ok(noon), "{text}");
+        }
+        let ago = when("10m").unwrap().elapsed().unwrap();
+        assert!((600..660).contains(&ago.as_secs()), "{ago:?}");
+        assert!(time("10m").is_err());
+        for text in ["", "noon", "2026-11-26T25:00:00Z", "10w"] {
+            assert!(when(text).is_err(), "{text}");
         }
     }
 

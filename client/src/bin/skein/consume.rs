@@ -30,6 +30,9 @@ pub(crate) struct ConsumeArgs {
     /// End after this many messages.
     #[arg(long)]
     count: Option<u64>,
+    /// Consumers with a higher priority are served first; those with a lower one while the others can take no more.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    priority: i32,
     /// Wait for more when the queue is drained.
     #[arg(long, short)]
     follow: bool,
@@ -38,7 +41,8 @@ pub(crate) struct ConsumeArgs {
 pub(crate) async fn run(client: &Client, args: ConsumeArgs, output: &Output) -> anyhow::Result<()> {
     let credit = args.count.unwrap_or(u64::MAX).clamp(1, CREDIT_MESSAGES);
     let credit = u32::try_from(credit).expect("it was clamped");
-    let mut consumer = client.consumer(&args.queue, &args.group).credit_messages(credit).build().await?;
+    let consumer = client.consumer(&args.queue, &args.group);
+    let mut consumer = consumer.credit_messages(credit).priority(args.priority).build().await?;
     let progress = args.count.map_or_else(indicatif::ProgressBar::hidden, |count| progress_bar(Some(count)));
     let mut taken_count = 0;
     let mut last_ack = None;

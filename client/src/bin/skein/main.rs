@@ -44,7 +44,7 @@ enum Command {
     /// Create, change, list, look at, delete or purge queues, and move dead letters back.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
-    /// Create, look at or delete consumer groups.
+    /// Create, look at, move or delete consumer groups.
     #[command(subcommand)]
     Group(group::GroupCommand),
     /// Publish messages to a queue.

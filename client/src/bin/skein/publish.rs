@@ -1,6 +1,9 @@
 //! `skein publish`: messages from the command line, a file or stdin.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -25,7 +28,8 @@ Examples:
   skein publish orders 'two geese' --key customer-7 --header source=shop
   skein publish orders --file orders.jsonl
   seq 1000 | skein publish orders --rate 100
-  skein publish orders ping --count 1000";
+  skein publish orders ping --count 1000
+  skein publish orders 'wake up' --delay 10m --priority 9";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -48,6 +52,21 @@ pub(crate) struct PublishArgs {
     /// Header of the messages; may be repeated.
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = args::header)]
     headers: Vec<(String, String)>,
+    /// Id by which the application knows the messages.
+    #[arg(long, value_name = "ID", default_value = "")]
+    message_id: String,
+    /// How long they may wait for a consumer before they are given up, such as 30s or 5m.
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    ttl: Option<Duration>,
+    /// How long they are held back.
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    delay: Option<Duration>,
+    /// Until when they are held back, such as 2026-11-26T12:00:00Z.
+    #[arg(long, value_name = "WHEN", value_parser = args::time)]
+    at: Option<SystemTime>,
+    /// 0 to 9: of the messages that wait, those with the highest go first.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=9))]
+    priority: u8,
 }
 
 pub(crate) async fn run(client: &Client, args: PublishArgs, output: &Output) -> anyhow::Result<()> {
@@ -97,7 +116,14 @@ struct Publisher<'a> {
 
 impl<'a> Publisher<'a> {
     fn new(producer: &'a Producer, args: &PublishArgs) -> Self {
-        let template = Message::new("").key(args.key.clone()).headers(args.headers.iter().cloned());
+        let template = Message {
+            ttl: args.ttl,
+            delay: args.delay,
+            deliver_at: args.at,
+            priority: args.priority,
+            message_id: args.message_id.clone(),
+            ..Message::new("").key(args.key.clone()).headers(args.headers.iter().cloned())
+        };
         let takes_long = args.file.is_some() || args.count.is_some();
         let progress = if takes_long { progress_bar(args.count) } else { indicatif::ProgressBar::hidden() };
         let started = time::Instant::now();
