@@ -131,6 +131,9 @@ impl ProducerBuilder {
 /// machine, otherwise as [`ConfirmError::OutcomeUnknown`] together with everything else that was sent and not yet
 /// confirmed. What follows then is deduplicated on its own, and may overtake what was given up.
 ///
+/// When the queue is gone, or takes no more because it is full ([`Reason::QueueFull`](crate::Reason::QueueFull)),
+/// everything that waits fails at once: nothing overtakes what was refused, and whoever publishes learns of it soon.
+///
 /// Dropping a producer publishes what it has taken in the background, as long as the runtime lives and the delivery
 /// timeout allows; [`Producer::close`] waits for it.
 ///

@@ -177,21 +177,23 @@ fn a_refused_batch_fails_alone_and_the_rest_start_over() {
 }
 
 #[test]
-fn a_lost_queue_fails_everything_and_tells_what_may_have_been_stored() {
-    let (mut batcher, now) = (batcher(1), Instant::now());
-    batcher.begin_stream();
-    let sent_before = push(&mut batcher, now);
-    sequences(&mut batcher);
-    batcher.begin_stream();
-    let sent_once = push(&mut batcher, now);
-    sequences(&mut batcher);
-    let never_sent = push(&mut batcher, now);
-    batcher.refuse(&cause(Reason::QueueNotFound)).publish();
-    assert!(matches!(sent_before.try_get(), Some(Err(ConfirmError::OutcomeUnknown(_)))));
-    assert!(matches!(sent_once.try_get(), Some(Err(ConfirmError::NotAccepted(_)))));
-    assert!(matches!(never_sent.try_get(), Some(Err(ConfirmError::NotAccepted(_)))));
-    assert!(batcher.take_first_failure().is_some());
-    assert!(batcher.take_first_failure().is_none());
+fn a_lost_or_full_queue_fails_everything_and_tells_what_may_have_been_stored() {
+    for reason in [Reason::QueueNotFound, Reason::QueueFull] {
+        let (mut batcher, now) = (batcher(1), Instant::now());
+        batcher.begin_stream();
+        let sent_before = push(&mut batcher, now);
+        sequences(&mut batcher);
+        batcher.begin_stream();
+        let sent_once = push(&mut batcher, now);
+        sequences(&mut batcher);
+        let never_sent = push(&mut batcher, now);
+        batcher.refuse(&cause(reason)).publish();
+        assert!(matches!(sent_before.try_get(), Some(Err(ConfirmError::OutcomeUnknown(_)))));
+        assert!(matches!(sent_once.try_get(), Some(Err(ConfirmError::NotAccepted(_)))));
+        assert!(matches!(never_sent.try_get(), Some(Err(ConfirmError::NotAccepted(_)))));
+        assert!(batcher.take_first_failure().is_some());
+        assert!(batcher.take_first_failure().is_none());
+    }
 }
 
 #[test]
