@@ -35,6 +35,7 @@ mod client;
 mod config;
 mod consumer;
 mod error;
+mod filter;
 mod message;
 mod outcome;
 mod position;
@@ -65,6 +66,7 @@ pub use crate::{
         Cause, ConfirmError, ConnectError, ConsumeError, Error, MalformedMessage, RedriveError, SendError,
         SettleError, TrySendError,
     },
+    filter::{Filter, ParseFilterError},
     message::Message,
     position::Position,
     producer::{Confirm, Producer, ProducerBuilder},

@@ -10,6 +10,7 @@ use skein_proto::{
 use crate::{
     client::{Client, Repeat},
     error::Error,
+    filter::Filter,
     position::Position,
     settings::{QueueSettings, QueueUpdate},
     topology,
@@ -64,6 +65,8 @@ pub struct Group {
     pub dead_lettered_count: u64,
     /// Messages given up and dropped since the group exists.
     pub dropped_count: u64,
+    /// Which messages it wants; none for all.
+    pub filter: Option<Filter>,
 }
 
 impl Client {
@@ -193,18 +196,64 @@ impl Client {
     /// When the queue does not exist, the name is not allowed, the position is after the end of the queue, or the
     /// cluster does not answer.
     pub async fn create_group(&self, queue: &str, group: &str, position: Position) -> Result<bool, Error> {
+        self.create_group_of(queue, group, position, None).await
+    }
+
+    /// Creates a consumer group that wants only some messages, and otherwise like [`Client::create_group`]. One that
+    /// exists is left as it is, with the filter that it has.
+    ///
+    /// # Errors
+    /// Like [`Client::create_group`], and when the filter is too deep or too large or its pattern cannot be read.
+    pub async fn create_filtered_group(
+        &self,
+        queue: &str,
+        group: &str,
+        position: Position,
+        filter: Filter,
+    ) -> Result<bool, Error> {
+        self.create_group_of(queue, group, position, Some(filter.into_wire())).await
+    }
+
+    async fn create_group_of(
+        &self,
+        queue: &str,
+        group: &str,
+        position: Position,
+        filter: Option<broker::Filter>,
+    ) -> Result<bool, Error> {
+        let request = broker::CreateGroupRequest {
+            queue: queue.to_owned(),
+            group: group.to_owned(),
+            position: Some(position.into_wire()),
+            filter,
+            ..broker::CreateGroupRequest::default()
+        };
         let answer = self
             .call(Repeat::Always, self.router().shard_of(queue), |channel| {
-                let request = broker::CreateGroupRequest {
-                    queue: queue.to_owned(),
-                    group: group.to_owned(),
-                    position: Some(position.into_wire()),
-                    ..broker::CreateGroupRequest::default()
-                };
+                let request = request.clone();
                 async move { QueuesClient::new(channel).create_group(request).await }
             })
             .await?;
         Ok(answer.created)
+    }
+
+    /// Sets which messages a consumer group wants from now on; all without a filter. Its consumers stay connected.
+    ///
+    /// # Errors
+    /// When the queue or the group does not exist, the filter is not allowed, or the cluster does not answer.
+    pub async fn set_filter(&self, queue: &str, group: &str, filter: Option<Filter>) -> Result<Group, Error> {
+        let request = broker::UpdateGroupRequest {
+            queue: queue.to_owned(),
+            group: group.to_owned(),
+            filter: filter.map(Filter::into_wire),
+        };
+        let answer = self
+            .call(Repeat::Always, self.router().shard_of(queue), |channel| {
+                let request = request.clone();
+                async move { QueuesClient::new(channel).update_group(request).await }
+            })
+            .await?;
+        Ok(answer.group.unwrap_or_default().into())
     }
 
     /// Lets a consumer group go on reading at `position`, back or ahead, and gives the offset that this is. What its
@@ -304,6 +353,7 @@ impl From<broker::Group> for Group {
             returned_count: wire.returned_messages,
             dead_lettered_count: wire.dead_lettered_total,
             dropped_count: wire.dropped_total,
+            filter: wire.filter.and_then(Filter::from_wire),
         }
     }
 }

@@ -54,6 +54,8 @@ pub struct QueueSettings {
     pub message_ttl: Option<Duration>,
     /// Only one consumer of a group gets messages; when it goes, the next one does.
     pub single_active_consumer: bool,
+    /// The queue is deleted when for so long nobody has published to it or consumed from it. Never unless set.
+    pub expires: Option<Duration>,
 }
 
 /// What becomes of messages that every group has acked.
@@ -99,6 +101,7 @@ impl QueueSettings {
             overflow: overflow.into(),
             message_ttl_ms: long_ms(self.message_ttl),
             single_active_consumer: self.single_active_consumer,
+            expires_ms: long_ms(self.expires),
         })
     }
 }
@@ -128,6 +131,7 @@ impl From<broker::QueueSettings> for QueueSettings {
             },
             message_ttl: duration(wire.message_ttl_ms),
             single_active_consumer: wire.single_active_consumer,
+            expires: duration(wire.expires_ms),
             dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
         }
     }
@@ -168,6 +172,7 @@ mod tests {
             overflow: Some(Overflow::RejectPublish),
             message_ttl: Some(Duration::from_secs(90)),
             single_active_consumer: true,
+            expires: Some(Duration::from_secs(600)),
         }
     }
 

@@ -48,6 +48,8 @@ pub enum Setting {
     MessageTtl,
     /// [`QueueSettings::single_active_consumer`]
     SingleActiveConsumer,
+    /// [`QueueSettings::expires`]
+    Expires,
 }
 
 impl QueueUpdate {
@@ -184,6 +186,19 @@ impl QueueUpdate {
         self.name(Setting::SingleActiveConsumer)
     }
 
+    /// The queue is deleted when nobody uses it for so long.
+    #[must_use]
+    pub fn expires(mut self, after: Duration) -> Self {
+        self.settings.expires = Some(after);
+        self.name(Setting::Expires)
+    }
+
+    /// The queue stays until somebody deletes it.
+    #[must_use]
+    pub fn no_expiry(self) -> Self {
+        self.reset(Setting::Expires)
+    }
+
     /// Puts a setting back to its default.
     #[must_use]
     pub fn reset(mut self, setting: Setting) -> Self {
@@ -202,6 +217,7 @@ impl QueueUpdate {
             Setting::Overflow => settings.overflow = None,
             Setting::MessageTtl => settings.message_ttl = None,
             Setting::SingleActiveConsumer => settings.single_active_consumer = false,
+            Setting::Expires => settings.expires = None,
         }
         self.name(setting)
     }
@@ -226,7 +242,7 @@ impl QueueUpdate {
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::MaxDeliveries,
         Self::DeadLetterQueue,
         Self::Lease,
@@ -240,6 +256,7 @@ impl Setting {
         Self::Overflow,
         Self::MessageTtl,
         Self::SingleActiveConsumer,
+        Self::Expires,
     ];
 
     /// What its field in [`QueueSettings`] is called.
@@ -264,6 +281,7 @@ impl Setting {
             Self::Overflow => "overflow",
             Self::MessageTtl => "message_ttl_ms",
             Self::SingleActiveConsumer => "single_active_consumer",
+            Self::Expires => "expires_ms",
         }
     }
 }
@@ -302,7 +320,8 @@ mod tests {
             .max_bytes(settings.max_bytes.unwrap())
             .overflow(settings.overflow.unwrap())
             .message_ttl(settings.message_ttl.unwrap())
-            .single_active_consumer(settings.single_active_consumer);
+            .single_active_consumer(settings.single_active_consumer)
+            .expires(settings.expires.unwrap());
         assert_eq!(all.settings, settings);
         assert_eq!(all.named, BTreeSet::from(Setting::ALL));
         let none = Setting::ALL.into_iter().fold(all, QueueUpdate::reset);
@@ -318,9 +337,10 @@ mod tests {
             .no_max_age()
             .no_max_messages()
             .no_max_bytes()
-            .no_message_ttl();
+            .no_message_ttl()
+            .no_expiry();
         let wire = update.try_into_wire("orders").unwrap();
         assert_eq!(wire.settings, Some(broker::QueueSettings::default()));
-        assert_eq!(wire.update_fields.len(), 6);
+        assert_eq!(wire.update_fields.len(), 7);
     }
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use skein_client::{
-    Client, ConnectError, Error, Message, Offset, Position, QueueSettings, QueueUpdate, Reason, Retention,
-    Settlement,
+    Client, ConnectError, Error, Filter, Message, Offset, Position, QueueSettings, QueueUpdate, Reason,
+    Retention, Settlement,
 };
 use tonic::Code;
 
@@ -85,6 +85,23 @@ async fn groups_are_created_looked_at_and_deleted() {
     assert_eq!(client.get_group("orders", "mail").await.unwrap().name, "mail");
     client.delete_group("orders", "mail").await.unwrap();
     assert_eq!(client.get_group("orders", "mail").await.unwrap_err().reason(), Reason::GroupNotFound);
+}
+
+#[tokio::test]
+async fn a_group_wants_what_it_was_last_told() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let filter: Filter = "key ~ orders.# or header.urgent exists".parse().unwrap();
+    let created = client.create_filtered_group("orders", "mail", Position::First, filter.clone()).await;
+    assert_eq!(created, Ok(true));
+    assert_eq!(client.get_group("orders", "mail").await.unwrap().filter, Some(filter.clone()));
+    let other = filter.negate();
+    cluster.shared.state().answers_lost = 1;
+    let updated = client.set_filter("orders", "mail", Some(other.clone())).await.unwrap();
+    assert_eq!(updated.filter, Some(other));
+    assert_eq!(client.set_filter("orders", "mail", None).await.unwrap().filter, None);
+    let missing = client.set_filter("orders", "nobody", None).await.unwrap_err();
+    assert_eq!(missing.reason(), Reason::GroupNotFound);
 }
 
 #[tokio::test]

@@ -89,6 +89,7 @@ pub(crate) struct Group {
     pub(crate) nacked: Vec<(u64, Option<u32>)>,
     /// What leases were extended of, as often as they were.
     pub(crate) extended: Vec<u64>,
+    pub(crate) filter: Option<broker::Filter>,
 }
 
 /// When a message was published: the clock of the nodes ticks once for each message.

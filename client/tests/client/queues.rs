@@ -102,16 +102,31 @@ impl queues_server::Queues for Node {
         &self,
         request: Request<broker::CreateGroupRequest>,
     ) -> Result<Response<broker::CreateGroupResponse>, Status> {
-        let broker::CreateGroupRequest { queue, group, position, .. } = request.into_inner();
+        let broker::CreateGroupRequest { queue, group, position, filter, .. } = request.into_inner();
         let created = self.shared.queue(&queue, |queue| {
             if queue.groups.contains_key(&group) {
                 return Ok::<_, Status>(false);
             }
             let start = locate(queue, position)?;
-            queue.groups.insert(group, Group::at(start));
+            queue.groups.insert(group, Group { filter, ..Group::at(start) });
             Ok(true)
         })??;
         Ok(Response::new(broker::CreateGroupResponse { created }))
+    }
+
+    async fn update_group(
+        &self,
+        request: Request<broker::UpdateGroupRequest>,
+    ) -> Result<Response<broker::UpdateGroupResponse>, Status> {
+        let broker::UpdateGroupRequest { queue, group, filter } = request.into_inner();
+        let updated = self.shared.queue(&queue, |queue| {
+            let messages = queue.next_offset();
+            let found = queue.groups.get_mut(&group)?;
+            found.filter = filter;
+            Some(describe_group(&group, found, messages))
+        })?;
+        let group = updated.ok_or_else(group_not_found)?;
+        Ok(Response::new(broker::UpdateGroupResponse { group: Some(group) }))
     }
 
     async fn seek_group(
@@ -125,7 +140,7 @@ impl queues_server::Queues for Node {
         let offset = self.shared.queue(&queue, |queue| {
             let offset = locate(queue, position)?;
             let found = queue.groups.get_mut(&group).ok_or_else(group_not_found)?;
-            *found = Group::at(offset);
+            *found = Group { filter: found.filter.take(), ..Group::at(offset) };
             Ok::<_, Status>(offset)
         })??;
         self.shared.announce();
@@ -182,6 +197,7 @@ fn update(
         "overflow" => settings.overflow = new.overflow,
         "message_ttl_ms" => settings.message_ttl_ms = new.message_ttl_ms,
         "single_active_consumer" => settings.single_active_consumer = new.single_active_consumer,
+        "expires_ms" => settings.expires_ms = new.expires_ms,
         _ => {
             let sentence = format!("there is no setting {field}");
             return Err(status(Code::InvalidArgument, Reason::InvalidSetting, &sentence));
@@ -236,6 +252,7 @@ fn describe_group(name: &str, group: &Group, messages: u64) -> broker::Group {
         returned_messages: group.returned.len() as u64,
         unacked_bytes: 100 * unacked,
         oldest_unacked_at_ms: if unacked > 0 { published_at_ms(acked) } else { 0 },
+        filter: group.filter.clone(),
         ..broker::Group::default()
     }
 }

@@ -1,10 +1,10 @@
-//! `skein group`: create, show, seek, delete.
+//! `skein group`: create, update, seek, show, delete.
 
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
-use skein_client::{Client, Offset, Position};
+use skein_client::{Client, Filter, Offset, Position};
 
 use crate::{
     args,
@@ -15,7 +15,13 @@ use crate::{
 const CREATE_EXAMPLES: &str = "\
 Examples:
   skein group create orders mail --start next
-  skein group create orders audit --time 2026-11-26T12:00:00Z";
+  skein group create orders audit --time 2026-11-26T12:00:00Z
+  skein group create orders europe --filter 'header.region ^= eu and not header.test exists'";
+
+const UPDATE_EXAMPLES: &str = "\
+Examples:
+  skein group update orders mail --filter 'key ~ orders.*.created and header.region = eu'
+  skein group update orders mail --no-filter";
 
 const SEEK_EXAMPLES: &str = "\
 Examples:
@@ -35,6 +41,22 @@ pub(crate) enum GroupCommand {
         start: Option<Start>,
         #[command(flatten)]
         place: PlaceArgs,
+        /// Which messages it wants: `key` or `header.NAME` with = or ^= (begins with), key ~ PATTERN, header.NAME
+        /// exists, joined by and, or, not and parentheses. The others count as acked.
+        #[arg(long)]
+        filter: Option<Filter>,
+    },
+    /// Set which messages a consumer group wants.
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update {
+        queue: String,
+        group: String,
+        /// Which messages it wants from now on.
+        #[arg(long, required_unless_present = "no_filter")]
+        filter: Option<Filter>,
+        /// It wants all messages.
+        #[arg(long, conflicts_with = "filter")]
+        no_filter: bool,
     },
     /// Let a consumer group go on reading from somewhere else; what its consumers hold is taken from them.
     #[command(after_help = SEEK_EXAMPLES)]
@@ -91,13 +113,21 @@ impl PlaceArgs {
 
 pub(crate) async fn run(client: &Client, command: GroupCommand, output: &Output) -> anyhow::Result<()> {
     match command {
-        GroupCommand::Create { queue, group, start, place } => {
-            let created = client.create_group(&queue, &group, place.position_or(start)).await?;
+        GroupCommand::Create { queue, group, start, place, filter } => {
+            let position = place.position_or(start);
+            let created = match filter {
+                Some(filter) => client.create_filtered_group(&queue, &group, position, filter).await?,
+                None => client.create_group(&queue, &group, position).await?,
+            };
             let value = json!({ "queue": queue, "group": group, "created": created });
             output.result(&value, || match created {
                 true => format!("created {group} of {queue}"),
                 false => format!("{group} of {queue} exists already"),
             })?;
+        }
+        GroupCommand::Update { queue, group, filter, no_filter: _ } => {
+            let updated = client.set_filter(&queue, &group, filter).await?;
+            output.result(&group_value(&updated), || format!("updated {group} of {queue}"))?;
         }
         GroupCommand::Seek { queue, group, to, place } => {
             let offset = client.seek_group(&queue, &group, place.position_or(to)).await?;

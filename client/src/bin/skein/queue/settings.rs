@@ -50,6 +50,9 @@ pub(crate) struct SettingsArgs {
     /// Only one consumer of a group gets messages; when it goes, the next one does.
     #[arg(long)]
     single_active_consumer: bool,
+    /// Delete the queue when nobody publishes to it or consumes from it for so long, at least 5s.
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    expires: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,6 +87,7 @@ impl SettingsArgs {
             overflow: self.overflow.map(Overflow::from),
             message_ttl: self.message_ttl,
             single_active_consumer: self.single_active_consumer,
+            expires: self.expires,
         }
     }
 
@@ -112,6 +116,7 @@ impl SettingsArgs {
         let update = with(update, self.max_bytes, QueueUpdate::max_bytes);
         let update = with(update, self.overflow.map(Overflow::from), QueueUpdate::overflow);
         let update = with(update, self.message_ttl, QueueUpdate::message_ttl);
+        let update = with(update, self.expires, QueueUpdate::expires);
         with(update, self.single_active_consumer.then_some(true), QueueUpdate::single_active_consumer)
     }
 }
@@ -146,6 +151,7 @@ pub(crate) fn settings_text(settings: &QueueSettings) -> Vec<[String; 2]> {
         ("overflow", text(settings.overflow.map(|overflow| overflow_name(overflow).to_owned()), "default")),
         ("message ttl", time(settings.message_ttl, "none")),
         ("single active consumer", if settings.single_active_consumer { "yes" } else { "no" }.to_owned()),
+        ("expires unused after", time(settings.expires, "never")),
     ];
     rows.map(|(name, value)| [name.to_owned(), value]).to_vec()
 }
@@ -166,6 +172,7 @@ pub(crate) fn add_settings(value: &mut Value, settings: &QueueSettings) {
     value["overflow"] = json!(settings.overflow.map(overflow_name));
     value["message_ttl_ms"] = json!(ms(settings.message_ttl));
     value["single_active_consumer"] = json!(settings.single_active_consumer);
+    value["expires_ms"] = json!(ms(settings.expires));
 }
 
 fn retention_name(retention: Retention) -> &'static str {
@@ -212,7 +219,7 @@ mod tests {
         args: SettingsArgs,
     }
 
-    const ALL: [&str; 26] = [
+    const ALL: [&str; 28] = [
         "skein",
         "--max-deliveries=5",
         "--dead-letter-queue",
@@ -238,6 +245,8 @@ mod tests {
         "--message-ttl",
         "90s",
         "--single-active-consumer",
+        "--expires",
+        "10m",
         "--",
     ];
 
@@ -260,6 +269,7 @@ mod tests {
             "overflow": "reject-publish",
             "message_ttl_ms": 90_000,
             "single_active_consumer": true,
+            "expires_ms": 600_000,
         });
         assert_eq!(value, expected);
         let shown = settings_text(&settings).into_iter().map(|[_, value]| value).collect::<Vec<_>>();
@@ -277,6 +287,7 @@ mod tests {
             "reject-publish",
             "90s",
             "yes",
+            "10m",
         ];
         assert_eq!(shown, expected);
     }
@@ -312,7 +323,8 @@ mod tests {
             .max_bytes(settings.max_bytes.unwrap())
             .overflow(settings.overflow.unwrap())
             .message_ttl(settings.message_ttl.unwrap())
-            .single_active_consumer(single_active_consumer);
+            .single_active_consumer(single_active_consumer)
+            .expires(settings.expires.unwrap());
         assert_eq!(all.into_update(&Setting::ALL), expected);
     }
 }

@@ -22,6 +22,7 @@ pub(crate) fn group_table(groups: &[Group]) -> String {
         "ACKED UP TO",
         "DEAD-LETTERED",
         "DROPPED",
+        "FILTER",
     ];
     let row = |group: &Group| {
         vec![
@@ -35,6 +36,7 @@ pub(crate) fn group_table(groups: &[Group]) -> String {
             group.acked_floor.to_string(),
             group.dead_lettered_count.to_string(),
             group.dropped_count.to_string(),
+            group.filter.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
         ]
     };
     let rows: Vec<_> =
@@ -54,6 +56,7 @@ pub(crate) fn group_value(group: &Group) -> Value {
         "consumer_count": group.consumer_count,
         "dead_lettered_count": group.dead_lettered_count,
         "dropped_count": group.dropped_count,
+        "filter": group.filter.as_ref().map(ToString::to_string),
     })
 }
 
