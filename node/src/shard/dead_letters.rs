@@ -30,6 +30,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// protobuf puts around them. A message of the largest size must still be taken by its dead-letter queue.
 pub const ORIGIN_BYTES_MAX: usize = 1_024;
 
+/// `ttl_ms`, `deliver_at_ms` and `delay_ms`, fields 8 to 10 of a message, each as the number 0.
+const NO_TIMES: [u8; 6] = [8 << 3, 0, 9 << 3, 0, 10 << 3, 0];
+
 /// Headers that tell where a dead letter comes from.
 const HEADER_QUEUE: &str = "skein-dead-letter-queue";
 const HEADER_GROUP: &str = "skein-dead-letter-group";
@@ -149,7 +152,9 @@ async fn move_one(
     Ok(())
 }
 
-/// Header fields, encoded, to be added at the end of the message: protobuf merges them with those it has.
+/// What is to be added, encoded, at the end of the message: header fields, which protobuf merges with those it has, and
+/// zeros for the times after which it would expire or be due, which count instead of those before them. They are over
+/// for it, and must not count in the dead-letter queue.
 fn origin(parcel: &Parcel) -> Vec<u8> {
     let given_up = parcel.letter.given_up;
     let reason = match given_up.reason {
@@ -166,7 +171,8 @@ fn origin(parcel: &Parcel) -> Vec<u8> {
         (HEADER_TIME, given_up.at_ms.to_string()),
     ];
     let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-    let origin = Message { headers, ..Message::default() }.encode_to_vec();
+    let mut origin = Message { headers, ..Message::default() }.encode_to_vec();
+    origin.extend(NO_TIMES);
     assert!(origin.len() <= ORIGIN_BYTES_MAX, "names are shorter than NAME_BYTES_MAX");
     origin
 }
