@@ -8,7 +8,10 @@ mod session;
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -89,9 +92,10 @@ impl ConsumerBuilder {
     /// When the queue does not exist, or the cluster does not answer.
     pub async fn build(self) -> Result<Consumer, Error> {
         let shard = self.client.shard_of(&self.queue).await?;
-        let shared = Arc::new(Shared { inbox: Mutex::new(Inbox::default()), closing: Notify::new() });
+        let (inbox, closing) = (Mutex::new(Inbox::default()), Notify::new());
+        let shared = Arc::new(Shared { inbox, losses: AtomicU64::new(0), closing });
         let session = Session::new(self, shard, Arc::clone(&shared));
-        Ok(Consumer { shared, current: None, session: Some(tokio::spawn(session.run())) })
+        Ok(Consumer { shared, current: None, current_losses: 0, session: Some(tokio::spawn(session.run())) })
     }
 }
 
@@ -128,6 +132,8 @@ pub struct Consumer {
     shared: Arc<Shared>,
     /// What is left of the batch that single messages are taken from.
     current: Option<BatchCursor>,
+    /// How often everything had been lost when that batch was taken.
+    current_losses: u64,
     /// None once [`Consumer::close`] waits for it.
     session: Option<JoinHandle<()>>,
 }
@@ -136,6 +142,8 @@ pub struct Consumer {
 #[derive(Debug)]
 struct Shared {
     inbox: Mutex<Inbox>,
+    /// How often everything that was delivered was lost. Written and, with the batches, read under the inbox's lock.
+    losses: AtomicU64,
     /// Notified when the consumer ends.
     closing: Notify,
 }
@@ -168,6 +176,7 @@ impl Consumer {
 
     fn poll_delivery(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Delivery, ConsumeError>>> {
         loop {
+            self.forget_lost();
             if let Some(delivery) = self.current.as_mut().and_then(BatchCursor::next) {
                 let delivery = delivery.map_err(ConsumeError::from);
                 if delivery.is_err() {
@@ -185,6 +194,7 @@ impl Consumer {
     }
 
     fn poll_batch(&mut self, cx: &Context<'_>) -> Poll<Option<Result<DeliveryBatch, ConsumeError>>> {
+        self.forget_lost();
         if let Some(rest) = self.current.take().and_then(BatchCursor::into_rest) {
             return Poll::Ready(Some(Ok(rest)));
         }
@@ -192,10 +202,21 @@ impl Consumer {
     }
 
     fn poll_inbox(&mut self, cx: &Context<'_>) -> Poll<Option<Result<DeliveryBatch, ConsumeError>>> {
-        let polled = self.shared.lock().poll_batch(cx.waker());
+        let polled = {
+            let mut inbox = self.shared.lock();
+            self.current_losses = self.shared.losses.load(Ordering::Relaxed);
+            inbox.poll_batch(cx.waker())
+        };
         polled.map(|batch| {
             batch.map(|batch| batch.map(|batch| DeliveryBatch::new(batch, Arc::clone(&self.shared))))
         })
+    }
+
+    /// What is left of a batch is delivered again when the stream was lost for good that it came on.
+    fn forget_lost(&mut self) {
+        if self.shared.losses.load(Ordering::Relaxed) != self.current_losses {
+            self.current = None;
+        }
     }
 
     fn begin_close(&self) {

@@ -3,12 +3,13 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
 use futures::Stream;
 use skein_proto::{
+    broker::Reason,
     ids::ShardId,
     node::{self, consume_request::Request},
 };
@@ -59,6 +60,11 @@ impl Session {
             if self.shared.lock().is_closed() {
                 return self.lose(&cause);
             }
+            if cause.reason == Reason::GroupMoved {
+                // What is here is void, and delivered again from where the group goes on.
+                self.lose(&cause);
+                continue;
+            }
             if !cause.is_retryable() {
                 self.lose(&cause);
                 let reader = self.shared.lock().fail(ConsumeError::NotAccepted(cause));
@@ -72,7 +78,11 @@ impl Session {
     }
 
     fn lose(&self, cause: &Cause) {
-        let (answers, sender) = self.shared.lock().lose(cause);
+        let (answers, sender) = {
+            let mut inbox = self.shared.lock();
+            self.shared.losses.fetch_add(1, Ordering::Relaxed);
+            inbox.lose(cause)
+        };
         answers.publish();
         wake(sender);
     }

@@ -237,7 +237,7 @@ impl Sender {
                     }
                 },
                 count = outbox.receive(&mut items, ITEMS_PER_TURN), if client_is_there => if count == 0 {
-                    return Some(status::leader_moved());
+                    return Some(if reader.was_moved() { status::group_moved() } else { status::leader_moved() });
                 },
             }
             if let Err(end) = self.send(response, &mut items, reader).await {

@@ -75,6 +75,12 @@ pub(super) fn leader_moved() -> Status {
     status(Code::Unavailable, Reason::NoLeader, "this node stopped leading the queue's shard; connect again")
 }
 
+/// Whoever consumes has to let go of what it holds, and to come again.
+pub(super) fn group_moved() -> Status {
+    let message = "the group goes on from elsewhere, and what it holds is void; subscribe again";
+    status(Code::Aborted, Reason::GroupMoved, message)
+}
+
 pub(super) fn not_leader(node: NodeId) -> Status {
     let message =
         format!("the call was passed on to node {node}, which does not lead the shard either; try again");

@@ -36,6 +36,8 @@ pub(super) struct WantedReader {
     kept: Arc<[u8]>,
     filter: Option<Filter>,
     unwanted: Vec<SettleItem>,
+    /// How often the group had been moved when the consumer came.
+    seek_count: u32,
 }
 
 impl WantedReader {
@@ -46,7 +48,21 @@ impl WantedReader {
         bodies: BodyReader,
     ) -> Self {
         let (kept, filter, unwanted) = (Arc::from([]), None, Vec::new());
-        Self { key, replica, delivery, bodies, kept, filter, unwanted }
+        let mut reader = Self { key, replica, delivery, bodies, kept, filter, unwanted, seek_count: 0 };
+        reader.seek_count = reader.seek_count_now();
+        reader
+    }
+
+    /// Whether the group goes on from elsewhere since the consumer came.
+    pub(super) fn was_moved(&self) -> bool {
+        self.seek_count_now() != self.seek_count
+    }
+
+    fn seek_count_now(&self) -> u32 {
+        let GroupKey { queue, group } = self.key;
+        self.replica
+            .with_messages(|shard| Some(shard.queue(queue)?.group(group)?.seek_count()))
+            .unwrap_or(self.seek_count)
     }
 
     /// Takes note of what the group wants now. It may have changed since the last time.

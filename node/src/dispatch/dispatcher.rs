@@ -65,30 +65,6 @@ impl Dispatcher {
         self.groups.insert(key, group);
     }
 
-    /// Lets a group begin anew, elsewhere. Its consumers stay, and hold nothing any more.
-    pub fn move_group(&mut self, key: GroupKey, start: GroupStart, stored: &dyn Stored) {
-        let Some(moved) = self.groups.remove(&key) else { return };
-        for id in &moved.consumers {
-            let Some(consumer) = self.consumers.get_mut(id) else { continue };
-            for lease in consumer.end_all() {
-                self.lease_ends.remove(&(lease.until_ms, *id, lease.range.first));
-            }
-        }
-        self.holds.remove(&(moved.held_back_until_ms, key));
-        self.add_group(key, start, stored);
-        let consumers: Vec<_> = moved.consumers.iter().copied().collect();
-        if let Some(group) = self.groups.get_mut(&key) {
-            group.consumers = moved.consumers;
-            group.attached_count = moved.attached_count;
-            group.turns = moved.turns;
-            group.active = moved.active;
-        }
-        for id in consumers {
-            self.offer_turn(id);
-            self.forget_if_done(id);
-        }
-    }
-
     /// Takes note of how a queue behaves from now on.
     pub fn change_queue(&mut self, queue: QueueId, lease_ms: u32, single_active: bool, stored: &dyn Stored) {
         let keys: Vec<_> = self.groups.range(groups_of(queue)).map(|(key, _)| *key).collect();

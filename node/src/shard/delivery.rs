@@ -201,10 +201,11 @@ impl Deliverer {
             }
             Event::GroupCreated { queue, group } => self.add_group(shard, GroupKey { queue, group }, 0),
             Event::GroupMoved { queue, group } => {
+                // Its consumers come again, with nothing in their hands.
                 let key = GroupKey { queue, group };
-                if let Some(start) = group_start(shard, key, 0) {
-                    self.dispatcher.move_group(key, start, stored);
-                }
+                let consumers = self.dispatcher.remove_group(key);
+                self.forget(&consumers);
+                self.add_group(shard, key, 0);
             }
             Event::GroupDeleted { queue, group } => {
                 let consumers = self.dispatcher.remove_group(GroupKey { queue, group });

@@ -79,18 +79,18 @@ fn an_active_consumer_that_is_gone_or_outranked_is_followed() {
 }
 
 #[test]
-fn a_group_that_is_moved_begins_anew_and_its_consumers_hold_nothing() {
+fn a_group_that_is_moved_begins_anew_without_consumers() {
     let mut dispatcher = dispatcher(false);
     add(&mut dispatcher, 1, 4, 0);
     poll(&mut dispatcher, 0);
+    assert_eq!(dispatcher.remove_group(key(1)), [id(1)]);
     let start =
         GroupStart { fresh_from: Offset::new(18), next_offset: Offset::new(20), seek_count: 1, ..NEW };
-    dispatcher.move_group(key(1), start, &ALL_KEPT);
-    assert_eq!(dispatcher.held(id(1)), Some((0, 0)));
+    dispatcher.add_group(key(1), start, &ALL_KEPT);
     assert_eq!(dispatcher.seek_count(key(1)), 1);
     assert_eq!(dispatcher.ack(id(1), range_of(0, 4)), [(range_of(0, 4), Err(Refusal::LeaseLost))]);
-    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 18, 2, 1)]);
-    assert_eq!(dispatcher.counts(key(1)).consumers, 1);
+    add(&mut dispatcher, 2, 4, 0);
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(2, 18, 2, 1)]);
 }
 
 #[test]
