@@ -3,6 +3,7 @@
 //! A run is a [`history::History`]; [`checks::judge`] says whether the broker kept its promises in it. How the
 //! pieces fit, and how to repeat a run that failed, is in `docs/testing.md`.
 
+pub mod by_hand;
 pub mod checks;
 pub mod cluster;
 pub mod containers;

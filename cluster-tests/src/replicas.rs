@@ -119,7 +119,7 @@ fn figures(queue: &Queue) -> BTreeMap<String, u64> {
 async fn view(cluster: &Cluster, recorder: &Recorder, queue: &str) -> Result<u64> {
     let node_id = cluster.leader_of(queue).await?;
     let invoked = recorder.now();
-    let request = BrowseRequest { queue: queue.to_owned(), from_offset: 0, messages_max: 0 };
+    let request = BrowseRequest { queue: queue.to_owned(), ..BrowseRequest::default() };
     let mut client = BrokerClient::new(cluster.channel(node_id)?)
         .max_decoding_message_size(skein_proto::limits::GRPC_MESSAGE_BYTES_MAX);
     let browse = async {

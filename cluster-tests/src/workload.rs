@@ -5,8 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
 use skein_client::{
-    Client, Confirm, ConfirmError, Consumer, GroupStart, Message, Producer, QueueSettings, SettleError,
-    Settled,
+    Client, Confirm, ConfirmError, Consumer, Message, Position, Producer, QueueSettings, SettleError, Settled,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -201,10 +200,10 @@ impl Workload {
             let mut groups: Vec<_> = plan.groups.iter().chain(&plan.late_groups).collect();
             let is_kept = plan.keeps || groups.is_empty();
             if is_kept && !groups.is_empty() {
-                self.client.create_group(queue, KEEPING_GROUP, GroupStart::First).await?;
+                self.client.create_group(queue, KEEPING_GROUP, Position::First).await?;
             }
             for (number, group) in groups.drain(..).enumerate() {
-                self.client.create_group(queue, group, GroupStart::First).await?;
+                self.client.create_group(queue, group, Position::First).await?;
                 let reader = Reader { queue: queue.clone(), group: group.clone() };
                 self.readers.push(reader.clone());
                 let crew = Crew { reader, plan: plan.clone(), seed: seeds.next_u64() };

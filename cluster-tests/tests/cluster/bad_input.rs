@@ -110,7 +110,8 @@ fn publish(sequence: u64, batch: MessageBatch) -> PublishRequest {
 
 fn subscribe(queue: &str, group: &str) -> ConsumeRequest {
     let credit = Some(Credit { messages: 10, bytes: 1 << 20 });
-    let subscribe = Subscribe { queue: queue.to_owned(), group: group.to_owned(), credit, resume: None };
+    let subscribe =
+        Subscribe { queue: queue.to_owned(), group: group.to_owned(), credit, resume: None, priority: 0 };
     ConsumeRequest { request: Some(consume_request::Request::Subscribe(subscribe)) }
 }
 
@@ -141,7 +142,12 @@ async fn queues_and_groups_refuse_what_makes_no_sense() {
         let unknown = || "unknown".to_owned();
         let (code, reason) = (Code::NotFound, Reason::QueueNotFound);
         refused("get", queues.get_queue(GetQueueRequest { name: unknown() }).await, code, reason)?;
-        refused("delete", queues.delete_queue(DeleteQueueRequest { name: unknown() }).await, code, reason)?;
+        refused(
+            "delete",
+            queues.delete_queue(DeleteQueueRequest { name: unknown(), ..Default::default() }).await,
+            code,
+            reason,
+        )?;
         let request = GetGroupRequest { queue: unknown(), group: "mail".to_owned() };
         refused("get group", queues.get_group(request).await, code, reason)?;
         let request = GetGroupRequest { queue: QUEUE.to_owned(), group: unknown() };
@@ -158,7 +164,8 @@ async fn queues_and_groups_refuse_what_makes_no_sense() {
         let answer = queues.create_queue(with(QUEUE, settings)).await;
         refused("other settings", answer, Code::AlreadyExists, Reason::QueueExists)?;
         queues.create_queue(with("a", dead_letter(QUEUE))).await?;
-        let answer = queues.delete_queue(DeleteQueueRequest { name: QUEUE.to_owned() }).await;
+        let answer =
+            queues.delete_queue(DeleteQueueRequest { name: QUEUE.to_owned(), ..Default::default() }).await;
         refused("delete a dead-letter queue", answer, Code::FailedPrecondition, Reason::QueueInUse)
     })
     .await;
@@ -271,7 +278,7 @@ async fn consuming_refuses_what_was_never_delivered() {
             ended(&format!("a consumer with {what}"), broker.consume(requests(stream)).await, code, reason)
                 .await?;
         }
-        let request = BrowseRequest { queue: "unknown".to_owned(), from_offset: 0, messages_max: 0 };
+        let request = BrowseRequest { queue: "unknown".to_owned(), ..BrowseRequest::default() };
         ended("browsing", broker.browse(request).await, Code::NotFound, Reason::QueueNotFound).await?;
         let request =
             ReceiveRequest { queue: "unknown".to_owned(), group: "mail".to_owned(), ..Default::default() };

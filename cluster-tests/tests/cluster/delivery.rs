@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
 use skein_client::{
-    Client, Consumer, Delivery, GroupStart, Message, Offset, QueueSettings, Reason, Settlement,
+    Client, Consumer, Delivery, Message, Offset, Position, QueueSettings, Reason, Settlement,
 };
 use skein_cluster_tests::{scenario, wait};
 use tokio::time::{self, Instant};
@@ -44,9 +44,9 @@ async fn every_group_gets_everything_in_order() {
         let client = scenario.client().await?;
         client.create_queue("orders", QueueSettings::default()).await?;
         // Before and between; one more comes when all is there, and before the others have freed anything.
-        client.create_group("orders", "early", GroupStart::First).await?;
+        client.create_group("orders", "early", Position::First).await?;
         publish(&client, "orders", 300).await?;
-        client.create_group("orders", "late", GroupStart::Next).await?;
+        client.create_group("orders", "late", Position::Next).await?;
         publish(&client, "orders", 200).await?;
         for (group, expected) in [("new", 0..500), ("early", 0..500), ("late", 300..500)] {
             let mut consumer = client.consumer("orders", group).credit_messages(64).build().await?;
@@ -227,7 +227,7 @@ async fn unary_calls_do_what_streams_do() {
         let received = client.receive("orders", "mail", 10, wait).await?;
         ensure!(received.len() == 3, "{} received", received.len());
         let [zero, one, two] = [0, 1, 2].map(|at: usize| received[at].lease_token.clone());
-        let settlement = Settlement::new().ack(zero).nack(one, Duration::ZERO);
+        let settlement = Settlement::new().ack(zero).nack_after(one, Duration::ZERO);
         let refused = client.settle("orders", "mail", settlement).await?;
         ensure!(refused.is_empty(), "{refused:?}");
         let again = client.receive("orders", "mail", 10, wait).await?;
@@ -311,8 +311,8 @@ async fn a_lease_of_one_group_settles_nothing_in_another() {
         let client = scenario.client().await?;
         let wait = Duration::from_secs(5);
         client.create_queue("orders", QueueSettings::default()).await?;
-        client.create_group("orders", "mail", GroupStart::First).await?;
-        client.create_group("orders", "search", GroupStart::First).await?;
+        client.create_group("orders", "mail", Position::First).await?;
+        client.create_group("orders", "search", Position::First).await?;
         client.send("orders", vec![Message::new("0")]).await?;
 
         let received = client.receive("orders", "mail", 1, wait).await?;

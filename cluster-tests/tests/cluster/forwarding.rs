@@ -85,6 +85,7 @@ async fn consume_four(broker: &mut BrokerClient<Channel>) -> Result<()> {
         group: "mail".to_owned(),
         credit: Some(Credit { messages: 100, bytes: 1 << 20 }),
         resume: None,
+        priority: 0,
     };
     requests.send(ConsumeRequest { request: Some(consume_request::Request::Subscribe(subscribe)) }).await?;
     let mut answers = broker.consume(ReceiverStream::new(outgoing)).await?.into_inner();
@@ -147,7 +148,7 @@ async fn unary_calls_work_through_any_node() {
         let request =
             SendRequest { queue: QUEUE.to_owned(), batch: Some(batch(&["c"])), ..SendRequest::default() };
         broker.send(request).await?;
-        let request = BrowseRequest { queue: QUEUE.to_owned(), from_offset: 2, messages_max: 0 };
+        let request = BrowseRequest { queue: QUEUE.to_owned(), from_offset: 2, ..BrowseRequest::default() };
         let mut browsed = broker.browse(request).await?.into_inner();
         let batches = answer(&mut browsed).await?.batches;
         let bodies: Vec<_> =

@@ -34,6 +34,7 @@ async fn a_client_that_stops_reading_stops_nobody_else() {
             group: "sleepy".to_owned(),
             credit: Some(Credit { messages: 100_000, bytes: u64::MAX }),
             resume: None,
+            priority: 0,
         };
         let request = ConsumeRequest { request: Some(consume_request::Request::Subscribe(subscribe)) };
         let requests = {
