@@ -1,6 +1,6 @@
 //! What can go wrong, one type per operation. Each tells what certainly did not happen from what may have.
 
-use std::{error::Error as StdError, fmt, sync::Arc};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use skein_proto::{REASON_TRAILER, broker::Reason, ids::Offset};
 use tonic::{Code, ConnectError as TransportConnectError, Status};
@@ -346,6 +346,87 @@ impl RedriveError {
             Self::ToItself { .. } => false,
             Self::NotSeen(error) | Self::NotMoved { error, .. } => error.is_retryable(),
             Self::NotConsumed(error) => error.is_retryable(),
+        }
+    }
+}
+
+/// A request was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The request was not stored, or may not have been; or there is no reply queue.
+    #[error(transparent)]
+    NotSent(#[from] Error),
+    /// No answer came. The request may have been handled all the same, or may be yet if it lives longer.
+    #[error("no answer came within {timeout:?}; see whether anybody serves the queue")]
+    TimedOut {
+        /// How long it was waited for.
+        timeout: Duration,
+    },
+    /// As many requests wait for their answer as may.
+    #[error("{max} requests wait for their answer, all that may; wait for some")]
+    TooMany {
+        /// How many may.
+        max: usize,
+    },
+    /// Another request with the same correlation id waits for its answer.
+    #[error("another request with the correlation id {correlation_id:?} waits for its answer; leave it out")]
+    SameCorrelationId {
+        /// The id.
+        correlation_id: String,
+    },
+    /// Answers cannot be read any more, as when the reply queue was deleted.
+    #[error("the reply queue cannot be read any more; make another requester")]
+    NotRead,
+}
+
+impl RequestError {
+    /// What programs decide by.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NotSent(error) => error.reason(),
+            _ => Reason::Unspecified,
+        }
+    }
+
+    /// Asking again may succeed a moment later. The request may then be handled twice.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NotSent(error) => error.is_retryable(),
+            Self::TimedOut { .. } | Self::TooMany { .. } => true,
+            Self::SameCorrelationId { .. } | Self::NotRead => false,
+        }
+    }
+}
+
+/// Requests are not answered any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServeError {
+    /// The requests cannot be read.
+    #[error("requests cannot be read: {0}")]
+    NotConsumed(#[from] ConsumeError),
+    /// The queue cannot be looked at, or an answer cannot be sent.
+    #[error(transparent)]
+    NotReached(#[from] Error),
+}
+
+impl ServeError {
+    /// What programs decide by.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NotConsumed(error) => error.reason(),
+            Self::NotReached(error) => error.reason(),
+        }
+    }
+
+    /// Serving again may succeed a moment later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NotConsumed(error) => error.is_retryable(),
+            Self::NotReached(error) => error.is_retryable(),
         }
     }
 }

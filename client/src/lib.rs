@@ -42,8 +42,10 @@ mod position;
 mod producer;
 mod queues;
 mod redrive;
+mod request;
 mod retry;
 mod routing;
+mod serve;
 mod settings;
 mod topology;
 mod wire_time;
@@ -63,8 +65,8 @@ pub use crate::{
     config::ClientBuilder,
     consumer::{BatchMessages, Consumer, ConsumerBuilder, Delivery, DeliveryBatch, Settled},
     error::{
-        Cause, ConfirmError, ConnectError, ConsumeError, Error, MalformedMessage, RedriveError, SendError,
-        SettleError, TrySendError,
+        Cause, ConfirmError, ConnectError, ConsumeError, Error, MalformedMessage, RedriveError, RequestError,
+        SendError, ServeError, SettleError, TrySendError,
     },
     filter::{Filter, ParseFilterError},
     message::Message,
@@ -72,6 +74,8 @@ pub use crate::{
     producer::{Confirm, Producer, ProducerBuilder},
     queues::{Group, Queue},
     redrive::{DeadLetterReason, REDRIVE_GROUP, RedriveOptions, RedriveProgress},
+    request::Requester,
+    serve::{HandlerError, SERVER_GROUP},
     settings::{Overflow, QueueSettings, QueueUpdate, Retention, Setting},
     topology::{Node, Shard, Topology},
 };

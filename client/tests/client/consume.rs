@@ -309,11 +309,12 @@ fn settled(
 ) -> node::ConsumeResponse {
     let mut state = node.shared.state();
     let holds_answers = state.holds_answers;
-    let group = state
-        .queues
-        .get_mut(&subscribe.queue)
-        .and_then(|queue| queue.groups.get_mut(&subscribe.group))
-        .unwrap();
+    let queue = state.queues.get_mut(&subscribe.queue);
+    let Some(group) = queue.and_then(|queue| queue.groups.get_mut(&subscribe.group)) else {
+        // Deleted meanwhile: nothing is left to settle.
+        let settled = vec![node::SettleResult { settle_id: settle.settle_id, failures: Vec::new() }];
+        return node::ConsumeResponse { settled, ..node::ConsumeResponse::default() };
+    };
     let (mut failures, mut nacked) = (Vec::new(), Vec::new());
     let mut release = |range: &node::OffsetRange, returns: bool| {
         for offset in range.first..range.first + u64::from(range.count) {

@@ -13,6 +13,7 @@ mod producer;
 mod publish;
 mod queues;
 mod redrive;
+mod request;
 
 use std::time::Duration;
 
