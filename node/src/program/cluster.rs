@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     net::TcpListener,
-    os::unix::process::CommandExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -142,6 +142,21 @@ impl LocalCluster {
     pub(super) fn restart(&mut self, id: u64) -> anyhow::Result<()> {
         self.node_mut(id)?.spawn()?;
         self.write_cluster_file()
+    }
+
+    /// The nodes that somebody has killed since the last call. One that ended by itself is another matter.
+    pub(super) fn take_killed(&mut self) -> anyhow::Result<Vec<u64>> {
+        let mut killed = Vec::new();
+        for node in &mut self.nodes {
+            if let Some(process) = &mut node.process
+                && let Some(status) = process.try_wait()?
+                && status.signal().is_some()
+            {
+                node.process = None;
+                killed.push(node.id);
+            }
+        }
+        Ok(killed)
     }
 
     /// Fails when a process that should run has ended.

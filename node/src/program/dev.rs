@@ -1,11 +1,20 @@
 //! `skein-node dev`: a cluster for trying things out.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
 
 use super::cluster::LocalCluster;
+
+/// How often it is seen whether the nodes run.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a node that was killed stays away.
+const AWAY: Duration = Duration::from_secs(5);
 
 /// What `skein-node dev` takes.
 #[derive(clap::Args)]
@@ -35,15 +44,32 @@ pub fn dev(options: &DevOptions) -> anyhow::Result<()> {
             _ = terminate.recv() => return cluster.stop(),
         }
         tell(&cluster);
+        let mut away = BTreeMap::new();
         loop {
             tokio::select! {
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
-                () = tokio::time::sleep(std::time::Duration::from_millis(500)) => cluster.check_alive()?,
+                () = tokio::time::sleep(LOOK_EVERY) => look_after(&mut cluster, &mut away)?,
             }
         }
         cluster.stop()
     })
+}
+
+/// Starts nodes again that somebody has killed, to see what happens, once there was time to see it.
+#[expect(clippy::print_stdout, reason = "whoever killed a node wants to know")]
+fn look_after(cluster: &mut LocalCluster, away: &mut BTreeMap<u64, Instant>) -> anyhow::Result<()> {
+    for id in cluster.take_killed()? {
+        println!("node {id} was killed; it is started again in {} s", AWAY.as_secs());
+        away.insert(id, Instant::now() + AWAY);
+    }
+    let due: Vec<_> = away.iter().filter(|(_, at)| **at <= Instant::now()).map(|(id, _)| *id).collect();
+    for id in due {
+        away.remove(&id);
+        cluster.restart(id)?;
+        println!("node {id} is started again");
+    }
+    cluster.check_alive()
 }
 
 #[expect(clippy::print_stdout, reason = "this is what the program is asked to show")]
@@ -62,4 +88,7 @@ fn tell(cluster: &LocalCluster) {
     println!("\n  {}\n", cluster.dir().join("cluster.json").display());
     println!("Try it:\n  export SKEIN_SERVERS={servers}");
     println!("  skein queue create orders\n  skein publish orders 'two geese'\n  skein consume orders");
+    println!(
+        "\nKill a node with kill -9 and its pid to see the others carry on; it comes back after a while.\n"
+    );
 }
