@@ -44,7 +44,11 @@ impl Process {
         Self::start(command, log)
     }
 
-    fn start(mut command: Command, log: &Path) -> Result<Self> {
+    /// Runs a program. What it says is appended to a file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(mut command: Command, log: &Path) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(log).context("cannot open the log")?;
         let child = command
             .stdin(Stdio::null())
@@ -138,7 +142,7 @@ pub fn node_binary() -> Result<&'static Path> {
     static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let find = || match env::var_os(BINARY_VARIABLE) {
         Some(path) => Ok(path.into()),
-        None => build("skein-node", "skein-node"),
+        None => build("skein-node", Kind::Program, "skein-node"),
     };
     match BINARY.get_or_init(|| find().map_err(|error| format!("{error:#}"))) {
         Ok(path) => Ok(path),
@@ -151,17 +155,36 @@ pub fn node_binary() -> Result<&'static Path> {
 /// # Errors
 /// When it does not build.
 pub fn command_line_binary() -> Result<PathBuf> {
-    build("skein-client", "skein").context("no command line to test")
+    build("skein-client", Kind::Program, "skein").context("no command line to test")
 }
 
-fn build(package: &str, name: &str) -> Result<PathBuf> {
+/// An example of the client library of this build.
+///
+/// # Errors
+/// When it does not build.
+pub fn example_binary(name: &str) -> Result<PathBuf> {
+    build("skein-client", Kind::Example, name).with_context(|| format!("no example {name} to test"))
+}
+
+/// What a package can have to be run.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Program,
+    Example,
+}
+
+fn build(package: &str, kind: Kind, name: &str) -> Result<PathBuf> {
+    let (option, folder) = match kind {
+        Kind::Program => ("--bin", ""),
+        Kind::Example => ("--example", "examples"),
+    };
     let test = env::current_exe().context("where is this program?")?;
     // target/<profile>/deps/<test>
     let profile = test.ancestors().nth(2).context("this program does not lie in a target directory")?;
     // Cargo builds no binary of another package for a test; and one from yesterday must not be tested.
     if let Some(cargo) = env::var_os("CARGO") {
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--package", package, "--bin", name]);
+        build.args(["build", "--quiet", "--package", package, option, name]);
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
         if profile.ends_with("release") {
             build.arg("--release");
@@ -169,8 +192,8 @@ fn build(package: &str, name: &str) -> Result<PathBuf> {
         let output = build.output().context("cannot run cargo")?;
         ensure!(output.status.success(), "it does not build:\n{}", String::from_utf8_lossy(&output.stderr));
     }
-    let binary = profile.join(name);
-    ensure!(binary.is_file(), "cargo build --bin {name} first ({} is not there)", binary.display());
+    let binary = profile.join(folder).join(name);
+    ensure!(binary.is_file(), "cargo build {option} {name} first ({} is not there)", binary.display());
     Ok(binary)
 }
 

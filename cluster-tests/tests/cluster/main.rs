@@ -12,6 +12,7 @@ mod full_disk;
 mod limits;
 mod power_loss;
 mod replay;
+mod shop;
 mod space;
 mod stalled;
 mod succession;
