@@ -11,12 +11,13 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
-use skein_client::{Confirm, Consumer, DeliveryBatch, Message, Producer};
+use skein_client::{Confirm, Consumer, DeliveryBatch, Producer};
 use tokio::sync::watch;
 
 use super::{
     body::{BodyMaker, Stamp},
     report::Latency,
+    shape::Shape,
     tally::SequenceSet,
 };
 
@@ -45,6 +46,8 @@ pub(super) struct Counts {
 #[derive(Debug, Default)]
 pub(super) struct Published {
     pub(super) producer: u32,
+    pub(super) shape: Shape,
+    /// Those that groups want.
     pub(super) confirmed: SequenceSet,
     pub(super) latency: Latency,
 }
@@ -98,17 +101,25 @@ impl Counters {
     }
 }
 
+/// What one producer is to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Orders {
+    pub(super) index: u32,
+    pub(super) body_bytes: usize,
+    pub(super) window: usize,
+    pub(super) shape: Shape,
+}
+
 /// Publishes as fast as the window allows until told to stop, then waits for the confirms.
 pub(super) async fn publish(
     producer: Producer,
-    index: u32,
-    body_bytes: usize,
-    window: usize,
+    orders: Orders,
     counters: Arc<Counters>,
     publishing: watch::Receiver<bool>,
 ) -> anyhow::Result<Published> {
+    let Orders { index, body_bytes, window, shape } = orders;
     let mut bodies = BodyMaker::new(body_bytes);
-    let mut published = Published { producer: index, ..Published::default() };
+    let mut published = Published { producer: index, shape, ..Published::default() };
     let mut waiting: VecDeque<(Confirm, Stamp)> = VecDeque::new();
     let mut sequence = 0;
     while *publishing.borrow() {
@@ -117,7 +128,7 @@ pub(super) async fn publish(
             wait_for_first(&mut waiting, &mut published, &counters).await;
         }
         let stamp = Stamp { producer: index, sequence, sent_ns: counters.now_ns() };
-        let confirm = producer.send(Message::new(bodies.make(stamp))).await?;
+        let confirm = producer.send(shape.message(sequence, bodies.make(stamp))).await?;
         waiting.push_back((confirm, stamp));
         counters.sent_count.fetch_add(1, Ordering::Relaxed);
         sequence += 1;
@@ -167,7 +178,9 @@ fn take_confirmed(waiting: &mut VecDeque<(Confirm, Stamp)>, published: &mut Publ
 
 impl Published {
     fn on_confirmed(&mut self, stamp: Stamp, now_ns: u64) {
-        self.confirmed.insert(stamp.sequence);
+        if self.shape.wants(stamp.sequence) {
+            self.confirmed.insert(stamp.sequence);
+        }
         self.latency.record_ns(now_ns.saturating_sub(stamp.sent_ns));
     }
 }

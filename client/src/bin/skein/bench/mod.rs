@@ -4,13 +4,14 @@ mod body;
 mod load;
 mod processes;
 mod report;
+mod shape;
 mod tally;
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use skein_client::{Client, QueueSettings};
+use skein_client::{Client, Position, QueueSettings};
 use tokio::{
     signal,
     sync::watch,
@@ -23,12 +24,10 @@ use self::{
     load::{Consumed, Counters, Published},
     processes::Processes,
     report::Report,
+    shape::Shape,
     tally::Verdict,
 };
 use crate::{args::ConnectArgs, output::Output};
-
-/// The consumer group of a measurement.
-const GROUP: &str = "bench";
 
 /// How long nothing new may arrive, after publishing ended, before what is missing counts as lost. Longer than the
 /// default lease would be too patient for a measurement; a failover takes less.
@@ -41,6 +40,8 @@ const EXAMPLES: &str = "\
 Examples:
   skein bench --size 100 --producers 3 --consumers 3 --window 4096 --seconds 30
   skein bench --producers 1 --consumers 1 --window 1 --json       latency of one at a time
+  skein bench --groups 4 --json                                   every message to four groups
+  skein bench --priority --ttl 10m --json                         what some features cost
   skein bench --pids $(pgrep -d, skein-node) --json               with the brokers' CPU, memory and disk";
 
 #[derive(Debug, Args)]
@@ -55,9 +56,14 @@ pub(crate) struct BenchArgs {
     /// Producers, in turn one per queue.
     #[arg(long, default_value_t = 3)]
     producers: u32,
-    /// Consumers, in turn one per queue. 0 measures publishing alone.
+    /// Consumers of each group, in turn one per queue. 0 measures publishing alone.
     #[arg(long, default_value_t = 3)]
     consumers: u32,
+    /// Groups, each of which gets every message.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    groups: u32,
+    #[command(flatten)]
+    shape: Shape,
     /// Unconfirmed messages of each producer.
     #[arg(long, default_value_t = 512)]
     window: usize,
@@ -86,6 +92,9 @@ pub(crate) async fn run(
     let queues: Vec<_> = (0..args.queues).map(|queue| format!("bench-{run_id:08x}-{queue}")).collect();
     for queue in &queues {
         client.create_queue(queue, QueueSettings::default()).await.context("cannot create the queues")?;
+        for group in groups(&args) {
+            create_group(client, queue, &group, &args.shape).await.context("cannot create the groups")?;
+        }
     }
     let measured = measure(connect, &args, &queues, output).await;
     if !args.keep {
@@ -100,13 +109,28 @@ pub(crate) async fn run(
     Ok(())
 }
 
+/// The consumer groups of a measurement; none where nothing is consumed.
+fn groups(args: &BenchArgs) -> impl Iterator<Item = String> + use<> {
+    let count = if args.consumers > 0 { args.groups } else { 0 };
+    (0..count).map(|group| format!("bench-{group}"))
+}
+
+async fn create_group(client: &Client, queue: &str, group: &str, shape: &Shape) -> anyhow::Result<()> {
+    match shape.filter() {
+        Some(filter) => client.create_filtered_group(queue, group, Position::First, filter).await?,
+        None => client.create_group(queue, group, Position::First).await?,
+    };
+    Ok(())
+}
+
 /// The load while it runs.
 struct Load {
     counters: Arc<Counters>,
     publishing: watch::Sender<bool>,
     consuming: watch::Sender<bool>,
     producers: JoinSet<anyhow::Result<Published>>,
-    consumers: JoinSet<anyhow::Result<Consumed>>,
+    /// For each group its consumers.
+    consumers: Vec<JoinSet<anyhow::Result<Consumed>>>,
 }
 
 async fn measure(
@@ -127,11 +151,16 @@ async fn measure(
     load.publishing.send_replace(false);
     let published = collect(&mut load.producers).await?;
     if args.consumers > 0 {
-        drain(&load.counters, &published).await;
+        drain(&load.counters, &published, args.groups).await;
     }
     load.consuming.send_replace(false);
-    let consumed = collect(&mut load.consumers).await?;
-    let verdict = (args.consumers > 0).then(|| Verdict::of(&published, &consumed));
+    let mut consumed = Vec::new();
+    let mut verdict = (args.consumers > 0).then(Verdict::default);
+    for group in &mut load.consumers {
+        let by_group = collect(group).await?;
+        verdict = verdict.map(|verdict| verdict.and(Verdict::of(&published, &by_group)));
+        consumed.extend(by_group);
+    }
     Ok(Report {
         measured_for,
         counts,
@@ -151,16 +180,20 @@ impl Load {
             publishing: watch::Sender::new(true),
             consuming: watch::Sender::new(true),
             producers: JoinSet::new(),
-            consumers: JoinSet::new(),
+            consumers: Vec::new(),
         };
         let queue_of = |index: u32| &queues[index as usize % queues.len()];
         // Connections of their own, so that deliveries do not stand in the way of confirms.
         let for_consumers = connect.client().await?;
-        for index in 0..args.consumers {
-            let consumer = for_consumers.consumer(queue_of(index), GROUP).credit_messages(args.credit);
-            let consumer = consumer.build().await?;
-            let (counters, consuming) = (Arc::clone(&load.counters), load.consuming.subscribe());
-            load.consumers.spawn(load::consume(consumer, args.producers, counters, consuming));
+        for group in groups(args) {
+            let mut consumers = JoinSet::new();
+            for index in 0..args.consumers {
+                let consumer = for_consumers.consumer(queue_of(index), &group).credit_messages(args.credit);
+                let consumer = consumer.build().await?;
+                let (counters, consuming) = (Arc::clone(&load.counters), load.consuming.subscribe());
+                consumers.spawn(load::consume(consumer, args.producers, counters, consuming));
+            }
+            load.consumers.push(consumers);
         }
         let for_producers = connect.client().await?;
         let body_bytes = args.size.max(BODY_BYTES_MIN);
@@ -169,8 +202,9 @@ impl Load {
                 for_producers.producer(queue_of(index)).window_messages(args.window).window_bytes(usize::MAX);
             let producer = producer.build().await?;
             let (counters, publishing) = (Arc::clone(&load.counters), load.publishing.subscribe());
-            let window = args.window;
-            load.producers.spawn(load::publish(producer, index, body_bytes, window, counters, publishing));
+            let (window, shape) = (args.window, args.shape);
+            let orders = load::Orders { index, body_bytes, window, shape };
+            load.producers.spawn(load::publish(producer, orders, counters, publishing));
         }
         Ok(load)
     }
@@ -204,8 +238,9 @@ async fn tell_each_second(
 }
 
 /// Waits until everything confirmed was received and acked, or nothing new comes any more.
-async fn drain(counters: &Counters, published: &[Published]) {
-    let confirmed_count: u64 = published.iter().map(|published| published.confirmed.count()).sum();
+async fn drain(counters: &Counters, published: &[Published], groups: u32) {
+    let wanted_count: u64 = published.iter().map(|published| published.confirmed.count()).sum();
+    let confirmed_count = wanted_count * u64::from(groups);
     let mut seen = counters.snapshot();
     let mut last_progress = Instant::now();
     while seen.received_count.min(seen.acked_count) < confirmed_count

@@ -48,7 +48,7 @@ impl SequenceSet {
 }
 
 /// What became of the messages.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     /// Confirmed and never received.
     pub(super) lost_count: u64,
@@ -57,6 +57,14 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
+    /// Both together.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            lost_count: self.lost_count + other.lost_count,
+            duplicated_count: self.duplicated_count + other.duplicated_count,
+        }
+    }
+
     pub(super) fn of(published: &[Published], consumed: &[Consumed]) -> Self {
         let mut verdict = Self::default();
         for consumed in consumed {

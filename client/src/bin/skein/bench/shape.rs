@@ -1,0 +1,72 @@
+//! What messages of a measurement ask for, besides being carried.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use skein_client::{Filter, Message};
+
+use crate::args;
+
+/// Keys of messages that groups want, and of others.
+const WANTED: &str = "wanted";
+const OTHER: &str = "other";
+
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct Shape {
+    /// Give messages the priorities 0 to 9 in turn.
+    #[arg(long)]
+    priority: bool,
+    /// Let messages be delivered so much later, such as 500ms.
+    #[arg(long, value_parser = args::duration, value_name = "TIME")]
+    delay: Option<Duration>,
+    /// Give messages a time to live.
+    #[arg(long, value_parser = args::duration, value_name = "TIME")]
+    ttl: Option<Duration>,
+    /// Let groups want only every second message, by its key.
+    #[arg(long)]
+    filter: bool,
+}
+
+impl Shape {
+    /// The message with this number.
+    pub(super) fn message(&self, sequence: u64, body: Bytes) -> Message {
+        let mut message = Message::new(body);
+        if self.priority {
+            message.priority = (sequence % 10) as u8;
+        }
+        if self.filter {
+            message.key = Bytes::from_static(if self.wants(sequence) { WANTED } else { OTHER }.as_bytes());
+        }
+        message.delay = self.delay;
+        message.ttl = self.ttl;
+        message
+    }
+
+    /// Whether groups want the message with this number.
+    pub(super) fn wants(&self, sequence: u64) -> bool {
+        !self.filter || sequence.is_multiple_of(2)
+    }
+
+    /// What groups want; none for everything.
+    pub(super) fn filter(&self) -> Option<Filter> {
+        self.filter.then(|| Filter::key_equals(WANTED))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_as_they_were_asked_for() {
+        let plain = Shape::default().message(7, Bytes::from_static(b"x"));
+        assert_eq!(plain, Message::new("x"));
+        let (delay, ttl) = (Some(Duration::from_millis(5)), Some(Duration::from_secs(9)));
+        let shape = Shape { priority: true, delay, ttl, filter: true };
+        let message = shape.message(17, Bytes::new());
+        assert_eq!((message.priority, message.delay, message.ttl), (7, delay, ttl));
+        assert_eq!((&message.key[..], shape.wants(17)), (&b"other"[..], false));
+        assert_eq!((&shape.message(18, Bytes::new()).key[..], shape.wants(18)), (&b"wanted"[..], true));
+    }
+}
