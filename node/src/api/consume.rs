@@ -255,9 +255,6 @@ impl Sender {
         reader: &mut WantedReader,
     ) -> Result<(), Option<Status>> {
         let mut bytes = 0;
-        if !items.is_empty() {
-            reader.look_at_filter();
-        }
         for item in items.drain(..) {
             for Wanted { first, count, batch } in reader.read(&item).await.map_err(Some)? {
                 bytes += batch.len();

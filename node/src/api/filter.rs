@@ -48,7 +48,7 @@ pub(super) fn encode(filter: Option<&wire::Filter>) -> Result<Vec<u8>, Status> {
 
 /// What a group keeps, as clients read it.
 pub(super) fn decode(kept: &[u8]) -> Option<wire::Filter> {
-    if kept.is_empty() { None } else { wire::Filter::decode(kept).ok() }
+    wire::Filter::decode(kept).ok()
 }
 
 impl Filter {

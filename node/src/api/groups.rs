@@ -134,7 +134,7 @@ pub(super) fn describe(queue: &Queue, group: &Group) -> GroupInfo {
         unacked_bytes: if has_caught_up { 0 } else { queue.unacked_bytes(group) },
         oldest_unacked_at_ms: if has_caught_up { None } else { queue.oldest_unacked_at_ms(group) }
             .unwrap_or_default(),
-        filter: filter::decode(group.filter()),
+        filter: group.filter().and_then(|kept| filter::decode(kept)),
         leased_messages: 0,
         consumers: 0,
     }

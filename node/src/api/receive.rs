@@ -133,9 +133,8 @@ async fn received(
     let mut received = Vec::new();
     let mut left = Vec::new();
     let mut bytes = 0;
-    reader.look_at_filter();
     for item in items {
-        let OutboxItem { delivery, slice } = item;
+        let OutboxItem { delivery, slice, .. } = item;
         let consumer = delivery.consumer;
         if bytes >= RESPONSE_BYTES {
             let range = OffsetRange::new(delivery.first, u64::from(delivery.count));

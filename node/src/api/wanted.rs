@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     batch::{self, Fields},
-    broker::Queue,
     dispatch::GroupKey,
     offsets::OffsetRange,
     raft::Replica,
@@ -33,7 +32,7 @@ pub(super) struct WantedReader {
     delivery: DeliveryHandle,
     bodies: BodyReader,
     /// The group's filter, as the core keeps it and as it is asked.
-    kept: Arc<[u8]>,
+    kept: Option<Arc<[u8]>>,
     filter: Option<Filter>,
     unwanted: Vec<SettleItem>,
     /// How often the group had been moved when the consumer came.
@@ -47,7 +46,7 @@ impl WantedReader {
         delivery: DeliveryHandle,
         bodies: BodyReader,
     ) -> Self {
-        let (kept, filter, unwanted) = (Arc::from([]), None, Vec::new());
+        let (kept, filter, unwanted) = (None, None, Vec::new());
         let mut reader = Self { key, replica, delivery, bodies, kept, filter, unwanted, seek_count: 0 };
         reader.seek_count = reader.seek_count_now();
         reader
@@ -65,20 +64,6 @@ impl WantedReader {
             .unwrap_or(self.seek_count)
     }
 
-    /// Takes note of what the group wants now. It may have changed since the last time.
-    pub(super) fn look_at_filter(&mut self) {
-        let GroupKey { queue, group } = self.key;
-        let kept = self.replica.with_messages(|shard| {
-            let group = shard.queue(queue).and_then(|queue: &Queue| queue.group(group))?;
-            Some(Arc::clone(group.filter()))
-        });
-        if let Some(kept) = kept.filter(|kept| *kept != self.kept) {
-            // It was checked before it was replicated.
-            self.filter = filter::decode(&kept).and_then(|filter| Filter::new(&filter).ok());
-            self.kept = kept;
-        }
-    }
-
     /// The messages of a delivery that the group wants. None are left of one that was purged after it was handed out;
     /// its lease ends by itself.
     pub(super) async fn read(&mut self, item: &OutboxItem) -> Result<Vec<Wanted>, Status> {
@@ -88,21 +73,33 @@ impl WantedReader {
             Err(error) => return Err(status::from_body(&error)),
         };
         let (mut first, count) = (item.delivery.first, item.delivery.count);
-        let Some(filter) = &self.filter else {
+        let Some(filter) = self.filter(item.filter.as_ref()) else {
             return Ok(vec![Wanted { first, count, batch }]);
         };
-        let mut wanted = Vec::new();
+        let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
         for (is_wanted, count, batch) in batch::split(&batch, |message| filter.wants(&Fields::of(message))) {
             if is_wanted {
                 wanted.push(Wanted { first, count, batch });
             } else {
                 let range = OffsetRange::new(first, count.into());
                 let consumer = item.delivery.consumer;
-                self.unwanted.push(SettleItem { consumer, range, kind: SettleKind::Ack });
+                unwanted.push(SettleItem { consumer, range, kind: SettleKind::Ack });
             }
             first = first.plus(count.into());
         }
+        self.unwanted.extend(unwanted);
         Ok(wanted)
+    }
+
+    /// The group's filter, which may be another one than the last time.
+    fn filter(&mut self, kept: Option<&Arc<[u8]>>) -> Option<&Filter> {
+        if kept != self.kept.as_ref() {
+            self.kept = kept.cloned();
+            // It was checked before it was replicated.
+            let decoded = kept.and_then(|kept| filter::decode(kept));
+            self.filter = decoded.and_then(|filter| Filter::new(&filter).ok());
+        }
+        self.filter.as_ref()
     }
 
     /// Acks what was read and is not wanted; says whether there was any. When it cannot be replicated, this node stops

@@ -24,7 +24,7 @@ pub struct Group {
     /// How often it was moved.
     seek_count: u32,
     /// Which messages it wants. Read by those who deliver.
-    filter: Arc<[u8]>,
+    filter: Option<Arc<[u8]>>,
 }
 
 /// What is known of a message that came back.
@@ -117,7 +117,7 @@ impl Group {
             dead_lettered_total: 0,
             dropped_total: 0,
             seek_count: 0,
-            filter: filter.into(),
+            filter: shared(filter),
         }
     }
 
@@ -169,10 +169,10 @@ impl Group {
         self.seek_count
     }
 
-    /// Which messages it wants, as the command that set it said; empty for all.
+    /// Which messages it wants, as the command that set it said; nothing for all.
     #[must_use]
-    pub const fn filter(&self) -> &Arc<[u8]> {
-        &self.filter
+    pub const fn filter(&self) -> Option<&Arc<[u8]>> {
+        self.filter.as_ref()
     }
 
     /// The messages that wait to be moved to the dead-letter queue, in order of sequence.
@@ -326,7 +326,7 @@ impl Group {
     }
 
     pub(super) fn set_filter(&mut self, filter: &[u8]) {
-        self.filter = filter.into();
+        self.filter = shared(filter);
     }
 
     /// Goes on from elsewhere, as if nothing from there on had ever been delivered.
@@ -353,7 +353,7 @@ impl Group {
             dead_lettered_total: self.dead_lettered_total,
             dropped_total: self.dropped_total,
             seek_count: self.seek_count,
-            filter: Arc::clone(&self.filter),
+            filter: self.filter.as_deref().unwrap_or_default().to_vec(),
         }
     }
 
@@ -372,7 +372,7 @@ impl Group {
             dead_lettered_total: record.dead_lettered_total,
             dropped_total: record.dropped_total,
             seek_count: record.seek_count,
-            filter: record.filter,
+            filter: shared(&record.filter),
         }
     }
 
@@ -395,6 +395,10 @@ impl Group {
         merged.retain(|(part, _)| !part.is_empty());
         merged
     }
+}
+
+fn shared(filter: &[u8]) -> Option<Arc<[u8]>> {
+    (!filter.is_empty()).then(|| filter.into())
 }
 
 impl DeadLetterRun {

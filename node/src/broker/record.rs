@@ -1,7 +1,5 @@
 //! The state cut into keyed records, so that a checkpoint rewrites only what changed.
 
-use std::sync::Arc;
-
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId};
 
 use super::{Block, DeadLetterRun, PublishedBatch, Returned, Settings};
@@ -119,8 +117,8 @@ pub struct GroupRecord {
     pub dropped_total: u64,
     /// How often it was moved.
     pub seek_count: u32,
-    /// Which messages it wants.
-    pub filter: Arc<[u8]>,
+    /// Which messages it wants; empty for all.
+    pub filter: Vec<u8>,
 }
 
 /// The kept ones of [`PAGE_BLOCKS`](super::PAGE_BLOCKS) consecutive blocks of a queue. May begin with blocks below the

@@ -100,7 +100,7 @@ impl Group {
         if range.first == self.fresh_from {
             self.fresh_from = range.end();
         } else {
-            self.ready.remove(range);
+            self.ready.take_first(range);
         }
         self.leased.insert(range);
     }
@@ -125,7 +125,9 @@ impl Group {
             free.push(Work { range: taken, attempt: attempts.saturating_add(1) });
         }
         for work in &free {
-            self.lease(work.range);
+            // They may be in any lane.
+            self.ready.remove(work.range);
+            self.leased.insert(work.range);
         }
         free
     }

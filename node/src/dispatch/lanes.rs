@@ -37,6 +37,16 @@ impl Lanes {
         }
     }
 
+    /// Takes out messages of the run that comes next. Looks into its lane only, as [`Lanes::remove`] does not.
+    pub(super) fn take_first(&mut self, range: OffsetRange) {
+        if let Some(mut lane) = self.by_priority.last_entry() {
+            lane.get_mut().remove(range);
+            if lane.get().is_empty() {
+                lane.remove();
+            }
+        }
+    }
+
     pub(super) fn remove(&mut self, range: OffsetRange) {
         self.by_priority.retain(|_, lane| {
             lane.remove(range);

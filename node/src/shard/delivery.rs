@@ -20,7 +20,7 @@ use super::{
     stored::StoredMessages,
 };
 use crate::{
-    broker::{Command, Event, Outcome, Queue, Return, Shard},
+    broker::{self, Command, Event, Outcome, Queue, Return, Shard},
     clock::{Clock, millis},
     dispatch::{
         ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupKey, GroupStart, Ready, Refusal, Returned,
@@ -423,7 +423,9 @@ impl Deliverer {
                     continue;
                 };
                 let Some(outbox) = self.outboxes.get(&delivery.consumer) else { continue };
-                outbox.push(OutboxItem { delivery, slice });
+                let group = shard.queue(delivery.key.queue).and_then(|queue| queue.group(delivery.key.group));
+                let filter = group.and_then(broker::Group::filter).cloned();
+                outbox.push(OutboxItem { delivery, slice, filter });
             }
             expired
         });

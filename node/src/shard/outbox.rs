@@ -3,6 +3,8 @@
 //! An outbox holds what its consumer has leased, so that the consumer's credit bounds it. One whose stream stalls is
 //! dropped within a lease's time.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 
 use crate::{
@@ -17,6 +19,8 @@ pub struct OutboxItem {
     pub delivery: Delivery,
     /// Where they are.
     pub slice: BlockSlice,
+    /// Which of them the group wants; nothing for all.
+    pub filter: Option<Arc<[u8]>>,
 }
 
 /// The delivery task's end.

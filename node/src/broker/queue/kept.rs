@@ -8,6 +8,7 @@ use super::{
     },
     Batch, GiveUpReason, Group, Offset, OffsetRange, Queue,
 };
+use crate::offsets::OffsetSet;
 
 impl Queue {
     /// Whether it may keep a batch as well. Where the oldest messages make room there always is.
@@ -159,15 +160,41 @@ impl Queue {
             return;
         }
         let kept = OffsetRange::between(self.first_offset, self.next_offset);
+        // Whole blocks, each once: acks of single messages come many to a block.
+        let mut touched = OffsetSet::new();
         for range in acked {
             let range = range.intersect(kept);
-            if range.is_empty() || self.groups.values().any(|group| group.acked_end() <= range.first) {
+            if range.is_empty()
+                || touched.gaps(range).next().is_none()
+                || self.groups.values().any(|group| group.acked_end() <= range.first)
+            {
                 continue;
             }
-            for free in self.acked_by_all(self.whole_blocks(range)) {
+            touched.insert(self.whole_blocks(range));
+        }
+        for range in touched.iter() {
+            for free in self.free_blocks(range) {
                 self.blocks.drop_inside(free);
             }
         }
+    }
+
+    /// The blocks in a range all of whose messages every group has acked; those that follow each other as one.
+    fn free_blocks(&self, range: OffsetRange) -> Vec<OffsetRange> {
+        let mut free: Vec<OffsetRange> = Vec::new();
+        let mut acked = self.acked_by_all(range).into_iter().peekable();
+        for block in self.blocks.ending_after(range.first).take_while(|block| block.end() <= range.end()) {
+            while acked.next_if(|part| part.end() < block.end()).is_some() {}
+            let Some(part) = acked.peek() else { break };
+            if part.first > block.first {
+                continue;
+            }
+            match free.last_mut() {
+                Some(last) if last.end() == block.first => last.count += u64::from(block.count),
+                _ => free.push(OffsetRange::between(block.first, block.end())),
+            }
+        }
+        free
     }
 
     /// The range, and whatever else is in the blocks that its ends are in.

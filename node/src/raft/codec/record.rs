@@ -273,7 +273,7 @@ fn group_to_wire(record: &GroupRecord) -> wire::GroupRecord {
         dead_lettered_total: record.dead_lettered_total,
         dropped_total: record.dropped_total,
         seek_count: record.seek_count,
-        filter: Bytes::copy_from_slice(&record.filter),
+        filter: record.filter.clone().into(),
     }
 }
 
@@ -304,7 +304,7 @@ fn group_from_wire(record: wire::GroupRecord) -> Result<GroupRecord, DecodeError
         dead_lettered_total: record.dead_lettered_total,
         dropped_total: record.dropped_total,
         seek_count: record.seek_count,
-        filter: record.filter[..].into(),
+        filter: record.filter.into(),
         name: record.name,
     })
 }

@@ -248,7 +248,7 @@ fn group_record() -> impl Strategy<Value = Record> {
                 dead_lettered_total,
                 dropped_total,
                 seek_count,
-                filter: filter.into(),
+                filter,
             })
         },
     )
