@@ -9,6 +9,7 @@ use std::{
 
 use serde::Deserialize;
 use serde_yaml_ng::Value;
+use skein_client::{Client, Position, QueueSettings};
 use skein_cluster_tests::{cluster::Cluster, scenario};
 
 /// `raft.drain_ms`, and what closing connections and the log takes at most.
@@ -114,6 +115,10 @@ fn alarms() -> Vec<Value> {
 #[tokio::test]
 async fn the_dashboard_and_the_alarms_name_figures_that_a_node_gives() {
     let cluster = Cluster::start(1).await.unwrap();
+    // Figures of queues and groups are given where there are some.
+    let client = Client::connect(cluster.addresses()).await.unwrap();
+    client.create_queue("orders", QueueSettings::default()).await.unwrap();
+    client.create_group("orders", "mail", Position::First).await.unwrap();
     let metrics = cluster.metrics(1).await.unwrap();
     let given = figures(&metrics);
     let dashboard: serde_json::Value = serde_json::from_str(&text("grafana/skein.json")).unwrap();

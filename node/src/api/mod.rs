@@ -6,6 +6,7 @@ mod browse;
 mod cluster;
 mod consume;
 mod courier;
+mod figures;
 mod filter;
 mod forward;
 mod groups;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 
 pub use admission::Admission;
 pub use courier::ApiCourier;
+pub use figures::{GroupFigures, QueueFigures};
 pub use services::{ApiSlot, BrokerService, ClusterService, QueuesService};
 
 use crate::{

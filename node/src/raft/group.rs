@@ -378,6 +378,19 @@ impl Group {
         self.replicated_index.fetch_max(everywhere, Ordering::Relaxed);
     }
 
+    /// How many entries each other voter lacks, as far as this node knows; nothing when it does not lead.
+    #[must_use]
+    pub fn follower_lags(&self) -> Vec<(NodeId, u64)> {
+        let metrics = self.metrics();
+        let Some(followers) = &metrics.replication else { return Vec::new() };
+        let end = metrics.last_log_index.map_or(0, |index| index + 1);
+        let lag = |voter| {
+            let reached = followers.get(&voter).and_then(Option::as_ref).map_or(0, |id| id.index() + 1);
+            (NodeId::new(voter), end.saturating_sub(reached))
+        };
+        metrics.membership_config.voter_ids().filter(|voter| *voter != self.node.get()).map(lag).collect()
+    }
+
     /// As leader, writes an entry without commands, which tells every replica how much of the log all of them have on
     /// disk. A shard that nobody writes to would otherwise never learn, and its last entries would hold every shard's
     /// log back.
