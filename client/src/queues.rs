@@ -57,6 +57,8 @@ pub struct Group {
     pub oldest_unacked_at: Option<SystemTime>,
     /// Messages that a consumer holds now.
     pub leased_count: u64,
+    /// Messages that are not due yet: to be delivered later, or returned with a delay.
+    pub delayed_count: u64,
     /// Consumers that are connected.
     pub consumer_count: u32,
     /// Messages that were returned at least once and are not acked yet.
@@ -333,10 +335,10 @@ impl From<broker::Queue> for Queue {
 }
 
 impl Group {
-    /// Nothing is left to be delivered: all messages are acked, or held by consumers.
+    /// Nothing is left to be delivered now: all messages are acked, held by consumers, or not due yet.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.unacked_count <= self.leased_count
+        self.unacked_count <= self.leased_count + self.delayed_count
     }
 }
 
@@ -349,6 +351,7 @@ impl From<broker::Group> for Group {
             unacked_bytes: wire.unacked_bytes,
             oldest_unacked_at: (wire.oldest_unacked_at_ms != 0).then(|| wall_time(wire.oldest_unacked_at_ms)),
             leased_count: wire.leased_messages,
+            delayed_count: wire.delayed_messages,
             consumer_count: wire.consumers,
             returned_count: wire.returned_messages,
             dead_lettered_count: wire.dead_lettered_total,

@@ -87,7 +87,7 @@ async fn dead_letters_are_moved_back() {
     assert_eq!(skein(&cluster, &["browse", "orders"]).await, "hello\nhello\n");
     let to_nothing = skein_with_input(&cluster, &["queue", "redrive", "dead", "--to", "nothing"], "").await;
     let sentence = String::from_utf8(to_nothing.stderr).unwrap();
-    assert!(sentence.contains("there is no queue nothing") && sentence.contains("skein queue create"));
+    assert!(sentence.contains("there is no queue nothing") && sentence.contains("skein queue list"));
 }
 
 #[tokio::test]
@@ -187,7 +187,7 @@ async fn failures_are_a_sentence_and_an_exit_code() {
     let sentence = String::from_utf8(output.stderr).unwrap();
     assert_eq!(sentence.lines().count(), 1);
     assert!(
-        sentence.contains("there is no queue nothing") && sentence.contains("skein queue create"),
+        sentence.contains("there is no queue nothing") && sentence.contains("skein queue list"),
         "{sentence}"
     );
 }

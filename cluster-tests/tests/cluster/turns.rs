@@ -43,6 +43,12 @@ async fn scheduled_messages_come_when_they_are_due() {
         let at = SystemTime::now() + Duration::from_millis(2_500);
         client.send(QUEUE, vec![Message::new("2500").deliver_at(at)]).await?;
         let mut consumer = client.consumer(QUEUE, GROUP).build().await?;
+        wait::until("the others to wait", LATE_MAX, async || {
+            let group = client.get_group(QUEUE, GROUP).await?;
+            ensure!((group.leased_count, group.delayed_count) == (1, 4) && group.is_drained(), "{group:?}");
+            Ok(())
+        })
+        .await?;
         for (place, due_ms) in [0, 2_000, 2_500, 3_000, 4_000].into_iter().enumerate() {
             let delivery = next(&mut consumer).await?;
             let (due, elapsed) = (Duration::from_millis(due_ms), began.elapsed());

@@ -33,6 +33,8 @@ pub struct GroupFigures {
     pub oldest_unacked_age: Option<Duration>,
     /// Messages that consumers hold.
     pub leased_messages: u64,
+    /// Messages that are not due yet.
+    pub delayed_messages: u64,
     /// Messages that came back and are not acked.
     pub returned_messages: u64,
     /// Consumers that are connected.
@@ -83,6 +85,7 @@ impl GroupFigures {
             unacked_bytes: group.unacked_bytes,
             oldest_unacked_age: oldest_at_ms.map(|at_ms| Duration::from_millis(now_ms.saturating_sub(at_ms))),
             leased_messages: group.leased_messages,
+            delayed_messages: group.delayed_messages,
             returned_messages: group.returned_messages,
             consumers: group.consumers,
             dead_lettered_total: group.dead_lettered_total,

@@ -136,6 +136,7 @@ pub(super) fn describe(queue: &Queue, group: &Group) -> GroupInfo {
             .unwrap_or_default(),
         filter: group.filter().and_then(|kept| filter::decode(kept)),
         leased_messages: 0,
+        delayed_messages: 0,
         consumers: 0,
     }
 }

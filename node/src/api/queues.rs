@@ -159,9 +159,10 @@ impl Api {
         if let (Some(delivery), Some(counts)) = (delivery, &mut described.counts) {
             for group in &mut counts.groups {
                 if let Ok(id) = self.find_group(queue, &group.name) {
-                    let GroupCounts { leased_messages, consumers } =
+                    let GroupCounts { leased_messages, delayed_messages, consumers } =
                         delivery.counts(GroupKey { queue: queue.id, group: id }).await;
                     group.leased_messages = leased_messages;
+                    group.delayed_messages = delayed_messages;
                     group.consumers = consumers;
                 }
             }

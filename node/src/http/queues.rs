@@ -29,6 +29,9 @@ pub(super) async fn tell_of_queues(exposition: &mut Exposition, api: &Api, queue
     by_group("skein_group_leased_messages", Gauge, "Messages that consumers hold.", |group| {
         group.leased_messages
     });
+    by_group("skein_group_delayed_messages", Gauge, "Messages that are not due yet.", |group| {
+        group.delayed_messages
+    });
     by_group("skein_group_returned_messages", Gauge, "Messages that came back and are not acked.", |group| {
         group.returned_messages
     });

@@ -245,8 +245,11 @@ impl Deliverer {
             Request::Settle { key, items, reply } => self.settle(key, items, reply).await,
             Request::Counts { key, reply } => {
                 let counts = self.dispatcher.counts(key);
-                let _ =
-                    reply.send(GroupCounts { leased_messages: counts.leased, consumers: counts.consumers });
+                let _ = reply.send(GroupCounts {
+                    leased_messages: counts.leased,
+                    delayed_messages: counts.delayed,
+                    consumers: counts.consumers,
+                });
             }
         }
     }

@@ -89,6 +89,8 @@ pub enum SettleError {
 pub struct GroupCounts {
     /// Messages held by consumers.
     pub leased_messages: u64,
+    /// Messages that are not due yet.
+    pub delayed_messages: u64,
     /// Consumers on streams.
     pub consumers: u32,
 }

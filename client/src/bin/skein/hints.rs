@@ -22,10 +22,9 @@ fn reason(error: &anyhow::Error) -> Option<Reason> {
 
 fn hint(reason: Reason) -> Option<&'static str> {
     match reason {
-        Reason::QueueNotFound => Some("create it with `skein queue create NAME`, or see `skein queue list`"),
+        Reason::QueueNotFound => Some("see `skein queue list`"),
         Reason::QueueExists => Some("see its settings with `skein queue show NAME`"),
         Reason::GroupNotFound => Some("see the groups with `skein queue show NAME`"),
-        Reason::QueueFull => Some("consume from it, or change its limits with `skein queue update NAME`"),
         Reason::NoLeader | Reason::NotLeader => Some("see `skein cluster status`, and try again"),
         _ => None,
     }
