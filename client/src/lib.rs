@@ -79,3 +79,10 @@ pub use crate::{
     settings::{Overflow, QueueSettings, QueueUpdate, Retention, Setting},
     topology::{Node, Shard, Topology},
 };
+
+/// Compiles the examples of the guide.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../docs/guide/publishing.md")]
+    struct Publishing;
+}
