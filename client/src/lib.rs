@@ -85,4 +85,24 @@ pub use crate::{
 mod guide {
     #[doc = include_str!("../../docs/guide/publishing.md")]
     struct Publishing;
+    #[doc = include_str!("../../docs/guide/consuming.md")]
+    struct Consuming;
+    #[doc = include_str!("../../docs/guide/dead-letters.md")]
+    struct DeadLetters;
+    #[doc = include_str!("../../docs/guide/retention.md")]
+    struct Retention;
+    #[doc = include_str!("../../docs/guide/length-limits.md")]
+    struct LengthLimits;
+    #[doc = include_str!("../../docs/guide/expiry.md")]
+    struct Expiry;
+    #[doc = include_str!("../../docs/guide/scheduling.md")]
+    struct Scheduling;
+    #[doc = include_str!("../../docs/guide/priorities.md")]
+    struct Priorities;
+    #[doc = include_str!("../../docs/guide/single-active-consumer.md")]
+    struct SingleActiveConsumer;
+    #[doc = include_str!("../../docs/guide/filters.md")]
+    struct Filters;
+    #[doc = include_str!("../../docs/guide/replay.md")]
+    struct Replay;
 }
