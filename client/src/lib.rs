@@ -105,4 +105,6 @@ mod guide {
     struct Filters;
     #[doc = include_str!("../../docs/guide/replay.md")]
     struct Replay;
+    #[doc = include_str!("../../docs/guide/changing-settings.md")]
+    struct ChangingSettings;
 }
