@@ -190,14 +190,14 @@ impl Settlement {
     }
 
     /// The message is given back, to be delivered again no sooner than `delay` from now, whatever the queue says. In
-    /// milliseconds, at most 49 days.
+    /// milliseconds, at most a day.
     #[must_use]
     pub fn nack_after(mut self, lease_token: LeaseToken, delay: Duration) -> Self {
         self.nacks.push(node::TokenNack { lease_token: lease_token.0, delay_ms: Some(duration_ms(delay)) });
         self
     }
 
-    /// The lease ends `lease` from now. In milliseconds, at most 49 days.
+    /// The lease ends `lease` from now. In milliseconds, at most a day.
     #[must_use]
     pub fn extend(mut self, lease_token: LeaseToken, lease: Duration) -> Self {
         self.extends.push(node::TokenExtend { lease_token: lease_token.0, lease_ms: duration_ms(lease) });

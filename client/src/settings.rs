@@ -29,12 +29,12 @@ pub struct QueueSettings {
     pub max_deliveries: Option<u32>,
     /// Where messages go that are given up; must exist.
     pub dead_letter_queue: Option<String>,
-    /// How long a consumer may hold a message before it is delivered again. 30 s unless set, at most 49 days.
+    /// How long a consumer may hold a message before it is delivered again. 30 s unless set, at most a day.
     pub lease: Option<Duration>,
     /// How long a message that came back waits before it is delivered again, unless its consumer said how long. At once
-    /// unless set, at most 49 days.
+    /// unless set, at most a day.
     pub redelivery_delay: Option<Duration>,
-    /// The most that the delay grows to. An hour unless set, at most 49 days.
+    /// The most that the delay grows to. An hour unless set, at most a day.
     pub redelivery_delay_max: Option<Duration>,
     /// By what the delay grows each time the message comes back. 2 unless set.
     pub redelivery_delay_multiplier: Option<u32>,
@@ -147,7 +147,7 @@ fn long_ms(duration: Option<Duration>) -> u64 {
 /// The same for a setting with less room on the wire. A duration that was cut short in silence would be a surprise.
 fn short_ms(setting: &str, duration: Option<Duration>) -> Result<u32, Error> {
     u32::try_from(long_ms(duration)).map_err(|_| {
-        let sentence = format!("the {setting} is too long; give at most 49 days");
+        let sentence = format!("the {setting} is too long; give at most a day");
         Error::NotAccepted(Cause::new(Code::InvalidArgument, Reason::InvalidSetting, sentence))
     })
 }

@@ -41,6 +41,9 @@ pub const GROUP_CONSUMERS_MAX: usize = 1_024;
 /// The most groups of one queue.
 pub const QUEUE_GROUPS_MAX: usize = 1_024;
 
+/// The longest lease, and the longest delay of a returned message, in milliseconds: a day.
+pub const SETTLE_DURATION_MS_MAX: u32 = 24 * 60 * 60 * 1_000;
+
 /// The highest priority of a message.
 pub const PRIORITY_MAX: u8 = 9;
 

@@ -44,6 +44,17 @@ pub(super) enum Settle {
     },
 }
 
+impl Settle {
+    /// For how long it asks.
+    pub(super) fn duration(&self) -> Option<Duration> {
+        match self {
+            Self::Ack => None,
+            Self::Nack { delay } => *delay,
+            Self::Extend { lease } => Some(*lease),
+        }
+    }
+}
+
 /// What became of one settlement.
 #[derive(Debug)]
 pub(super) enum Answer {

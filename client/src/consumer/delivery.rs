@@ -1,22 +1,27 @@
 //! What a consumer receives, and how it is settled.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
-use skein_proto::{ids::Offset, node};
+use skein_proto::{broker::Reason, ids::Offset, limits, node};
+use tonic::Code;
 
 use super::{
     Shared,
     acks::{Settle, Settled},
+    inbox::lease_lost,
     wake,
 };
 use crate::{
-    error::MalformedMessage,
+    error::{Cause, MalformedMessage, SettleError},
     message::{BatchReader, Message},
     wire_time::wall_time,
 };
+
+/// The longest lease, and the longest delay of a returned message.
+const SETTLE_DURATION_MAX: Duration = Duration::from_millis(limits::SETTLE_DURATION_MS_MAX as u64);
 
 /// One message, leased to this consumer.
 ///
@@ -51,6 +56,8 @@ pub struct BatchMessages {
 #[derive(Debug, Clone)]
 struct Lease {
     shared: Arc<Shared>,
+    /// How often everything had been lost when it was delivered.
+    losses: u64,
 }
 
 impl Delivery {
@@ -66,12 +73,12 @@ impl Delivery {
     }
 
     /// Gives the message back, to be delivered again no sooner than `delay` from now, whatever the queue says. In
-    /// milliseconds, at most 49 days.
+    /// milliseconds, at most a day.
     pub fn nack_after(&self, delay: Duration) -> Settled {
         self.settle(Settle::Nack { delay: Some(delay) })
     }
 
-    /// Lets the lease end `lease` from now. In milliseconds, at most 49 days.
+    /// Lets the lease end `lease` from now. In milliseconds, at most a day.
     pub fn extend(&self, lease: Duration) -> Settled {
         self.settle(Settle::Extend { lease })
     }
@@ -82,8 +89,8 @@ impl Delivery {
 }
 
 impl DeliveryBatch {
-    pub(super) fn new(batch: node::DeliveryBatch, shared: Arc<Shared>) -> Self {
-        Self { batch, lease: Lease { shared } }
+    pub(super) fn new(batch: node::DeliveryBatch, shared: Arc<Shared>, losses: u64) -> Self {
+        Self { batch, lease: Lease { shared, losses } }
     }
 
     /// The offset of the first message; the others follow.
@@ -128,12 +135,12 @@ impl DeliveryBatch {
     }
 
     /// Gives all of them back, to be delivered again no sooner than `delay` from now, whatever the queue says. In
-    /// milliseconds, at most 49 days.
+    /// milliseconds, at most a day.
     pub fn nack_after(&self, delay: Duration) -> Settled {
         self.settle(Settle::Nack { delay: Some(delay) })
     }
 
-    /// Lets all leases end `lease` from now. In milliseconds, at most 49 days.
+    /// Lets all leases end `lease` from now. In milliseconds, at most a day.
     pub fn extend(&self, lease: Duration) -> Settled {
         self.settle(Settle::Extend { lease })
     }
@@ -153,7 +160,22 @@ impl Iterator for BatchMessages {
 
 impl Lease {
     fn settle(&self, settle: Settle, first: Offset, count: u32) -> Settled {
-        let (settled, waker) = self.shared.lock().settle(settle, first, count);
+        if let Some(duration) = settle.duration()
+            && duration > SETTLE_DURATION_MAX
+        {
+            // A node would end the stream, and with it the leases of all others.
+            let sentence = format!("a lease or a delay of {duration:?} is too long; give at most a day");
+            let cause = Cause::new(Code::InvalidArgument, Reason::InvalidSetting, sentence);
+            return Settled::failed(SettleError::NotAccepted(cause));
+        }
+        let (settled, waker) = {
+            let mut inbox = self.shared.lock();
+            if self.shared.losses.load(Ordering::Relaxed) != self.losses {
+                // The same message may be here again, in a delivery of its own.
+                return Settled::failed(SettleError::LeaseLost(lease_lost()));
+            }
+            inbox.settle(settle, first, count)
+        };
         wake(waker);
         settled
     }

@@ -63,9 +63,7 @@ impl Inbox {
         let range = node::OffsetRange { first: first.get(), count };
         // Two that settle the same, as when a slow one's message came here again, are both for the node to judge.
         if !self.held.has_all(&range) && !self.unanswered().has_all(&range) {
-            let sentence = "it is not held any more: it was settled, or lost with the stream it came on";
-            let cause = Cause::new(Code::Aborted, Reason::LeaseLost, sentence);
-            return (Settled::failed(SettleError::LeaseLost(cause)), None);
+            return (Settled::failed(SettleError::LeaseLost(lease_lost())), None);
         }
         let settled = self.settlements.add(settle, first, count);
         if !matches!(settle, Settle::Extend { .. }) {
@@ -188,6 +186,12 @@ impl Inbox {
         let may_send = !self.is_suspended && self.settlements.is_sendable();
         if may_end || may_send { self.sender.take() } else { None }
     }
+}
+
+/// Why what is not held cannot be settled.
+pub(super) fn lease_lost() -> Cause {
+    let sentence = "it is not held any more: it was settled, or lost with the stream it came on";
+    Cause::new(Code::Aborted, Reason::LeaseLost, sentence)
 }
 
 fn offsets_of(batch: &node::DeliveryBatch) -> node::OffsetRange {

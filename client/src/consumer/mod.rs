@@ -63,7 +63,7 @@ impl ConsumerBuilder {
         }
     }
 
-    /// How many messages may be delivered and not settled at a time; 1,000 unless set, at most 1,048,576.
+    /// How many messages may be delivered and not settled at a time; 1,000 unless set, at most 131,072.
     #[must_use]
     pub fn credit_messages(mut self, messages: u32) -> Self {
         self.credit_messages = messages.clamp(1, limits::CREDIT_MESSAGES_MAX);
@@ -202,13 +202,13 @@ impl Consumer {
     }
 
     fn poll_inbox(&mut self, cx: &Context<'_>) -> Poll<Option<Result<DeliveryBatch, ConsumeError>>> {
-        let polled = {
+        let (polled, losses) = {
             let mut inbox = self.shared.lock();
-            self.current_losses = self.shared.losses.load(Ordering::Relaxed);
-            inbox.poll_batch(cx.waker())
+            (inbox.poll_batch(cx.waker()), self.shared.losses.load(Ordering::Relaxed))
         };
+        self.current_losses = losses;
         polled.map(|batch| {
-            batch.map(|batch| batch.map(|batch| DeliveryBatch::new(batch, Arc::clone(&self.shared))))
+            batch.map(|batch| batch.map(|batch| DeliveryBatch::new(batch, Arc::clone(&self.shared), losses)))
         })
     }
 

@@ -73,9 +73,8 @@ async fn a_group_goes_on_from_wherever_it_is_moved() {
             Ok(())
         })
         .await?;
-        ensure!(take_bodies(&mut consumer, 1).await? == ["3"], "it comes again");
-        ensure!(held.ack().await.is_err(), "it was acked by whoever has it now");
-        ensure!(take_bodies(&mut consumer, 1).await? == ["4"], "it comes again");
+        ensure!(held.ack().await.is_err(), "it is void, though the consumer holds the same message again");
+        ensure!(take_bodies(&mut consumer, 2).await? == ["3", "4"], "they come again");
         expect_nothing(&mut consumer).await?;
         let late = client.seek_group(QUEUE, "shop", Position::Offset(Offset::new(6))).await;
         ensure!(

@@ -44,7 +44,7 @@ use crate::{
 const CREDIT_DEFAULT: Credit = Credit { messages: 1_000, bytes: 8 << 20 };
 
 /// The longest lease and the longest delay of a returned message: a day.
-pub(super) const DURATION_MS_MAX: u32 = 24 * 60 * 60 * 1_000;
+pub(super) const DURATION_MS_MAX: u32 = limits::SETTLE_DURATION_MS_MAX;
 
 /// A consumer that does not read for as long as a lease lasts has stalled; a short lease says little about a pause of
 /// the network, a long one nothing about a client.

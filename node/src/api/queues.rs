@@ -234,7 +234,7 @@ fn refused_by_catalog(outcome: &CatalogOutcome, name: &str, asked: &Settings) ->
             Code::AlreadyExists,
             Reason::QueueExists,
             format!(
-                "queue {name:?} exists with other settings: {}; use those, or change them with UpdateQueue",
+                "queue {name:?} exists with other settings: {}; use those, or change them (skein queue update {name})",
                 settings::differences(existing, asked)
             ),
         ),
