@@ -138,7 +138,7 @@ async fn messages_say_when_they_are_due_and_how_urgent_they_are() {
         "deliver_at_ms": 1_795_694_400_000_u64,
         "priority": 9
     });
-    let consume = ["consume", "orders", "--priority", "-3", "--count", "1"];
+    let consume = ["consume", "orders", "--priority", "-3"];
     assert_eq!(skein_json(&cluster, &consume).await, [expected]);
     assert_eq!(cluster.shared.state().subscribed[0].priority, -3);
     let refused = skein_with_input(&cluster, &["publish", "orders", "hello", "--priority", "10"], "").await;

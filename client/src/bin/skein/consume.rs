@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
-use skein_client::{Client, Consumer, Delivery, Reason, Settled};
+use skein_client::{Client, Consumer, Delivery, Reason, Received, Settlement};
 use tokio::{signal, time};
 
 use crate::output::{Output, Seen, progress_bar};
@@ -12,7 +13,7 @@ use crate::output::{Output, Seen, progress_bar};
 const IDLE: Duration = Duration::from_millis(300);
 
 /// Messages held unacked at most.
-const CREDIT_MESSAGES: u64 = 1_000;
+const CREDIT_MESSAGES: u32 = 1_000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,8 +28,8 @@ pub(crate) struct ConsumeArgs {
     /// The consumer group to be a member of; created if it does not exist.
     #[arg(long, default_value = "default")]
     group: String,
-    /// End after this many messages.
-    #[arg(long)]
+    /// End after this many messages. No others are taken, not even to be given back.
+    #[arg(long, conflicts_with = "priority")]
     count: Option<u64>,
     /// Consumers with a higher priority are served first; those with a lower one while the others can take no more.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
@@ -39,25 +40,69 @@ pub(crate) struct ConsumeArgs {
 }
 
 pub(crate) async fn run(client: &Client, args: ConsumeArgs, output: &Output) -> anyhow::Result<()> {
-    let credit = args.count.unwrap_or(u64::MAX).clamp(1, CREDIT_MESSAGES);
-    let credit = u32::try_from(credit).expect("it was clamped");
-    let consumer = client.consumer(&args.queue, &args.group);
-    let mut consumer = consumer.credit_messages(credit).priority(args.priority).build().await?;
-    let progress = args.count.map_or_else(indicatif::ProgressBar::hidden, |count| progress_bar(Some(count)));
-    let mut taken_count = 0;
-    let mut last_ack = None;
-    while args.count.is_none_or(|count| taken_count < count) {
-        let Some(delivery) = next(client, &mut consumer, &args).await? else {
-            break;
-        };
-        last_ack = Some(print(&delivery, output, &progress)?);
-        taken_count += 1;
+    match args.count {
+        Some(count) => {
+            let progress = progress_bar(Some(count));
+            let taken = take_so_many(client, &args, count, output, &progress).await;
+            progress.finish_and_clear();
+            taken
+        }
+        None => take_all(client, &args, output).await,
     }
-    progress.finish_and_clear();
+}
+
+/// Takes messages until there are none, or the user has seen enough.
+async fn take_all(client: &Client, args: &ConsumeArgs, output: &Output) -> anyhow::Result<()> {
+    let consumer = client.consumer(&args.queue, &args.group);
+    let mut consumer = consumer.credit_messages(CREDIT_MESSAGES).priority(args.priority).build().await?;
+    let mut last_ack = None;
+    while let Some(delivery) = next(client, &mut consumer, args).await? {
+        let Delivery { offset, published_at, attempt, .. } = delivery;
+        output.message(&delivery.message, &Seen { offset, published_at, attempt: Some(attempt) })?;
+        last_ack = Some(delivery.ack());
+    }
     if let Some(ack) = last_ack {
         ack.await?;
     }
     consumer.close().await;
+    Ok(())
+}
+
+/// Takes so many messages at most, in calls of their own: a stream would have others on their way when it ends, and
+/// giving those back would count as an attempt.
+async fn take_so_many(
+    client: &Client,
+    args: &ConsumeArgs,
+    count: u64,
+    output: &Output,
+    progress: &indicatif::ProgressBar,
+) -> anyhow::Result<()> {
+    let ConsumeArgs { queue, group, follow, .. } = args;
+    let mut left = count;
+    while left > 0 {
+        let messages_max = u32::try_from(left).unwrap_or(u32::MAX).min(CREDIT_MESSAGES);
+        let received = tokio::select! {
+            received = client.receive(queue, group, messages_max, IDLE) => received?,
+            _ = signal::ctrl_c() => return Ok(()),
+        };
+        if received.is_empty() {
+            if !follow && is_drained(client, args).await? {
+                return Ok(());
+            }
+            continue;
+        }
+        let mut settlement = Settlement::new();
+        for Received { message, offset, attempt, published_at, lease_token } in received {
+            let seen = Seen { offset, published_at, attempt: Some(attempt) };
+            progress.suspend(|| output.message(&message, &seen))?;
+            progress.inc(1);
+            settlement = settlement.ack(lease_token);
+            left -= 1;
+        }
+        if let Some(failure) = client.settle(queue, group, settlement).await?.first() {
+            bail!("a message was not acked, and comes again: {}", failure.message);
+        }
+    }
     Ok(())
 }
 
@@ -88,15 +133,4 @@ async fn is_drained(client: &Client, args: &ConsumeArgs) -> anyhow::Result<bool>
         Err(error) if error.reason() == Reason::GroupNotFound => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-fn print(delivery: &Delivery, output: &Output, progress: &indicatif::ProgressBar) -> anyhow::Result<Settled> {
-    let seen = Seen {
-        offset: delivery.offset,
-        published_at: delivery.published_at,
-        attempt: Some(delivery.attempt),
-    };
-    progress.suspend(|| output.message(&delivery.message, &seen))?;
-    progress.inc(1);
-    Ok(delivery.ack())
 }
