@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use skein_client::{
-    Client, Message, Offset, Overflow, Position, QueueSettings, QueueUpdate, Reason, RedriveOptions,
+    Client, Filter, Message, Offset, Overflow, Position, QueueSettings, QueueUpdate, Reason, RedriveOptions,
 };
 use skein_cluster_tests::{
     by_hand::{body, expect_nothing, next, send, take_bodies},
@@ -138,6 +138,8 @@ async fn messages_that_nobody_takes_in_time_are_given_up() {
         };
         client.create_queue(QUEUE, settings).await?;
         client.create_group(QUEUE, "mail", Position::First).await?;
+        // What it does not want expires as well, but is nothing to mourn.
+        client.create_filtered_group(QUEUE, "none", Position::First, Filter::key_equals("none")).await?;
         let message = |text: &'static str| Message::new(text);
         let brief = message("brief").ttl(Duration::from_millis(200));
         let later = message("later").delay(Duration::from_secs(4));
@@ -161,6 +163,14 @@ async fn messages_that_nobody_takes_in_time_are_given_up() {
         ensure!(take_bodies(&mut consumer, 1).await? == ["later"], "it was given up before it was due");
         let group = client.get_group(QUEUE, "mail").await?;
         ensure!((group.dead_lettered_count, group.unacked_count) == (2, 0), "{group:?}");
+        wait::until("the other group to be done as well", SOON, async || {
+            let group = client.get_group(QUEUE, "none").await?;
+            ensure!(group.unacked_count == 0, "{group:?}");
+            Ok(())
+        })
+        .await?;
+        let dead_letters = client.get_queue(GRAVEYARD).await?.next_offset;
+        ensure!(dead_letters == Offset::new(2), "{dead_letters} dead letters");
 
         // Without a consumer as well, and without a place to go to.
         consumer.close().await;

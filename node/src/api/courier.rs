@@ -11,10 +11,15 @@ use skein_proto::{
 use tonic::Status;
 
 use super::{
-    Api, forward,
+    Api,
+    filter::{self, Filter},
+    forward,
     route::{self, Route},
 };
-use crate::shard::dead_letters::{Courier, CourierError, ORIGIN_BYTES_MAX};
+use crate::{
+    batch::Fields,
+    shard::dead_letters::{Courier, CourierError, ORIGIN_BYTES_MAX},
+};
 
 /// Takes messages to other queues through the node's own API.
 pub struct ApiCourier(pub Arc<Api>);
@@ -34,6 +39,12 @@ impl Courier for ApiCourier {
             sent.map_err(|status| CourierError(status.message().to_owned()))
         }
         .boxed()
+    }
+
+    fn wants(&self, filter: &[u8], message: &[u8]) -> bool {
+        // It was checked before it was replicated.
+        let filter = filter::decode(filter).and_then(|filter| Filter::new(&filter).ok());
+        filter.is_none_or(|filter| filter.wants(&Fields::of(message)))
     }
 
     fn delete(&self, name: String, queue: QueueId) -> BoxFuture<'static, Result<(), CourierError>> {

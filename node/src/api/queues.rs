@@ -104,8 +104,8 @@ impl Api {
             CatalogOutcome::InUse { by } => {
                 let name = request.name;
                 let message = format!(
-                    "queue {name:?} is the dead-letter queue of {by:?}; delete that one first, or keep \
-                    this one"
+                    "queue {name:?} is the dead-letter queue of {by:?}; take it away there first \
+                    (skein queue update {by} --clear dead-letter-queue), or delete that one"
                 );
                 Err(status::status(Code::FailedPrecondition, Reason::QueueInUse, message))
             }

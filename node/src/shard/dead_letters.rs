@@ -51,6 +51,9 @@ pub trait Courier: Send + Sync + 'static {
         batch: Bytes,
     ) -> BoxFuture<'static, Result<(), CourierError>>;
 
+    /// Whether a filter, as a group keeps it, wants an encoded message.
+    fn wants(&self, filter: &[u8], message: &[u8]) -> bool;
+
     /// Deletes a queue, if the one of that name is still this one.
     fn delete(&self, name: String, queue: QueueId) -> BoxFuture<'static, Result<(), CourierError>>;
 }
@@ -78,6 +81,8 @@ struct Parcel {
     from_queue: String,
     from_group: String,
     to_queue: String,
+    /// What its group wants; nothing for every message.
+    filter: Option<Arc<[u8]>>,
 }
 
 /// Moves the dead letters of each group that is named in `pending`. Runs until `pending` closes.
@@ -128,6 +133,7 @@ fn first_parcel(group: &Group, key: GroupKey) -> Option<Parcel> {
             from_queue: queue.name().to_owned(),
             from_group: group.name().to_owned(),
             to_queue: queue.settings().dead_letter_queue.clone()?,
+            filter: group.filter().cloned(),
             letter,
         })
     })
@@ -144,8 +150,11 @@ async fn move_one(
     let sequence = parcel.letter.sequence;
     let batch = bodies.reader().read(queue, &parcel.slice).await?;
     let message = batch::messages(&batch).next().unwrap_or_default();
-    let batch = batch::single(&message, &origin(parcel));
-    courier.publish(parcel.to_queue.clone(), producer(key, sequence), batch).await?;
+    // What the group does not want it gives up without a trace, as it would have passed it by.
+    if parcel.filter.as_ref().is_none_or(|filter| courier.wants(filter, &message)) {
+        let batch = batch::single(&message, &origin(parcel));
+        courier.publish(parcel.to_queue.clone(), producer(key, sequence), batch).await?;
+    }
     group
         .propose(Proposed::shard(&Command::DeadLettersMoved { queue, group: group_id, up_to: sequence }))
         .await?;
