@@ -117,13 +117,13 @@ impl Blocks {
     /// The blocks that hold messages from `offset` on.
     pub(super) fn ending_after(&self, offset: Offset) -> impl Iterator<Item = Block> {
         let page = self.pages.partition_point(|page| page.last().end() <= offset);
-        self.pages.range(page..).flat_map(move |page| page.blocks_after(move |block| block.end() <= offset))
+        self.pages.range(page..).flat_map(move |page| page.blocks_after(move |place| place.end <= offset))
     }
 
     /// The first block that was published at this time or later.
     pub(super) fn first_published_from(&self, time_ms: u64) -> Option<Block> {
         let page = self.pages.partition_point(|page| page.last().published_at_ms < time_ms);
-        self.pages.get(page)?.blocks_after(|block| block.published_at_ms < time_ms).next()
+        self.pages.get(page)?.blocks_after(|place| place.published_at_ms < time_ms).next()
     }
 
     /// What the blocks that hold messages from `offset` on come to. Looks at each page before it.
@@ -198,7 +198,7 @@ impl Blocks {
         let page = self.pages.partition_point(|page| page.last().index < start);
         self.pages
             .range(page..)
-            .flat_map(move |page| page.blocks_after(move |block| block.index < start))
+            .flat_map(move |page| page.blocks_after(move |place| place.index < start))
             .take_while(move |block| block.index < end)
     }
 

@@ -4,7 +4,7 @@
 
 use skein_proto::ids::Offset;
 
-use super::{Block, BlockSpan, Properties};
+use super::{Block, BlockSpan, Properties, page::Place};
 
 /// The fields of a [`Block`].
 const FIELDS: usize = 9;
@@ -64,6 +64,20 @@ impl Packed {
             at += usize::from(self.widths[field]);
         }
         block(values)
+    }
+
+    /// Where the block of a row lies. Reads no more than it takes to look for a row by halving.
+    pub(super) fn place(&self, row: usize) -> Place {
+        let mut at = FIELDS * 64 + row * self.row_bits();
+        let mut next = |field: usize| {
+            let value = self.words[field] + read(&self.words, at, self.widths[field]);
+            at += usize::from(self.widths[field]);
+            value
+        };
+        let (index, first, published_at_ms) = (next(0), next(1), next(2));
+        at += usize::from(self.widths[3]) + usize::from(self.widths[4]);
+        let count = self.words[5] + read(&self.words, at, self.widths[5]);
+        Place { index, first: Offset::new(first), end: Offset::new(first + count), published_at_ms }
     }
 
     /// What it takes besides itself.

@@ -41,6 +41,15 @@ enum Saved {
     Current,
 }
 
+/// Where a block lies, as far as it can be looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) index: u64,
+    pub(super) first: Offset,
+    pub(super) end: Offset,
+    pub(super) published_at_ms: u64,
+}
+
 #[derive(Debug)]
 enum Rows {
     /// Blocks may be appended.
@@ -104,7 +113,7 @@ impl Page {
     }
 
     /// The kept blocks from the first one on for which `is_before`, which is true up to some block, is false.
-    pub(super) fn blocks_after(&self, is_before: impl Fn(&Block) -> bool) -> impl Iterator<Item = Block> {
+    pub(super) fn blocks_after(&self, is_before: impl Fn(&Place) -> bool) -> impl Iterator<Item = Block> {
         self.blocks_from_row(self.rows.partition_point(is_before))
     }
 
@@ -220,18 +229,32 @@ impl Rows {
         }
     }
 
+    fn place(&self, row: usize) -> Place {
+        match self {
+            Self::Open(rows) => Place::of(&rows[row]),
+            Self::Packed(packed) => packed.place(row),
+        }
+    }
+
     /// The first row for which `is_before`, which is true up to some row, is false.
-    fn partition_point(&self, is_before: impl Fn(&Block) -> bool) -> usize {
+    fn partition_point(&self, is_before: impl Fn(&Place) -> bool) -> usize {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = usize::midpoint(low, high);
-            if is_before(&self.get(middle)) {
+            if is_before(&self.place(middle)) {
                 low = middle + 1;
             } else {
                 high = middle;
             }
         }
         low
+    }
+}
+
+impl Place {
+    const fn of(block: &Block) -> Self {
+        let Block { index, first, published_at_ms, .. } = *block;
+        Self { index, first, end: block.end(), published_at_ms }
     }
 }
 

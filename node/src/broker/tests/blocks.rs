@@ -165,12 +165,12 @@ proptest! {
     }
 
     #[test]
-    fn packed_blocks_come_back(fields in vec(any::<(u64, u64, u64, u32, u32, u32, (u64, u64, u8))>(), 0..300)) {
+    fn packed_blocks_come_back(fields in vec(any::<(u64, u32, u64, u32, u32, u32, (u64, u64, u8))>(), 0..300)) {
         let blocks: Vec<_> = fields
             .into_iter()
             .map(|(index, first, published_at_ms, position, length, count, properties)| Block {
                 index,
-                first: Offset::new(first),
+                first: Offset::new(first.into()),
                 published_at_ms,
                 span: BlockSpan { position, length },
                 count,
@@ -182,7 +182,13 @@ proptest! {
             })
             .collect();
         let packed = Packed::new(&blocks);
-        prop_assert_eq!((0..packed.len()).map(|row| packed.get(row)).collect::<Vec<_>>(), blocks);
+        prop_assert_eq!((0..packed.len()).map(|row| packed.get(row)).collect::<Vec<_>>(), &blocks[..]);
+        for (row, block) in blocks.iter().enumerate() {
+            let place = packed.place(row);
+            let expected = (block.index, block.first, block.published_at_ms);
+            prop_assert_eq!((place.index, place.first, place.published_at_ms), expected);
+            prop_assert_eq!(place.end, block.end());
+        }
     }
 }
 
