@@ -60,10 +60,10 @@ const LAYERS: [Layer; 26] = [
     layer("disk", &[]),
     layer("telemetry", &[]),
     // Deterministic: no time, randomness or tasks.
+    Layer { module: "batch", below: &["broker"], ambient: false },
     Layer { module: "broker", below: &["offsets"], ambient: false },
     Layer { module: "dispatch", below: &["offsets"], ambient: false },
     Layer { module: "offsets", below: &[], ambient: false },
-    Layer { module: "batch", below: &["broker"], ambient: false },
     Layer { module: "clock", below: &[], ambient: false },
     Layer { module: "random", below: &[], ambient: false },
     Layer { module: "tasks", below: &[], ambient: false },
