@@ -56,6 +56,9 @@ pub struct QueueSettings {
     pub single_active_consumer: bool,
     /// The queue is deleted when for so long nobody has published to it or consumed from it. Never unless set.
     pub expires: Option<Duration>,
+    /// Of what is delivered while messages of several priorities wait, this percentage are the ones that have waited
+    /// longest among the less urgent. None unless set, at most 50.
+    pub lower_priority_percent: Option<u32>,
 }
 
 /// What becomes of messages that every group has acked.
@@ -102,6 +105,7 @@ impl QueueSettings {
             message_ttl_ms: long_ms(self.message_ttl),
             single_active_consumer: self.single_active_consumer,
             expires_ms: long_ms(self.expires),
+            lower_priority_percent: self.lower_priority_percent.unwrap_or_default(),
         })
     }
 }
@@ -132,6 +136,7 @@ impl From<broker::QueueSettings> for QueueSettings {
             message_ttl: duration(wire.message_ttl_ms),
             single_active_consumer: wire.single_active_consumer,
             expires: duration(wire.expires_ms),
+            lower_priority_percent: count(wire.lower_priority_percent),
             dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
         }
     }
@@ -173,6 +178,7 @@ mod tests {
             message_ttl: Some(Duration::from_secs(90)),
             single_active_consumer: true,
             expires: Some(Duration::from_secs(600)),
+            lower_priority_percent: Some(10),
         }
     }
 

@@ -47,6 +47,9 @@ pub const SETTLE_DURATION_MS_MAX: u32 = 24 * 60 * 60 * 1_000;
 /// The highest priority of a message.
 pub const PRIORITY_MAX: u8 = 9;
 
+/// The largest share of deliveries that a queue can give to less urgent messages, in percent.
+pub const LOWER_PRIORITY_PERCENT_MAX: u32 = 50;
+
 /// The longest that a message can be delayed or can wait, in milliseconds: a year.
 pub const DELAY_MS_MAX: u64 = 366 * 24 * 60 * 60 * 1_000;
 

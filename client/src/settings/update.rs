@@ -50,6 +50,8 @@ pub enum Setting {
     SingleActiveConsumer,
     /// [`QueueSettings::expires`]
     Expires,
+    /// [`QueueSettings::lower_priority_percent`]
+    LowerPriorityPercent,
 }
 
 impl QueueUpdate {
@@ -199,6 +201,19 @@ impl QueueUpdate {
         self.reset(Setting::Expires)
     }
 
+    /// So much of what is delivered are less urgent messages, while more urgent ones wait.
+    #[must_use]
+    pub fn lower_priority_percent(mut self, percent: u32) -> Self {
+        self.settings.lower_priority_percent = Some(percent);
+        self.name(Setting::LowerPriorityPercent)
+    }
+
+    /// Strictly the most urgent messages first.
+    #[must_use]
+    pub fn no_lower_priority_percent(self) -> Self {
+        self.reset(Setting::LowerPriorityPercent)
+    }
+
     /// Puts a setting back to its default.
     #[must_use]
     pub fn reset(mut self, setting: Setting) -> Self {
@@ -218,6 +233,7 @@ impl QueueUpdate {
             Setting::MessageTtl => settings.message_ttl = None,
             Setting::SingleActiveConsumer => settings.single_active_consumer = false,
             Setting::Expires => settings.expires = None,
+            Setting::LowerPriorityPercent => settings.lower_priority_percent = None,
         }
         self.name(setting)
     }
@@ -242,7 +258,7 @@ impl QueueUpdate {
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::MaxDeliveries,
         Self::DeadLetterQueue,
         Self::Lease,
@@ -257,6 +273,7 @@ impl Setting {
         Self::MessageTtl,
         Self::SingleActiveConsumer,
         Self::Expires,
+        Self::LowerPriorityPercent,
     ];
 
     /// What its field in [`QueueSettings`] is called.
@@ -282,6 +299,7 @@ impl Setting {
             Self::MessageTtl => "message_ttl_ms",
             Self::SingleActiveConsumer => "single_active_consumer",
             Self::Expires => "expires_ms",
+            Self::LowerPriorityPercent => "lower_priority_percent",
         }
     }
 }
@@ -321,7 +339,8 @@ mod tests {
             .overflow(settings.overflow.unwrap())
             .message_ttl(settings.message_ttl.unwrap())
             .single_active_consumer(settings.single_active_consumer)
-            .expires(settings.expires.unwrap());
+            .expires(settings.expires.unwrap())
+            .lower_priority_percent(settings.lower_priority_percent.unwrap());
         assert_eq!(all.settings, settings);
         assert_eq!(all.named, BTreeSet::from(Setting::ALL));
         let none = Setting::ALL.into_iter().fold(all, QueueUpdate::reset);

@@ -198,6 +198,7 @@ fn update(
         "message_ttl_ms" => settings.message_ttl_ms = new.message_ttl_ms,
         "single_active_consumer" => settings.single_active_consumer = new.single_active_consumer,
         "expires_ms" => settings.expires_ms = new.expires_ms,
+        "lower_priority_percent" => settings.lower_priority_percent = new.lower_priority_percent,
         _ => {
             let sentence = format!("there is no setting {field}");
             return Err(status(Code::InvalidArgument, Reason::InvalidSetting, &sentence));

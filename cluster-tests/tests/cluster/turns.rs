@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
-use skein_client::{Filter, Message, Position, QueueSettings, Reason};
+use skein_client::{Filter, Message, Position, QueueSettings, QueueUpdate, Reason};
 use skein_cluster_tests::{
     by_hand::{body, expect_nothing, next, send, take_bodies},
     faults::kill::{KILL_LEADER, kill_leader},
@@ -101,6 +101,35 @@ async fn the_most_urgent_that_waits_comes_first() {
         back.nack().await?;
         let rest = take_bodies(&mut consumer, 4).await?;
         ensure!(rest == ["late", "plain 0", "plain 1", "plain 2"], "{rest:?}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn less_urgent_messages_have_their_share() {
+    scenario::run("less_urgent_messages_have_their_share", LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue(QUEUE, QueueSettings::default()).await?;
+        client.create_group(QUEUE, GROUP, Position::First).await?;
+        let refused = client.update_queue(QUEUE, QueueUpdate::new().lower_priority_percent(51)).await;
+        ensure!(refused.is_err_and(|error| error.reason() == Reason::InvalidSetting), "it is over a half");
+        client.update_queue(QUEUE, QueueUpdate::new().lower_priority_percent(25)).await?;
+        let messages =
+            |priority: u8| (0..24).map(move |_| Message::new(priority.to_string()).priority(priority));
+        client.send(QUEUE, messages(2).chain(messages(0)).chain(messages(9)).collect()).await?;
+        let mut consumer = client.consumer(QUEUE, GROUP).credit_messages(1).build().await?;
+        let before = take_bodies(&mut consumer, 8).await?;
+        ensure!(before == ["9", "9", "9", "2", "9", "9", "9", "2"], "{before:?}");
+        lose_leader(scenario).await?;
+        let after = take_bodies(&mut consumer, 16).await?;
+        let lower = after.iter().filter(|body| *body == "2").count();
+        // The new leader does not know how much of its share the old one still owed.
+        ensure!((3..=5).contains(&lower) && !after.contains(&"0".to_owned()), "{after:?}");
+        client.update_queue(QUEUE, QueueUpdate::new().no_lower_priority_percent()).await?;
+        // One may have been handed out before.
+        let strict = take_bodies(&mut consumer, 5).await?;
+        ensure!(strict[1..].iter().all(|body| body == "9"), "{strict:?}");
         Ok(())
     })
     .await;

@@ -1,7 +1,7 @@
 //! Queue settings as clients write them: checked, merged, and told back.
 
 use skein_proto::{
-    limits,
+    limits::{self, LOWER_PRIORITY_PERCENT_MAX},
     node::{Overflow as OverflowChoice, QueueSettings, Retention as RetentionChoice},
 };
 use tonic::Status;
@@ -38,7 +38,8 @@ macro_rules! with_each_setting {
             overflow,
             message_ttl_ms,
             single_active_consumer,
-            expires_ms
+            expires_ms,
+            lower_priority_percent
         )
     };
 }
@@ -59,6 +60,7 @@ pub(super) fn check(queue: &str, given: QueueSettings) -> Result<Settings, Statu
         message_ttl_ms: check_span("message_ttl_ms", given.message_ttl_ms)?,
         single_active_consumer: given.single_active_consumer,
         expires_ms: check_expiry(given.expires_ms)?,
+        lower_priority_percent: check_lower_priority_percent(given.lower_priority_percent)?,
         dead_letter_queue: check_dead_letter_queue(queue, given.dead_letter_queue)?,
     };
     if settings.max_age_ms.is_some() && settings.retention == Retention::UntilAcked {
@@ -153,6 +155,7 @@ pub(super) fn to_wire(settings: &Settings) -> QueueSettings {
         message_ttl_ms: settings.message_ttl_ms.unwrap_or_default(),
         single_active_consumer: settings.single_active_consumer,
         expires_ms: settings.expires_ms.unwrap_or_default(),
+        lower_priority_percent: settings.lower_priority_percent,
     }
 }
 
@@ -174,6 +177,17 @@ fn check_expiry(expires_ms: u64) -> Result<Option<u64>, Status> {
         return Err(status::invalid_setting(message));
     }
     Ok(expires_ms)
+}
+
+fn check_lower_priority_percent(percent: u32) -> Result<u32, Status> {
+    if percent > LOWER_PRIORITY_PERCENT_MAX {
+        let message = format!(
+            "lower_priority_percent is {percent}; {LOWER_PRIORITY_PERCENT_MAX} is the most, since with more the less \
+             urgent messages would be the more urgent ones"
+        );
+        return Err(status::invalid_setting(message));
+    }
+    Ok(percent)
 }
 
 fn check_redelivery(given: &QueueSettings, default: Backoff) -> Result<Backoff, Status> {
@@ -279,6 +293,7 @@ mod tests {
             message_ttl_ms: 9,
             single_active_consumer: true,
             expires_ms: 5_000,
+            lower_priority_percent: 50,
         };
         let settings = check("orders", given.clone()).unwrap();
         assert_eq!(to_wire(&settings), given);
@@ -302,6 +317,7 @@ mod tests {
             ("overflow", QueueSettings { overflow: 9, ..default() }),
             ("retention", QueueSettings { retention: -1, ..default() }),
             ("expires_ms", QueueSettings { expires_ms: 4_999, ..default() }),
+            ("lower_priority_percent", QueueSettings { lower_priority_percent: 51, ..default() }),
             ("lease_ms", QueueSettings { lease_ms: 99, ..default() }),
             ("lease_ms", QueueSettings { lease_ms: u32::MAX, ..default() }),
             ("message_ttl_ms", QueueSettings { message_ttl_ms: u64::MAX, ..default() }),

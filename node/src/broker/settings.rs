@@ -27,6 +27,8 @@ pub struct Settings {
     pub single_active_consumer: bool,
     /// For how long nobody may use the queue before it is deleted.
     pub expires_ms: Option<u64>,
+    /// How much of what is delivered are less urgent messages, while more urgent ones wait, in percent.
+    pub lower_priority_percent: u32,
 }
 
 /// How long a message that came back waits before it is delivered again.
@@ -75,6 +77,7 @@ impl Default for Settings {
             message_ttl_ms: None,
             single_active_consumer: false,
             expires_ms: None,
+            lower_priority_percent: 0,
         }
     }
 }

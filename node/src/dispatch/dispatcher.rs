@@ -15,7 +15,7 @@ use skein_proto::{
 use self::settle::push_returned;
 use super::{
     AddConsumerError, ConsumerId, Credit, Delivery, Expired, GroupCounts, GroupKey, GroupStart, Ready,
-    Returned, Stored,
+    Returned, Rules, Stored,
     consumer::{Consumer, Lease},
     group::{Alarms, Group, Work, waiting_parts},
     round::Round,
@@ -66,12 +66,11 @@ impl Dispatcher {
     }
 
     /// Takes note of how a queue behaves from now on.
-    pub fn change_queue(&mut self, queue: QueueId, lease_ms: u32, single_active: bool, stored: &dyn Stored) {
+    pub fn change_queue(&mut self, queue: QueueId, rules: Rules, stored: &dyn Stored) {
         let keys: Vec<_> = self.groups.range(groups_of(queue)).map(|(key, _)| *key).collect();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
-            group.lease_ms = lease_ms;
-            group.single_active = single_active;
+            group.set_rules(rules);
             let alarms = group.sort_again(queue, stored);
             let consumers: Vec<_> = group.consumers.iter().copied().collect();
             self.set(key, alarms);
@@ -191,7 +190,7 @@ impl Dispatcher {
         let Some(consumer) = self.consumers.get_mut(&id) else { return resumed };
         let key = consumer.key;
         let Some(group) = self.groups.get_mut(&key) else { return resumed };
-        let until_ms = now_ms.saturating_add(u64::from(group.lease_ms));
+        let until_ms = now_ms.saturating_add(u64::from(group.rules().lease_ms));
         for range in held {
             // What it held was within its credit.
             for Work { range, attempt } in group.resume(*range, consumer.messages_left()) {
@@ -400,7 +399,7 @@ impl Dispatcher {
     fn choose_active(&mut self, key: GroupKey) {
         let Some(group) = self.groups.get_mut(&key) else { return };
         group.active = None;
-        if group.single_active {
+        if group.rules().single_active {
             let attached = group.consumers.iter().filter_map(|id| Some((*id, self.consumers.get(id)?)));
             let attached = attached.filter(|(_, consumer)| !consumer.detached);
             let first = attached.min_by_key(|&(id, consumer)| (Reverse(consumer.priority), id));

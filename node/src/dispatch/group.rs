@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 
 use skein_proto::ids::{Offset, QueueId};
 
-use super::{ConsumerId, GroupStart, Ready, Stored, Waiting, consumer::Consumer, lanes::Lanes, turns::Turns};
+use super::{
+    ConsumerId, GroupStart, Ready, Rules, Stored, Waiting, consumer::Consumer, lanes::Lanes, turns::Turns,
+};
 use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 
 /// One consumer group. Every offset below `next_offset` is in exactly one state: leased, ready, delayed, fresh, or
 /// none of the dispatcher's business (acked, given up, or on its way back to the core).
 #[derive(Debug)]
 pub(super) struct Group {
-    pub(super) lease_ms: u32,
+    rules: Rules,
     /// How often the core had moved the group when this began.
     pub(super) seek_count: u32,
     /// Everything from here on was never delivered, and may be in order.
@@ -29,8 +31,6 @@ pub(super) struct Group {
     pub(super) attached_count: usize,
     /// Those that may take messages. May contain some that cannot, which are skipped.
     pub(super) turns: Turns,
-    /// Only one consumer takes messages.
-    pub(super) single_active: bool,
     /// Which one; only where it is only one.
     pub(super) active: Option<ConsumerId>,
 }
@@ -56,25 +56,33 @@ impl Group {
     /// A group that has nothing to deliver yet but what is fresh.
     pub(super) fn new(start: &GroupStart) -> Self {
         Self {
-            lease_ms: start.lease_ms,
+            rules: start.rules,
             seek_count: start.seek_count,
             fresh_from: start.fresh_from,
             next_offset: start.next_offset.max(start.fresh_from),
             held_back_until_ms: start.held_back_until_ms,
-            ready: Lanes::default(),
+            ready: Lanes::new(start.rules.lower_percent),
             delayed: OffsetRuns::new(),
             leased: OffsetSet::new(),
             consumers: BTreeSet::new(),
             attached_count: 0,
             turns: Turns::default(),
-            single_active: start.single_active,
             active: None,
         }
     }
 
+    pub(super) const fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    pub(super) fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+        self.ready.set_lower_percent(rules.lower_percent);
+    }
+
     /// Whether it may be this consumer's turn. Where only one is active, it waits until nobody else holds anything.
     pub(super) fn may_take(&self, id: ConsumerId, consumer: &Consumer) -> bool {
-        !self.single_active || (self.active == Some(id) && self.leased.len() == consumer.held().0)
+        !self.rules.single_active || (self.active == Some(id) && self.leased.len() == consumer.held().0)
     }
 
     /// What is to be delivered next: what is sorted or came back before what is fresh.

@@ -106,11 +106,22 @@ pub struct Expired {
     pub range: OffsetRange,
 }
 
+/// How a group delivers, as its queue's settings have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// How long a delivery lasts.
+    pub lease_ms: u32,
+    /// Only one consumer gets messages at a time.
+    pub single_active: bool,
+    /// How much of what is delivered are messages of lower priorities, while there are higher ones; less than 100.
+    pub lower_percent: u32,
+}
+
 /// Where a group stands when the dispatcher gets to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupStart {
-    /// How long a delivery lasts.
-    pub lease_ms: u32,
+    /// How it delivers.
+    pub rules: Rules,
     /// What is to be delivered below `fresh_from`.
     pub ready: OffsetRuns<Ready>,
     /// From here on everything is to be delivered, for the first time.
@@ -120,8 +131,6 @@ pub struct GroupStart {
     /// Nothing is delivered before this wall-clock time; 0 for at once. A new leader waits for those who hold
     /// messages of the old one to say so.
     pub held_back_until_ms: u64,
-    /// Only one consumer gets messages at a time.
-    pub single_active: bool,
     /// How often the core has moved the group.
     pub seek_count: u32,
 }

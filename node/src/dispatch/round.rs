@@ -78,7 +78,7 @@ impl Round<'_> {
             return Attempt::TooLarge;
         }
         let range = OffsetRange::new(work.range.first, u64::from(count));
-        let until_ms = self.now_ms.saturating_add(u64::from(self.group.lease_ms));
+        let until_ms = self.now_ms.saturating_add(u64::from(self.group.rules().lease_ms));
         self.group.lease(range);
         consumer.grant(Lease { range, until_ms, attempt: work.attempt, bytes });
         self.lease_ends.insert((until_ms, id, range.first));

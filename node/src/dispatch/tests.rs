@@ -10,12 +10,13 @@ use skein_proto::ids::{GroupId, Offset, QueueId};
 use self::model::Model;
 use super::{
     AddConsumerError, ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupCounts, GroupKey, GroupStart,
-    Ready, Refusal, Returned, Stored, Waiting,
+    Ready, Refusal, Returned, Rules, Stored, Waiting,
 };
 use crate::offsets::{OffsetRange, OffsetRuns};
 
 const QUEUE: QueueId = QueueId::new(1);
 const LEASE_MS: u32 = 50;
+const RULES: Rules = Rules { lease_ms: LEASE_MS, single_active: false, lower_percent: 0 };
 
 /// Messages per stored block.
 const BLOCK: u64 = 5;
@@ -126,8 +127,12 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn dispatcher_matches_a_naive_model(special in any::<bool>(), steps in vec(step(), 1..80)) {
-        let mut model = Model::new(special);
+    fn dispatcher_matches_a_naive_model(
+        special in any::<bool>(),
+        lower_percent in prop_oneof![Just(0), 0..=50_u32],
+        steps in vec(step(), 1..80),
+    ) {
+        let mut model = Model::new(special, lower_percent);
         for step in steps {
             model.step(step);
         }

@@ -17,15 +17,13 @@ use super::{
     },
     idle::{IdleQueues, Unused},
     outbox::{Outbox, OutboxItem, OutboxSender, outbox},
-    stored::StoredMessages,
+    stored::{StoredMessages, group_start, rules},
 };
 use crate::{
     broker::{self, Command, Event, Outcome, Queue, Return, Shard},
     clock::{Clock, millis},
-    dispatch::{
-        ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupKey, GroupStart, Ready, Refusal, Returned,
-    },
-    offsets::{OffsetRange, OffsetRuns, OffsetSet},
+    dispatch::{ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupKey, Refusal, Returned},
+    offsets::{OffsetRange, OffsetSet},
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     random::random_u64,
     tasks,
@@ -187,8 +185,7 @@ impl Deliverer {
         match *event {
             Event::QueueOpened { queue } => {
                 if let Some(settings) = shard.queue(queue).map(Queue::settings) {
-                    let (lease_ms, single_active) = (settings.lease_ms, settings.single_active_consumer);
-                    self.dispatcher.change_queue(queue, lease_ms, single_active, stored);
+                    self.dispatcher.change_queue(queue, rules(settings), stored);
                 }
                 self.next_trim_ms = Some(0);
             }
@@ -445,27 +442,6 @@ impl Deliverer {
             .map_or(IDLE_SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)))
             .min(IDLE_SLEEP_MAX)
     }
-}
-
-/// Where a group stands by the replicated state.
-fn group_start(shard: &Shard, key: GroupKey, held_back_until_ms: u64) -> Option<GroupStart> {
-    let queue = shard.queue(key.queue)?;
-    let group = queue.group(key.group)?;
-    let mut ready = OffsetRuns::default();
-    for (range, returned) in group.deliverable().iter() {
-        ready.insert(range, Ready { attempts: returned.attempts, not_before_ms: returned.not_before_ms });
-    }
-    let (fresh_from, next_offset) = (group.untouched_from(), queue.next_offset());
-    let is_done = ready.is_empty() && fresh_from == next_offset;
-    Some(GroupStart {
-        lease_ms: queue.settings().lease_ms,
-        ready,
-        fresh_from,
-        next_offset,
-        held_back_until_ms: if is_done { 0 } else { held_back_until_ms },
-        single_active: queue.settings().single_active_consumer,
-        seek_count: group.seek_count(),
-    })
 }
 
 /// How long the queue lets a message wait that came back.

@@ -1,10 +1,11 @@
-//! What the dispatcher wants to know of stored messages, by the core.
+//! What the dispatcher wants to know of the core: the messages that are stored, and where groups stand.
 
 use skein_proto::ids::{Offset, QueueId};
 
 use crate::{
-    broker::{self, Queue, Shard},
-    dispatch::{Stored, Waiting},
+    broker::{self, Queue, Settings, Shard},
+    dispatch::{GroupKey, GroupStart, Ready, Rules, Stored, Waiting},
+    offsets::OffsetRuns,
 };
 
 /// The messages of a shard. A block's messages are taken to be of one size: the bytes that a consumer holds are then
@@ -33,4 +34,33 @@ impl Stored for StoredMessages<'_> {
             self.0.queue(queue)?.waiting(from)?;
         Some(Waiting { range, deliver_at_ms, expires_at_ms, priority })
     }
+}
+
+/// How the groups of a queue deliver.
+pub(super) const fn rules(settings: &Settings) -> Rules {
+    Rules {
+        lease_ms: settings.lease_ms,
+        single_active: settings.single_active_consumer,
+        lower_percent: settings.lower_priority_percent,
+    }
+}
+
+/// Where a group stands by the replicated state.
+pub(super) fn group_start(shard: &Shard, key: GroupKey, held_back_until_ms: u64) -> Option<GroupStart> {
+    let queue = shard.queue(key.queue)?;
+    let group = queue.group(key.group)?;
+    let mut ready = OffsetRuns::default();
+    for (range, returned) in group.deliverable().iter() {
+        ready.insert(range, Ready { attempts: returned.attempts, not_before_ms: returned.not_before_ms });
+    }
+    let (fresh_from, next_offset) = (group.untouched_from(), queue.next_offset());
+    let is_done = ready.is_empty() && fresh_from == next_offset;
+    Some(GroupStart {
+        rules: rules(queue.settings()),
+        ready,
+        fresh_from,
+        next_offset,
+        held_back_until_ms: if is_done { 0 } else { held_back_until_ms },
+        seek_count: group.seek_count(),
+    })
 }

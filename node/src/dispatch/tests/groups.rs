@@ -8,7 +8,8 @@ use super::{
 /// A group 1 of 20 fresh messages.
 fn dispatcher(single_active: bool) -> Dispatcher {
     let mut dispatcher = Dispatcher::new();
-    let start = GroupStart { next_offset: Offset::new(20), single_active, ..NEW };
+    let rules = Rules { single_active, ..RULES };
+    let start = GroupStart { next_offset: Offset::new(20), rules, ..NEW };
     dispatcher.add_group(key(1), start, &ALL_KEPT);
     dispatcher
 }
@@ -73,9 +74,29 @@ fn an_active_consumer_that_is_gone_or_outranked_is_followed() {
     assert_eq!(dispatcher.expire(u64::from(LEASE_MS)).len(), 1);
     assert_eq!(brief(&poll(&mut dispatcher, u64::from(LEASE_MS))), [(4, 2, 2, 1)]);
     // Now all of them may.
-    dispatcher.change_queue(QUEUE, LEASE_MS, false, &ALL_KEPT);
+    dispatcher.change_queue(QUEUE, RULES, &ALL_KEPT);
     let delivered = poll(&mut dispatcher, u64::from(LEASE_MS));
     assert_eq!([2, 3, 4].map(|consumer| count_for(&delivered, consumer)), [2, 2, 0]);
+}
+
+#[test]
+fn lower_priorities_have_their_share_while_they_wait() {
+    let mut dispatcher = Dispatcher::new();
+    let special = TestStored { first: 0, special: true };
+    let rules = Rules { lower_percent: 25, ..RULES };
+    let start = GroupStart { next_offset: Offset::new(24), rules, ..NEW };
+    dispatcher.add_group(key(1), start, &special);
+    add(&mut dispatcher, 1, 100, 0);
+    let mut delivered = Vec::new();
+    dispatcher.poll(1_000, &special, &mut delivered);
+    let offsets = delivered.iter().flat_map(|delivery| {
+        let first = delivery.first.get();
+        first..first + u64::from(delivery.count)
+    });
+    let priorities: Vec<_> = offsets.map(|offset| special.waits(offset).priority).collect();
+    // It is the one with the lowest offset; and when the highest priority is through, the next one is the highest.
+    let expected = [2, 2, 2, 0, 2, 2, 2, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0];
+    assert_eq!(priorities, expected);
 }
 
 #[test]
@@ -98,7 +119,7 @@ fn a_time_to_live_that_is_set_later_holds_for_what_waits() {
     let mut dispatcher = dispatcher(false);
     let special = TestStored { first: 0, special: true };
     assert_eq!(dispatcher.take_expired(1_000, &special), []);
-    dispatcher.change_queue(QUEUE, LEASE_MS, false, &special);
+    dispatcher.change_queue(QUEUE, RULES, &special);
     // Every fourth, from offset 3 on.
     assert_eq!(dispatcher.next_deadline_ms(), Some(13), "offset 1 is due");
     let expired = dispatcher.take_expired(46, &special);

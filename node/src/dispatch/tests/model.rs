@@ -7,11 +7,17 @@ use std::{
 
 use super::*;
 
+/// What is delivered first: by priority, what came back or is sorted before what is neither, and by offset.
+type Rank = (Reverse<u8>, bool, u64);
+
 pub(super) struct Model {
     dispatcher: Dispatcher,
     now_ms: u64,
     stored: TestStored,
     groups: [Vec<State>; 2],
+    lower_percent: u32,
+    /// What each group owes its lower priorities, in hundredths of a message.
+    owed_percent: [u32; 2],
     consumers: BTreeMap<ConsumerId, ModelConsumer>,
     slots: [Option<ConsumerId>; 6],
     next_consumer: u64,
@@ -44,7 +50,7 @@ enum State {
 
 impl Model {
     /// The first group is new; the second was taken over from another leader.
-    pub(super) fn new(special: bool) -> Self {
+    pub(super) fn new(special: bool, lower_percent: u32) -> Self {
         let stored = TestStored { first: 0, special };
         let mut dispatcher = Dispatcher::new();
         let mut states = [vec![State::Fresh; 12], vec![State::Fresh; 12]];
@@ -58,18 +64,27 @@ impl Model {
         }
         let next_offset = Offset::new(12);
         let start = |ready, fresh_from| GroupStart {
-            lease_ms: LEASE_MS,
+            rules: Rules { lower_percent, ..RULES },
             ready,
             fresh_from: Offset::new(fresh_from),
             next_offset,
             held_back_until_ms: 0,
-            single_active: false,
             seek_count: 0,
         };
         dispatcher.add_group(key(0), start(OffsetRuns::new(), 0), &stored);
         dispatcher.add_group(key(1), start(ready, 8), &stored);
         let consumers = BTreeMap::new();
-        Self { dispatcher, now_ms: 0, stored, groups: states, consumers, slots: [None; 6], next_consumer: 1 }
+        Self {
+            dispatcher,
+            now_ms: 0,
+            stored,
+            groups: states,
+            lower_percent,
+            owed_percent: [0; 2],
+            consumers,
+            slots: [None; 6],
+            next_consumer: 1,
+        }
     }
 
     pub(super) fn step(&mut self, step: Step) {
@@ -289,6 +304,7 @@ impl Model {
         assert_eq!(Some(first.get()), self.next_work(group).map(|(offset, _)| offset), "out of order");
         for offset in first.get()..first.get() + u64::from(count) {
             assert_eq!(self.next_work(group), Some((offset, attempt)));
+            self.note_share(group, offset);
             let until_ms = self.now_ms + u64::from(LEASE_MS);
             self.groups[group][offset as usize] = State::Leased { consumer: id, until_ms, attempt };
         }
@@ -319,8 +335,32 @@ impl Model {
     }
 
     /// The message that is to be delivered next, and the attempt that it will be. What came back goes before what is
-    /// fresh where all is ordinary, and elsewhere only a higher priority does.
+    /// fresh where all is ordinary, and elsewhere only a higher priority does, or what lower ones are owed.
     fn next_work(&self, group: usize) -> Option<(u64, u32)> {
+        let due = self.due(group);
+        let highest = due.iter().min()?;
+        let lower = due.iter().filter(|due| due.0.0 > highest.0.0).min_by_key(|due| due.0.2);
+        let is_owed = self.lower_percent > 0 && self.owed_percent[group] + self.lower_percent >= 100;
+        let &((_, _, offset), attempt) = lower.filter(|_| is_owed).unwrap_or(highest);
+        Some((offset, attempt))
+    }
+
+    /// Takes note that a message is delivered, of which lower priorities have their share.
+    fn note_share(&mut self, group: usize, offset: u64) {
+        let priority = |offset| self.stored.waits(offset).priority;
+        let others = self.due(group).into_iter().map(|((_, _, other), _)| priority(other));
+        let priorities: BTreeSet<_> = others.collect();
+        let is_highest = priorities.last() == Some(&priority(offset));
+        let owed_percent = &mut self.owed_percent[group];
+        if !is_highest {
+            *owed_percent -= 100 - self.lower_percent;
+        } else if priorities.len() > 1 {
+            *owed_percent += self.lower_percent;
+        }
+    }
+
+    /// What can be delivered, and the attempt that it will be, by what is usually first.
+    fn due(&self, group: usize) -> Vec<(Rank, u32)> {
         let due = |(offset, state): (u64, &State)| {
             let waits = self.stored.waits(offset);
             match *state {
@@ -336,9 +376,7 @@ impl Model {
                 _ => None,
             }
         };
-        let next = (0..).zip(&self.groups[group]).filter_map(due).min()?;
-        let ((_, _, offset), attempt) = next;
-        Some((offset, attempt))
+        (0..).zip(&self.groups[group]).filter_map(due).collect()
     }
 
     /// After a poll nobody could take the next message.

@@ -9,12 +9,11 @@ pub(super) const ALL_KEPT: TestStored = TestStored { first: 0, special: false };
 
 /// A group without messages.
 pub(super) const NEW: GroupStart = GroupStart {
-    lease_ms: LEASE_MS,
+    rules: RULES,
     ready: OffsetRuns::new(),
     fresh_from: Offset::ZERO,
     next_offset: Offset::ZERO,
     held_back_until_ms: 0,
-    single_active: false,
     seek_count: 0,
 };
 
@@ -37,7 +36,7 @@ fn dispatcher(messages: u64) -> Dispatcher {
 fn taken_over(messages: u64) -> Dispatcher {
     let mut dispatcher = Dispatcher::new();
     let start = GroupStart {
-        lease_ms: LEASE_MS,
+        rules: RULES,
         ready: OffsetRuns::new(),
         fresh_from: Offset::ZERO,
         next_offset: Offset::new(messages),
@@ -112,7 +111,7 @@ fn what_is_settled_or_returned_later_or_not_there_cannot_be_resumed() {
     ready.insert(range_of(1, 1), Ready { attempts: 1, not_before_ms: 5_000 });
     let mut dispatcher = Dispatcher::new();
     let start = GroupStart {
-        lease_ms: LEASE_MS,
+        rules: RULES,
         ready,
         fresh_from: Offset::new(4),
         next_offset: Offset::new(6),

@@ -30,6 +30,7 @@ pub(super) fn settings_to_wire(settings: &Settings) -> wire::Settings {
         message_ttl_ms: settings.message_ttl_ms.unwrap_or_default(),
         single_active_consumer: settings.single_active_consumer,
         expires_ms: settings.expires_ms.unwrap_or_default(),
+        lower_priority_percent: settings.lower_priority_percent,
     }
 }
 
@@ -65,6 +66,7 @@ pub(super) fn settings_from_wire(settings: Option<wire::Settings>) -> Result<Set
         message_ttl_ms: some(wire.message_ttl_ms),
         single_active_consumer: wire.single_active_consumer,
         expires_ms: some(wire.expires_ms),
+        lower_priority_percent: wire.lower_priority_percent,
         dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
     })
 }

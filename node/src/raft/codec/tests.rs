@@ -33,9 +33,10 @@ fn range() -> impl Strategy<Value = OffsetRange> {
 fn settings() -> impl Strategy<Value = Settings> {
     let limit = || option::of(1..u64::MAX);
     let limits = (limit(), limit(), limit(), limit(), limit());
-    (any::<[u32; 5]>(), option::of("[a-z]{1,8}"), any::<(bool, bool, bool)>(), limits).prop_map(
+    (any::<[u32; 6]>(), option::of("[a-z]{1,8}"), any::<(bool, bool, bool)>(), limits).prop_map(
         |(numbers, dead_letter_queue, choices, limits)| {
-            let [max_deliveries, lease_ms, delay_ms, delay_max_ms, multiplier] = numbers;
+            let [max_deliveries, lease_ms, delay_ms, delay_max_ms, multiplier, lower_priority_percent] =
+                numbers;
             let (max_age_ms, max_messages, max_bytes, message_ttl_ms, expires_ms) = limits;
             Settings {
                 max_deliveries,
@@ -50,6 +51,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                 message_ttl_ms,
                 single_active_consumer: choices.2,
                 expires_ms,
+                lower_priority_percent,
             }
         },
     )

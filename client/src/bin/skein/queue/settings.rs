@@ -53,6 +53,9 @@ pub(crate) struct SettingsArgs {
     /// Delete the queue when nobody publishes to it or consumes from it for so long, at least 5s.
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
     expires: Option<Duration>,
+    /// How much of what is delivered are less urgent messages while others wait, up to 50 percent; none unless set.
+    #[arg(long, value_name = "PERCENT")]
+    lower_priority_percent: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -88,6 +91,7 @@ impl SettingsArgs {
             message_ttl: self.message_ttl,
             single_active_consumer: self.single_active_consumer,
             expires: self.expires,
+            lower_priority_percent: self.lower_priority_percent,
         }
     }
 
@@ -117,6 +121,7 @@ impl SettingsArgs {
         let update = with(update, self.overflow.map(Overflow::from), QueueUpdate::overflow);
         let update = with(update, self.message_ttl, QueueUpdate::message_ttl);
         let update = with(update, self.expires, QueueUpdate::expires);
+        let update = with(update, self.lower_priority_percent, QueueUpdate::lower_priority_percent);
         with(update, self.single_active_consumer.then_some(true), QueueUpdate::single_active_consumer)
     }
 }
@@ -152,6 +157,7 @@ pub(crate) fn settings_text(settings: &QueueSettings) -> Vec<[String; 2]> {
         ("message ttl", time(settings.message_ttl, "none")),
         ("single active consumer", if settings.single_active_consumer { "yes" } else { "no" }.to_owned()),
         ("expires unused after", time(settings.expires, "never")),
+        ("lower priority percent", count(settings.lower_priority_percent.map(u64::from), "none")),
     ];
     rows.map(|(name, value)| [name.to_owned(), value]).to_vec()
 }
@@ -173,6 +179,7 @@ pub(crate) fn add_settings(value: &mut Value, settings: &QueueSettings) {
     value["message_ttl_ms"] = json!(ms(settings.message_ttl));
     value["single_active_consumer"] = json!(settings.single_active_consumer);
     value["expires_ms"] = json!(ms(settings.expires));
+    value["lower_priority_percent"] = json!(settings.lower_priority_percent);
 }
 
 fn retention_name(retention: Retention) -> &'static str {
@@ -219,7 +226,7 @@ mod tests {
         args: SettingsArgs,
     }
 
-    const ALL: [&str; 28] = [
+    const ALL: [&str; 30] = [
         "skein",
         "--max-deliveries=5",
         "--dead-letter-queue",
@@ -247,6 +254,8 @@ mod tests {
         "--single-active-consumer",
         "--expires",
         "10m",
+        "--lower-priority-percent",
+        "10",
         "--",
     ];
 
@@ -270,6 +279,7 @@ mod tests {
             "message_ttl_ms": 90_000,
             "single_active_consumer": true,
             "expires_ms": 600_000,
+            "lower_priority_percent": 10,
         });
         assert_eq!(value, expected);
         let shown = settings_text(&settings).into_iter().map(|[_, value]| value).collect::<Vec<_>>();
@@ -288,6 +298,7 @@ mod tests {
             "90s",
             "yes",
             "10m",
+            "10",
         ];
         assert_eq!(shown, expected);
     }
@@ -324,7 +335,8 @@ mod tests {
             .overflow(settings.overflow.unwrap())
             .message_ttl(settings.message_ttl.unwrap())
             .single_active_consumer(single_active_consumer)
-            .expires(settings.expires.unwrap());
+            .expires(settings.expires.unwrap())
+            .lower_priority_percent(settings.lower_priority_percent.unwrap());
         assert_eq!(all.into_update(&Setting::ALL), expected);
     }
 }
