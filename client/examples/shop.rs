@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use skein_client::{Client, Consumer, Filter, Message, Position, QueueSettings};
+use skein_client::{Client, Consumer, Delivery, Filter, Message, Position, QueueSettings, SettleError};
 use tokio::{task::JoinHandle, time};
 
 const ORDERS: usize = 300;
@@ -125,7 +125,7 @@ async fn price_products(client: Client) -> anyhow::Result<()> {
         let text = std::str::from_utf8(&answer.body)?;
         ensure!(text.ends_with("19 %") || text.ends_with("7 %"), "tax answered {text:?}");
         priced.insert(product.offset);
-        product.ack().await?;
+        settle(&product).await?;
     }
     requester.close().await;
     consumer.close().await;
@@ -146,13 +146,27 @@ async fn serve_tax(client: Client) -> anyhow::Result<()> {
 /// Takes messages until there were so many different ones, and acks each.
 async fn take(consumer: &mut Consumer, count: usize) -> anyhow::Result<BTreeSet<String>> {
     let mut seen = BTreeSet::new();
+    let mut unsettled = BTreeSet::new();
     while seen.len() < count {
         let delivery = consumer.next().await.context("nothing comes any more")??;
         let is_new = seen.insert(String::from_utf8(delivery.message.body.to_vec())?);
-        ensure!(is_new || delivery.attempt > 1, "it came twice without a reason: {delivery:?}");
-        delivery.ack().await?;
+        let may_come_again = delivery.attempt > 1 || unsettled.contains(&delivery.offset);
+        ensure!(is_new || may_come_again, "it came twice without a reason: {delivery:?}");
+        if !settle(&delivery).await? {
+            unsettled.insert(delivery.offset);
+        }
     }
     Ok(seen)
+}
+
+/// Acks a message that was handled. Whether that counted cannot always be told when a node dies: then the message may
+/// come again, and is known by its offset.
+async fn settle(delivery: &Delivery) -> anyhow::Result<bool> {
+    match delivery.ack().await {
+        Ok(()) => Ok(true),
+        Err(SettleError::OutcomeUnknown(_) | SettleError::LeaseLost(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn done(what: &str, service: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
