@@ -152,9 +152,10 @@ async fn browsing_begins_at_a_time_and_follows() {
     let browse = ["browse", "orders", "--from-time", "1970-01-01T00:00:00.002Z"];
     assert_eq!(skein(&cluster, &browse).await, "two\n");
     let follow = [&browse[..], &["--follow", "--count", "2"]].concat();
+    let mut news = cluster.shared.news.subscribe();
     let (followed, ()) = tokio::join!(skein(&cluster, &follow), async {
         while cluster.shared.state().browsed.len() < 2 {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            news.changed().await.unwrap();
         }
         skein(&cluster, &["publish", "orders", "three"]).await;
     });

@@ -119,6 +119,7 @@ impl broker_server::Broker for Node {
             return Err(queue_not_found(&request.queue));
         }
         drop(state);
+        self.shared.announce();
         Ok(Response::new(browse(self.clone(), request).boxed()))
     }
 }
@@ -332,6 +333,7 @@ fn settled(
     };
     for range in settle.extends.iter().filter_map(|extend| extend.offsets.as_ref()) {
         group.extended.extend(range.first..range.first + u64::from(range.count));
+        node.shared.announce();
     }
     for nack in &settle.nacks {
         let range = nack.offsets.unwrap();

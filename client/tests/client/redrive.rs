@@ -132,12 +132,13 @@ async fn leases_are_extended_of_all_that_is_held() {
     client.send("brief", vec![Message::new("left"), dead_letter("one", "expired")]).await.unwrap();
     client.send("brief", vec![dead_letter("two", "expired")]).await.unwrap();
     cluster.shared.state().holds_confirms = true;
+    let mut news = cluster.shared.news.subscribe();
     let mut moving = Box::pin(client.redrive("brief", RedriveOptions::new(), |_| {}));
     soon("extending", async {
         loop {
             tokio::select! {
                 ended = &mut moving => panic!("nothing was confirmed: {ended:?}"),
-                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+                changed = news.changed() => changed.unwrap(),
             }
             let extended = match cluster.shared.state().queues["brief"].groups.get(REDRIVE_GROUP) {
                 Some(group) => group.extended.clone(),

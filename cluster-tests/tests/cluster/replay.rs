@@ -37,13 +37,20 @@ async fn a_group_goes_on_from_wherever_it_is_moved() {
     scenario::run("a_group_goes_on_from_wherever_it_is_moved", LIMIT, async |scenario| {
         let client = scenario.client().await?;
         client.create_queue(QUEUE, stream()).await?;
-        send(&client, QUEUE, &["0", "1", "2"]).await?;
-        time::sleep(Duration::from_millis(50)).await;
-        let middle = SystemTime::now();
-        time::sleep(Duration::from_millis(50)).await;
-        send(&client, QUEUE, &["3", "4"]).await?;
         let mut consumer = client.consumer(QUEUE, "shop").credit_messages(2).build().await?;
-        take_bodies(&mut consumer, 5).await?;
+        send(&client, QUEUE, &["0", "1", "2"]).await?;
+        take_bodies(&mut consumer, 2).await?;
+        let before = next(&mut consumer).await?;
+        before.ack().await?;
+        // Times are in whole milliseconds.
+        let later = before.published_at + Duration::from_millis(1);
+        wait::until("the next millisecond", SOON, async || Ok(ensure!(SystemTime::now() >= later))).await?;
+        send(&client, QUEUE, &["3", "4"]).await?;
+        let after = next(&mut consumer).await?;
+        after.ack().await?;
+        let middle = after.published_at;
+        ensure!(middle > before.published_at, "{after:?} is no later than {before:?}");
+        take_bodies(&mut consumer, 1).await?;
         ensure!(client.get_queue(QUEUE).await?.message_count == 5, "what is acked is kept");
 
         for (position, expected) in [
