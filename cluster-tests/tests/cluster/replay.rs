@@ -130,6 +130,28 @@ async fn whoever_follows_a_queue_sees_each_message_once() {
 }
 
 #[tokio::test]
+async fn whoever_follows_from_a_time_to_come_sees_nothing_older() {
+    scenario::run("whoever_follows_from_a_time_to_come_sees_nothing_older", LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue(QUEUE, stream()).await?;
+        let time = SystemTime::now() + Duration::from_secs(2);
+        let options = BrowseOptions::new().from(Position::Time(time)).follow();
+        let mut browsed = client.browse_with(QUEUE, options).await?;
+        let mut next = std::pin::pin!(browsed.next());
+        // It is read from before the first message is there.
+        ensure!(time::timeout(Duration::from_millis(200), &mut next).await.is_err(), "nothing is there");
+        send(&client, QUEUE, &["early"]).await?;
+        wait::until("the time to come", SOON, async || Ok(ensure!(SystemTime::now() >= time))).await?;
+        send(&client, QUEUE, &["late"]).await?;
+        let seen = time::timeout(ARRIVES_WITHIN, next).await.context("nothing came")?;
+        let seen = seen.context("it ended")??;
+        ensure!(body(&seen.message) == "late", "{seen:?}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stream_keeps_what_its_limits_say() {
     scenario::run("a_stream_keeps_what_its_limits_say", LIMIT, async |scenario| {
         let client = scenario.client().await?;

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::{Api, names::QueueRef, status};
 use crate::{
-    broker::{Outcome, Queue},
+    broker::Outcome,
     offsets::OffsetRange,
     raft::Replica,
     shard::{BodyError, BodyReader},
@@ -50,6 +50,7 @@ impl Api {
             api: self,
             queue,
             replica,
+            from_time_ms: request.from_time_ms,
             left: if request.messages_max == 0 { u64::MAX } else { request.messages_max },
             responses,
         };
@@ -64,6 +65,8 @@ struct Reading {
     queue: QueueRef,
     replica: Arc<Replica>,
     bodies: BodyReader,
+    /// What was published before is passed by. May be in the future, for whoever follows.
+    from_time_ms: u64,
     /// How many messages it may still read.
     left: u64,
     responses: mpsc::Sender<Result<BrowseResponse, Status>>,
@@ -96,9 +99,13 @@ impl Reading {
             while end <= from {
                 // Fails when the node stops.
                 applied.changed().await.map_err(|_| status::shutting_down())?;
-                let next =
-                    self.replica.with_messages(|shard| shard.queue(self.queue.id).map(Queue::next_offset));
-                end = next.ok_or_else(|| status::queue_not_found(&self.queue.name))?;
+                let place = self.replica.with_messages(|shard| {
+                    let stored = shard.queue(self.queue.id)?;
+                    Some((stored.published_from(self.from_time_ms), stored.next_offset()))
+                });
+                let (published_from, next) =
+                    place.ok_or_else(|| status::queue_not_found(&self.queue.name))?;
+                (from, end) = (from.max(published_from), next);
             }
         }
     }
