@@ -32,7 +32,7 @@ pub struct Dispatcher {
     /// When each lease ends.
     lease_ends: BTreeSet<(u64, ConsumerId, Offset)>,
     /// When delayed messages become deliverable. An entry whose messages are gone does nothing when its time comes.
-    delays: BTreeSet<(u64, GroupKey, Offset)>,
+    delays: BTreeSet<(u64, GroupKey, Offset, u64)>,
     /// When messages are to be given up. An entry whose messages are gone, or may wait longer, does nothing.
     expiries: BTreeSet<(u64, GroupKey, Offset, u64)>,
     /// Until when each group is held back, should nobody come back before.
@@ -417,18 +417,18 @@ impl Dispatcher {
 
     fn set(&mut self, key: GroupKey, alarms: Alarms) {
         let Alarms { delays, expiries } = alarms;
-        self.delays.extend(delays.into_iter().map(|(at_ms, first)| (at_ms, key, first)));
-        let expiries = expiries.into_iter().map(|(at_ms, range)| (at_ms, key, range.first, range.count));
-        self.expiries.extend(expiries);
+        let entry = |(at_ms, range): (u64, OffsetRange)| (at_ms, key, range.first, range.count);
+        self.delays.extend(delays.into_iter().map(entry));
+        self.expiries.extend(expiries.into_iter().map(entry));
     }
 
     fn release_due(&mut self, now_ms: u64, stored: &dyn Stored) {
-        while let Some(&(at_ms, key, first)) = self.delays.first()
+        while let Some(&(at_ms, key, first, count)) = self.delays.first()
             && at_ms <= now_ms
         {
             self.delays.pop_first();
             if let Some(group) = self.groups.get_mut(&key) {
-                group.release(key.queue, first, now_ms, stored);
+                group.release(key.queue, OffsetRange::new(first, count), now_ms, stored);
                 self.work.insert(key);
             }
         }

@@ -46,8 +46,8 @@ pub(super) struct Work {
 /// When messages want to be looked at again.
 #[derive(Debug, Default)]
 pub(super) struct Alarms {
-    /// The first of some that can be delivered then.
-    pub(super) delays: Vec<(u64, Offset)>,
+    /// Those that can be delivered then.
+    pub(super) delays: Vec<(u64, OffsetRange)>,
     /// Those that may wait no longer then.
     pub(super) expiries: Vec<(u64, OffsetRange)>,
 }
@@ -184,13 +184,13 @@ impl Group {
         alarms
     }
 
-    /// Makes the delayed run that holds `offset` deliverable, if its time has come.
-    pub(super) fn release(&mut self, queue: QueueId, offset: Offset, now_ms: u64, stored: &dyn Stored) {
-        if let Some((range, &Ready { attempts, not_before_ms })) = self.delayed.get(offset)
-            && not_before_ms <= now_ms
-        {
-            self.delayed.remove(range);
-            for Waiting { range, priority, .. } in waiting_parts(queue, range, stored) {
+    /// Makes the delayed messages of a range deliverable whose time has come. Others of it may have gone meanwhile.
+    pub(super) fn release(&mut self, queue: QueueId, range: OffsetRange, now_ms: u64, stored: &dyn Stored) {
+        let delayed = self.delayed.overlapping(range).map(|(part, &ready)| (part, ready));
+        let due: Vec<_> = delayed.filter(|(_, ready)| ready.not_before_ms <= now_ms).collect();
+        for (part, Ready { attempts, .. }) in due {
+            self.delayed.remove(part);
+            for Waiting { range, priority, .. } in waiting_parts(queue, part, stored) {
                 self.ready.insert(range, attempts, priority);
             }
         }
@@ -241,7 +241,7 @@ impl Group {
                 self.ready.insert(range, ready.attempts, priority);
             } else {
                 self.delayed.insert(range, Ready { not_before_ms, ..ready });
-                alarms.delays.push((not_before_ms, range.first));
+                alarms.delays.push((not_before_ms, range));
             }
             alarms.expiries.extend(expires_at_ms.map(|at_ms| (at_ms, range)));
         }

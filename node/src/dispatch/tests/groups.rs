@@ -80,6 +80,28 @@ fn an_active_consumer_that_is_gone_or_outranked_is_followed() {
 }
 
 #[test]
+fn what_is_left_of_delayed_messages_comes_when_it_is_due() {
+    let mut dispatcher = dispatcher(false);
+    add(&mut dispatcher, 1, 20, 0);
+    poll(&mut dispatcher, 0);
+    dispatcher.nack(id(1), range_of(0, 10));
+    dispatcher.handle_returned(key(1), range_of(0, 10), 1, 30, &ALL_KEPT);
+    // The oldest are let go, and some in the middle wait longer.
+    dispatcher.handle_purged(QUEUE, Offset::new(3));
+    dispatcher.handle_returned(key(1), range_of(5, 2), 1, 40, &ALL_KEPT);
+    let offsets = |delivered: &[Delivery]| -> Vec<u64> {
+        let each = |delivery: &Delivery| {
+            let first = delivery.first.get();
+            first..first + u64::from(delivery.count)
+        };
+        delivered.iter().flat_map(each).collect()
+    };
+    assert_eq!(offsets(&poll(&mut dispatcher, 30)), [3, 4, 7, 8, 9]);
+    assert_eq!(offsets(&poll(&mut dispatcher, 40)), [5, 6]);
+    assert_eq!(dispatcher.counts(key(1)).delayed, 0);
+}
+
+#[test]
 fn lower_priorities_have_their_share_while_they_wait() {
     let mut dispatcher = Dispatcher::new();
     let special = TestStored { first: 0, special: true };

@@ -257,18 +257,22 @@ impl Model {
     fn take_back(&mut self, range: OffsetRange, delay_ms: Option<u64>) {
         let not_before_ms = delay_ms.map_or(0, |delay_ms| self.now_ms + delay_ms);
         for (group, states) in self.groups.iter_mut().enumerate() {
-            for (offset, state) in states.iter_mut().enumerate() {
+            // Messages that follow each other come back together.
+            let mut returned = OffsetRuns::new();
+            for (offset, state) in (0..).zip(states) {
                 let State::Returning { attempt } = *state else {
                     continue;
                 };
-                if (offset as u64) < self.stored.first {
+                if offset < self.stored.first {
                     *state = State::Gone;
-                } else if range.contains(Offset::new(offset as u64)) {
+                } else if range.contains(Offset::new(offset)) {
                     *state = State::Ready { attempts: attempt, not_before_ms };
-                    let range = range_of(offset as u64, 1);
-                    let key = key(group as u32);
-                    self.dispatcher.handle_returned(key, range, attempt, not_before_ms, &self.stored);
+                    returned.insert(range_of(offset, 1), attempt);
                 }
+            }
+            for (range, &attempt) in returned.iter() {
+                let key = key(group as u32);
+                self.dispatcher.handle_returned(key, range, attempt, not_before_ms, &self.stored);
             }
         }
     }
