@@ -317,6 +317,15 @@ impl Group {
         moved.into_iter().map(|run| run.range).collect()
     }
 
+    /// Drops what waits to be moved to a dead-letter queue that is not named any more.
+    pub(super) fn drop_dead_letters(&mut self, next_offset: Offset) {
+        let waiting: Vec<_> = self.dead_letters.offsets.iter().collect();
+        for range in waiting {
+            self.dropped_total += range.count;
+            self.ack(range, next_offset);
+        }
+    }
+
     /// Leaves everything behind that is in the queue.
     pub(super) fn skip_to(&mut self, next_offset: Offset) {
         self.acked_floor = next_offset;

@@ -92,6 +92,13 @@ impl ModelGroup {
         }
     }
 
+    pub(super) fn drop_dead_letters(&mut self) {
+        for state in self.states.iter_mut().filter(|state| matches!(state, State::GivenUp(_))) {
+            *state = State::Acked;
+            self.dropped_total += 1;
+        }
+    }
+
     pub(super) fn has_dead_letters(&self) -> bool {
         self.states.iter().any(|state| matches!(state, State::GivenUp(_)))
     }

@@ -51,6 +51,9 @@ impl ModelQueue {
             name.clone_into(&mut self.name);
             self.settings.clone_from(settings);
             self.revision = revision;
+            if settings.dead_letter_queue.is_none() {
+                self.groups.values_mut().for_each(ModelGroup::drop_dead_letters);
+            }
             self.free();
             self.enforce_limits(now_ms);
         }
