@@ -28,6 +28,14 @@ async fn lose_leader(scenario: &mut Scenario) -> Result<()> {
     scenario.cluster.restart(dead)
 }
 
+async fn until(time: SystemTime) -> Result<()> {
+    wait::until("a time to come", SOON, async || {
+        ensure!(SystemTime::now() >= time);
+        Ok(())
+    })
+    .await
+}
+
 fn stream() -> QueueSettings {
     QueueSettings { retention: Retention::Limits, ..QueueSettings::default() }
 }
@@ -44,7 +52,7 @@ async fn a_group_goes_on_from_wherever_it_is_moved() {
         before.ack().await?;
         // Times are in whole milliseconds.
         let later = before.published_at + Duration::from_millis(1);
-        wait::until("the next millisecond", SOON, async || Ok(ensure!(SystemTime::now() >= later))).await?;
+        until(later).await?;
         send(&client, QUEUE, &["3", "4"]).await?;
         let after = next(&mut consumer).await?;
         after.ack().await?;
@@ -141,7 +149,7 @@ async fn whoever_follows_from_a_time_to_come_sees_nothing_older() {
         // It is read from before the first message is there.
         ensure!(time::timeout(Duration::from_millis(200), &mut next).await.is_err(), "nothing is there");
         send(&client, QUEUE, &["early"]).await?;
-        wait::until("the time to come", SOON, async || Ok(ensure!(SystemTime::now() >= time))).await?;
+        until(time).await?;
         send(&client, QUEUE, &["late"]).await?;
         let seen = time::timeout(ARRIVES_WITHIN, next).await.context("nothing came")?;
         let seen = seen.context("it ended")??;
