@@ -281,12 +281,7 @@ impl Queue {
         name.clone_into(&mut self.name);
         self.settings.clone_from(settings);
         self.settings_revision = revision;
-        if settings.dead_letter_queue.is_none() {
-            for group in self.groups.values_mut().filter(|group| group.dead_letter_count() > 0) {
-                group.drop_dead_letters(self.next_offset);
-                self.changed_groups.insert(group.id());
-            }
-        }
+        self.drop_unmovable();
         self.free_all_acked();
         self.enforce_limits(now_ms)
     }

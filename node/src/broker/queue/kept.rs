@@ -66,6 +66,16 @@ impl Queue {
         taken
     }
 
+    /// Drops the dead letters that still wait, when there is no queue any more that they could be moved to.
+    pub(super) fn drop_unmovable(&mut self) {
+        if self.settings.dead_letter_queue.is_none() {
+            for group in self.groups.values_mut().filter(|group| group.dead_letter_count() > 0) {
+                group.drop_dead_letters(self.next_offset);
+                self.changed_groups.insert(group.id());
+            }
+        }
+    }
+
     pub(super) fn give_up_rule(&self, now_ms: u64) -> GiveUp {
         GiveUp {
             max_deliveries: self.settings.max_deliveries,
@@ -89,10 +99,11 @@ impl Queue {
 
     /// Everything below it is too old to be kept.
     fn too_old(&self, now_ms: u64) -> Offset {
-        if let Some(max_age_ms) = self.settings.max_age_ms
-            && self.settings.retention == Retention::Limits
-        {
-            return self.published_from(now_ms.saturating_sub(max_age_ms).saturating_add(1));
+        if self.settings.retention == Retention::Limits {
+            // However long messages may wait for a consumer.
+            let oldest_ms = |max_age_ms| now_ms.saturating_sub(max_age_ms).saturating_add(1);
+            let max_age_ms = self.settings.max_age_ms;
+            return max_age_ms.map_or(self.length_floor, |age_ms| self.published_from(oldest_ms(age_ms)));
         }
         // Groups give up for themselves what expires, unless somebody holds it.
         let Some(ttl_ms) = self.settings.message_ttl_ms.filter(|_| self.groups.is_empty()) else {

@@ -213,6 +213,7 @@ impl ModelQueue {
         }
         let mut floor = self.length_floor;
         if let Some(ttl_ms) = self.settings.message_ttl_ms
+            && self.settings.retention == Retention::UntilAcked
             && self.groups.is_empty()
         {
             while let Some(offset) = self.next_kept(floor)
