@@ -31,12 +31,27 @@ pub struct Dispatcher {
     work: BTreeSet<GroupKey>,
     /// When each lease ends.
     lease_ends: BTreeSet<(u64, ConsumerId, Offset)>,
+    alarms: AlarmClock,
+    /// Until when each group is held back, should nobody come back before.
+    holds: BTreeSet<(u64, GroupKey)>,
+}
+
+/// When messages are to be looked at again, by group, first offset and count.
+#[derive(Debug, Default)]
+struct AlarmClock {
     /// When delayed messages become deliverable. An entry whose messages are gone does nothing when its time comes.
     delays: BTreeSet<(u64, GroupKey, Offset, u64)>,
     /// When messages are to be given up. An entry whose messages are gone, or may wait longer, does nothing.
     expiries: BTreeSet<(u64, GroupKey, Offset, u64)>,
-    /// Until when each group is held back, should nobody come back before.
-    holds: BTreeSet<(u64, GroupKey)>,
+}
+
+impl AlarmClock {
+    fn set(&mut self, key: GroupKey, alarms: Alarms) {
+        let Alarms { delays, expiries } = alarms;
+        let entry = |(at_ms, range): (u64, OffsetRange)| (at_ms, key, range.first, range.count);
+        self.delays.extend(delays.into_iter().map(entry));
+        self.expiries.extend(expiries.into_iter().map(entry));
+    }
 }
 
 impl Dispatcher {
@@ -55,10 +70,10 @@ impl Dispatcher {
         let mut group = Group::new(&start);
         for (range, &ready) in start.ready.iter() {
             let alarms = group.take_back(key.queue, range, ready, stored);
-            self.set(key, alarms);
+            self.alarms.set(key, alarms);
         }
         let alarms = group.sort(key.queue, stored);
-        self.set(key, alarms);
+        self.alarms.set(key, alarms);
         if group.held_back_until_ms > 0 {
             self.holds.insert((group.held_back_until_ms, key));
         }
@@ -73,7 +88,7 @@ impl Dispatcher {
             group.set_rules(rules);
             let alarms = group.sort_again(queue, stored);
             let consumers: Vec<_> = group.consumers.iter().copied().collect();
-            self.set(key, alarms);
+            self.alarms.set(key, alarms);
             self.choose_active(key);
             for id in consumers {
                 self.offer_turn(id);
@@ -107,16 +122,12 @@ impl Dispatcher {
 
     /// Takes note of the end of a queue.
     pub fn handle_appended(&mut self, queue: QueueId, next_offset: Offset, stored: &dyn Stored) {
-        let mut sorted = Vec::new();
         for (&key, group) in self.groups.range_mut(groups_of(queue)) {
             if next_offset > group.next_offset {
                 group.next_offset = next_offset;
                 self.work.insert(key);
-                sorted.push((key, group.sort(queue, stored)));
+                self.alarms.set(key, group.sort(queue, stored));
             }
-        }
-        for (key, alarms) in sorted {
-            self.set(key, alarms);
         }
     }
 
@@ -134,7 +145,7 @@ impl Dispatcher {
             return;
         };
         let alarms = group.take_back(key.queue, range, Ready { attempts, not_before_ms }, stored);
-        self.set(key, alarms);
+        self.alarms.set(key, alarms);
         self.work.insert(key);
     }
 
@@ -265,14 +276,14 @@ impl Dispatcher {
     /// Takes out the messages whose time is over and that nobody holds: the core is to give them up.
     pub fn take_expired(&mut self, now_ms: u64, stored: &dyn Stored) -> Vec<Expired> {
         let mut expired = Vec::new();
-        while let Some(&(at_ms, key, first, count)) = self.expiries.first()
+        while let Some(&(at_ms, key, first, count)) = self.alarms.expiries.first()
             && at_ms <= now_ms
         {
-            self.expiries.pop_first();
+            self.alarms.expiries.pop_first();
             let Some(group) = self.groups.get_mut(&key) else { continue };
             if group.held_back_until_ms > now_ms {
                 // Somebody may hold them, and is about to say so.
-                self.expiries.insert((group.held_back_until_ms, key, first, count));
+                self.alarms.expiries.insert((group.held_back_until_ms, key, first, count));
                 continue;
             }
             for part in waiting_parts(key.queue, OffsetRange::new(first, count), stored) {
@@ -285,7 +296,7 @@ impl Dispatcher {
                     }
                     // The queue lets them wait longer than it did.
                     Some(at_ms) => {
-                        self.expiries.insert((at_ms, key, part.range.first, part.range.count));
+                        self.alarms.expiries.insert((at_ms, key, part.range.first, part.range.count));
                     }
                     None => {}
                 }
@@ -325,9 +336,9 @@ impl Dispatcher {
     #[must_use]
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let lease_end = self.lease_ends.first().map(|&(until_ms, ..)| until_ms);
-        let delay = self.delays.first().map(|&(at_ms, ..)| at_ms);
+        let delay = self.alarms.delays.first().map(|&(at_ms, ..)| at_ms);
         let hold = self.holds.first().map(|&(at_ms, _)| at_ms);
-        let expiry = self.expiries.first().map(|&(at_ms, ..)| at_ms);
+        let expiry = self.alarms.expiries.first().map(|&(at_ms, ..)| at_ms);
         [lease_end, delay, hold, expiry].into_iter().flatten().min()
     }
 
@@ -415,18 +426,11 @@ impl Dispatcher {
         }
     }
 
-    fn set(&mut self, key: GroupKey, alarms: Alarms) {
-        let Alarms { delays, expiries } = alarms;
-        let entry = |(at_ms, range): (u64, OffsetRange)| (at_ms, key, range.first, range.count);
-        self.delays.extend(delays.into_iter().map(entry));
-        self.expiries.extend(expiries.into_iter().map(entry));
-    }
-
     fn release_due(&mut self, now_ms: u64, stored: &dyn Stored) {
-        while let Some(&(at_ms, key, first, count)) = self.delays.first()
+        while let Some(&(at_ms, key, first, count)) = self.alarms.delays.first()
             && at_ms <= now_ms
         {
-            self.delays.pop_first();
+            self.alarms.delays.pop_first();
             if let Some(group) = self.groups.get_mut(&key) {
                 group.release(key.queue, OffsetRange::new(first, count), now_ms, stored);
                 self.work.insert(key);
