@@ -82,6 +82,22 @@ macro_rules! by_queue {
     }};
 }
 
+/// Does what a method of the catalog's leader does: here, or on the node that leads it.
+macro_rules! by_catalog {
+    ($service:expr, $request:ident, $method:ident) => {{
+        let forwarded = is_forwarded(&$request);
+        let request = $request.into_inner();
+        let api = $service.0.api()?;
+        match api.route(ShardId::CATALOG, forwarded).await? {
+            Route::Local => api.$method(request).await.map(Response::new),
+            Route::Remote(channel) => {
+                let passed_on = forward::queues(channel).$method(route::forwarded(request)).await;
+                passed_on.map_err(forward::failed)
+            }
+        }
+    }};
+}
+
 #[tonic::async_trait]
 impl Broker for BrokerService {
     type PublishStream = Stream<PublishResponse>;
@@ -192,28 +208,14 @@ impl Queues for QueuesService {
         &self,
         request: Request<CreateQueueRequest>,
     ) -> Result<Response<CreateQueueResponse>, Status> {
-        let api = self.0.api()?;
-        match api.route(ShardId::CATALOG, is_forwarded(&request)).await? {
-            Route::Local => api.create_queue(request.into_inner()).await.map(Response::new),
-            Route::Remote(channel) => forward::queues(channel)
-                .create_queue(route::forwarded(request.into_inner()))
-                .await
-                .map_err(forward::failed),
-        }
+        by_catalog!(self, request, create_queue)
     }
 
     async fn delete_queue(
         &self,
         request: Request<DeleteQueueRequest>,
     ) -> Result<Response<DeleteQueueResponse>, Status> {
-        let api = self.0.api()?;
-        match api.route(ShardId::CATALOG, is_forwarded(&request)).await? {
-            Route::Local => api.delete_queue(request.into_inner()).await.map(Response::new),
-            Route::Remote(channel) => forward::queues(channel)
-                .delete_queue(route::forwarded(request.into_inner()))
-                .await
-                .map_err(forward::failed),
-        }
+        by_catalog!(self, request, delete_queue)
     }
 
     async fn list_queues(
@@ -227,14 +229,7 @@ impl Queues for QueuesService {
         &self,
         request: Request<UpdateQueueRequest>,
     ) -> Result<Response<UpdateQueueResponse>, Status> {
-        let api = self.0.api()?;
-        match api.route(ShardId::CATALOG, is_forwarded(&request)).await? {
-            Route::Local => api.update_queue(request.into_inner()).await.map(Response::new),
-            Route::Remote(channel) => forward::queues(channel)
-                .update_queue(route::forwarded(request.into_inner()))
-                .await
-                .map_err(forward::failed),
-        }
+        by_catalog!(self, request, update_queue)
     }
 
     async fn update_group(
