@@ -3,19 +3,16 @@
 mod run;
 
 use bytes::Bytes;
-use skein_proto::ids::{Offset, ProducerId, QueueId};
+use skein_proto::{
+    dead_letter::{self, HEADER_PREFIX, HEADER_QUEUE, HEADER_REASON},
+    ids::{Offset, ProducerId, QueueId},
+};
 
 use self::run::Redrive;
 use crate::{client::Client, error::RedriveError, message::Message};
 
 /// The consumer group that dead letters are taken in, to be moved back.
 pub const REDRIVE_GROUP: &str = "skein-redrive";
-
-/// What the names of the headers begin with that nodes give to dead letters: `-queue`, `-group` and `-offset` they come
-/// from, `-attempts`, `-reason` and `-time-ms` of how they were given up.
-const HEADER_PREFIX: &str = "skein-dead-letter-";
-const HEADER_QUEUE: &str = "skein-dead-letter-queue";
-const HEADER_REASON: &str = "skein-dead-letter-reason";
 
 /// Tells the producers of moved messages from those of whoever else mixes ids of queues and offsets.
 const PRODUCER_SALT: u64 = 0x7265_6472_6976_6521;
@@ -108,9 +105,9 @@ impl DeadLetterReason {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::MaxDeliveries => "max_deliveries",
-            Self::Expired => "expired",
-            Self::Overflow => "overflow",
+            Self::MaxDeliveries => dead_letter::REASON_MAX_DELIVERIES,
+            Self::Expired => dead_letter::REASON_EXPIRED,
+            Self::Overflow => dead_letter::REASON_OVERFLOW,
         }
     }
 }
@@ -159,18 +156,9 @@ fn revived(message: &Message) -> Message {
     message
 }
 
-/// Who publishes a dead letter: always the same, so that it is stored once however often it is sent (the finaliser of
-/// `SplitMix64`, Steele, Lea and Flood 2014).
+/// Who publishes a dead letter: always the same, so that it is stored once however often it is sent.
 fn producer_id(dead_letter_queue: QueueId, offset: Offset) -> ProducerId {
-    let parts = [PRODUCER_SALT, dead_letter_queue.get(), offset.get()];
-    let mixed = parts.into_iter().fold(0, |mixed: u64, part| {
-        let mut z = (mixed ^ part).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    });
-    // 0 asks for no deduplication.
-    ProducerId::new(mixed.max(1))
+    ProducerId::mixed([PRODUCER_SALT, dead_letter_queue.get(), offset.get()])
 }
 
 #[cfg(test)]

@@ -64,6 +64,23 @@ impl ShardId {
     pub const CATALOG: Self = Self::new(0);
 }
 
+impl ProducerId {
+    /// An id that only these numbers decide, in their order, and that no others are likely to have (the finaliser of
+    /// `SplitMix64`, Steele, Lea and Flood 2014). For a message that whoever comes next sends again, and that must be
+    /// stored once.
+    #[must_use]
+    pub fn mixed<const N: usize>(parts: [u64; N]) -> Self {
+        let mixed = parts.into_iter().fold(0, |mixed: u64, part| {
+            let mut z = (mixed ^ part).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        });
+        // 0 asks for no deduplication.
+        Self(mixed.max(1))
+    }
+}
+
 impl Offset {
     /// The first offset of every queue.
     pub const ZERO: Self = Self::new(0);

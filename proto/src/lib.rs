@@ -1,8 +1,9 @@
-//! The vocabulary of Skein: the gRPC schema as Rust types, ids and limits. Depends on nothing of ours.
+//! The vocabulary of Skein: the gRPC schema as Rust types, ids, names and limits. Depends on nothing of ours.
 //!
 //! [`broker`] is what clients speak. [`node`] is the same schema as a node reads it: a batch of messages is one
 //! `bytes` field there, so that it travels from publisher to log to consumer without being taken apart.
 
+pub mod dead_letter;
 pub mod ids;
 pub mod limits;
 

@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use prost::Message as _;
 use skein_proto::{
     broker::Message,
+    dead_letter,
     ids::{ProducerId, QueueId, Sequence},
 };
 use tokio::sync::mpsc;
@@ -32,14 +33,6 @@ pub const ORIGIN_BYTES_MAX: usize = 1_024;
 
 /// `ttl_ms`, `deliver_at_ms` and `delay_ms`, fields 8 to 10 of a message, each as the number 0.
 const NO_TIMES: [u8; 6] = [8 << 3, 0, 9 << 3, 0, 10 << 3, 0];
-
-/// Headers that tell where a dead letter comes from.
-const HEADER_QUEUE: &str = "skein-dead-letter-queue";
-const HEADER_GROUP: &str = "skein-dead-letter-group";
-const HEADER_OFFSET: &str = "skein-dead-letter-offset";
-const HEADER_ATTEMPTS: &str = "skein-dead-letter-attempts";
-const HEADER_REASON: &str = "skein-dead-letter-reason";
-const HEADER_TIME: &str = "skein-dead-letter-time-ms";
 
 /// Reaches queues wherever their leaders are.
 pub trait Courier: Send + Sync + 'static {
@@ -167,17 +160,17 @@ async fn move_one(
 fn origin(parcel: &Parcel) -> Vec<u8> {
     let given_up = parcel.letter.given_up;
     let reason = match given_up.reason {
-        GiveUpReason::MaxDeliveries => "max_deliveries",
-        GiveUpReason::Expired => "expired",
-        GiveUpReason::Overflow => "overflow",
+        GiveUpReason::MaxDeliveries => dead_letter::REASON_MAX_DELIVERIES,
+        GiveUpReason::Expired => dead_letter::REASON_EXPIRED,
+        GiveUpReason::Overflow => dead_letter::REASON_OVERFLOW,
     };
     let headers = [
-        (HEADER_QUEUE, parcel.from_queue.clone()),
-        (HEADER_GROUP, parcel.from_group.clone()),
-        (HEADER_OFFSET, parcel.letter.offset.to_string()),
-        (HEADER_ATTEMPTS, given_up.attempts.to_string()),
-        (HEADER_REASON, reason.to_owned()),
-        (HEADER_TIME, given_up.at_ms.to_string()),
+        (dead_letter::HEADER_QUEUE, parcel.from_queue.clone()),
+        (dead_letter::HEADER_GROUP, parcel.from_group.clone()),
+        (dead_letter::HEADER_OFFSET, parcel.letter.offset.to_string()),
+        (dead_letter::HEADER_ATTEMPTS, given_up.attempts.to_string()),
+        (dead_letter::HEADER_REASON, reason.to_owned()),
+        (dead_letter::HEADER_TIME, given_up.at_ms.to_string()),
     ];
     let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     let mut origin = Message { headers, ..Message::default() }.encode_to_vec();
@@ -186,16 +179,7 @@ fn origin(parcel: &Parcel) -> Vec<u8> {
     origin
 }
 
-/// Mixes a dead letter's origin and sequence into an id that no other is likely to have (the finaliser of
-/// `SplitMix64`, Steele, Lea and Flood 2014).
+/// Who publishes a dead letter, whichever leader it is.
 fn producer(key: GroupKey, sequence: Sequence) -> ProducerId {
-    let parts = [key.queue.get(), u64::from(key.group.get()), sequence.get()];
-    let mixed = parts.into_iter().fold(0, |mixed: u64, part| {
-        let mut z = (mixed ^ part).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    });
-    // 0 asks for no deduplication.
-    ProducerId::new(mixed.max(1))
+    ProducerId::mixed([key.queue.get(), u64::from(key.group.get()), sequence.get()])
 }
