@@ -101,6 +101,8 @@ mod guide {
     struct Priorities;
     #[doc = include_str!("../../docs/guide/single-active-consumer.md")]
     struct SingleActiveConsumer;
+    #[doc = include_str!("../../docs/guide/order-by-key.md")]
+    struct OrderByKey;
     #[doc = include_str!("../../docs/guide/filters.md")]
     struct Filters;
     #[doc = include_str!("../../docs/guide/replay.md")]

@@ -59,6 +59,9 @@ pub struct QueueSettings {
     /// Of what is delivered while messages of several priorities wait, this percentage are the ones that have waited
     /// longest among the less urgent. None unless set, at most 50.
     pub lower_priority_percent: Option<u32>,
+    /// Messages with the same key go to one consumer at a time, in order: the next one when the one before is settled.
+    /// Messages without a key go to anybody. Holds for what is published from then on.
+    pub order_by_key: bool,
 }
 
 /// What becomes of messages that every group has acked.
@@ -106,6 +109,7 @@ impl QueueSettings {
             single_active_consumer: self.single_active_consumer,
             expires_ms: long_ms(self.expires),
             lower_priority_percent: self.lower_priority_percent.unwrap_or_default(),
+            order_by_key: self.order_by_key,
         })
     }
 }
@@ -137,6 +141,7 @@ impl From<broker::QueueSettings> for QueueSettings {
             single_active_consumer: wire.single_active_consumer,
             expires: duration(wire.expires_ms),
             lower_priority_percent: count(wire.lower_priority_percent),
+            order_by_key: wire.order_by_key,
             dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
         }
     }
@@ -179,6 +184,7 @@ mod tests {
             single_active_consumer: true,
             expires: Some(Duration::from_secs(600)),
             lower_priority_percent: Some(10),
+            order_by_key: true,
         }
     }
 

@@ -34,6 +34,8 @@ pub struct MessageLimits {
     pub bytes_max: usize,
     /// The latest time of delivery, in milliseconds since the Unix epoch.
     pub deliver_at_ms_max: u64,
+    /// The queue keeps the order of messages with the same key, so that keys are told apart.
+    pub by_key: bool,
 }
 
 /// A batch that was found to be sound.
@@ -122,7 +124,10 @@ pub fn check(batch: &[u8], limits: &MessageLimits) -> Result<Checked, BatchError
             let bytes = message.len();
             return Err(BatchError::MessageTooLarge { position, bytes, bytes_max: limits.bytes_max });
         }
-        let delivery = check_message(message).ok_or(BatchError::Malformed { position })?;
+        let mut delivery = check_message(message).ok_or(BatchError::Malformed { position })?;
+        if limits.by_key {
+            delivery.key_slot = key_slot(Fields::of(message).key());
+        }
         delivery.check(limits, position)?;
         runs.push(delivery, before - rest.len());
         position += 1;
@@ -131,6 +136,16 @@ pub fn check(batch: &[u8], limits: &MessageLimits) -> Result<Checked, BatchError
         0 => Err(BatchError::Empty),
         count => Ok(Checked { count, runs: runs.finish() }),
     }
+}
+
+/// See [`Properties::key_slot`](crate::broker::Properties::key_slot). Of a thousand keys some fifteen share their slot
+/// with another one, and wait for each other.
+fn key_slot(key: &[u8]) -> u16 {
+    if key.is_empty() {
+        return 0;
+    }
+    let slot = crc32c::crc32c(key) % u32::from(u16::MAX);
+    u16::try_from(slot).expect("a remainder is smaller than the divisor") + 1
 }
 
 /// The part of a checked batch that holds `take` messages after the first `skip`. Shares the batch's memory.
@@ -234,7 +249,7 @@ mod tests {
     use super::*;
     use crate::broker::Properties;
 
-    const ANY: MessageLimits = MessageLimits { bytes_max: 1 << 20, deliver_at_ms_max: 1_000 };
+    const ANY: MessageLimits = MessageLimits { bytes_max: 1 << 20, deliver_at_ms_max: 1_000, by_key: false };
 
     fn any_message() -> impl Strategy<Value = Message> {
         let bytes = || collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
@@ -284,7 +299,7 @@ mod tests {
             prop_assert_eq!(checked.count, messages.len() as u32);
             let expected: Vec<_> = messages.iter().cloned().map(|message| {
                 let Message { ttl_ms, deliver_at_ms, delay_ms, priority, .. } = message;
-                let properties = Properties { ttl_ms, deliver_at_ms, priority: priority as u8 };
+                let properties = Properties { ttl_ms, deliver_at_ms, priority: priority as u8, key_slot: 0 };
                 (message, properties, delay_ms)
             }).collect();
             prop_assert_eq!(treated(&bytes), expected);

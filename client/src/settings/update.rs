@@ -52,6 +52,8 @@ pub enum Setting {
     Expires,
     /// [`QueueSettings::lower_priority_percent`]
     LowerPriorityPercent,
+    /// [`QueueSettings::order_by_key`]
+    OrderByKey,
 }
 
 impl QueueUpdate {
@@ -214,6 +216,13 @@ impl QueueUpdate {
         self.reset(Setting::LowerPriorityPercent)
     }
 
+    /// Messages with the same key go to one consumer at a time, or not.
+    #[must_use]
+    pub fn order_by_key(mut self, by_key: bool) -> Self {
+        self.settings.order_by_key = by_key;
+        self.name(Setting::OrderByKey)
+    }
+
     /// Puts a setting back to its default.
     #[must_use]
     pub fn reset(mut self, setting: Setting) -> Self {
@@ -234,6 +243,7 @@ impl QueueUpdate {
             Setting::SingleActiveConsumer => settings.single_active_consumer = false,
             Setting::Expires => settings.expires = None,
             Setting::LowerPriorityPercent => settings.lower_priority_percent = None,
+            Setting::OrderByKey => settings.order_by_key = false,
         }
         self.name(setting)
     }
@@ -258,7 +268,7 @@ impl QueueUpdate {
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::MaxDeliveries,
         Self::DeadLetterQueue,
         Self::Lease,
@@ -274,6 +284,7 @@ impl Setting {
         Self::SingleActiveConsumer,
         Self::Expires,
         Self::LowerPriorityPercent,
+        Self::OrderByKey,
     ];
 
     /// What its field in [`QueueSettings`] is called.
@@ -300,6 +311,7 @@ impl Setting {
             Self::SingleActiveConsumer => "single_active_consumer",
             Self::Expires => "expires_ms",
             Self::LowerPriorityPercent => "lower_priority_percent",
+            Self::OrderByKey => "order_by_key",
         }
     }
 }
@@ -340,7 +352,8 @@ mod tests {
             .message_ttl(settings.message_ttl.unwrap())
             .single_active_consumer(settings.single_active_consumer)
             .expires(settings.expires.unwrap())
-            .lower_priority_percent(settings.lower_priority_percent.unwrap());
+            .lower_priority_percent(settings.lower_priority_percent.unwrap())
+            .order_by_key(settings.order_by_key);
         assert_eq!(all.settings, settings);
         assert_eq!(all.named, BTreeSet::from(Setting::ALL));
         let none = Setting::ALL.into_iter().fold(all, QueueUpdate::reset);

@@ -9,6 +9,7 @@ mod delivery;
 mod failover;
 mod forwarding;
 mod full_disk;
+mod keys;
 mod limits;
 mod power_loss;
 mod replay;

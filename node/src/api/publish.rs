@@ -102,7 +102,10 @@ impl Api {
         message_bytes_max: usize,
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
         let deliver_at_ms_max = self.clock.wall_ms() + limits::DELAY_MS_MAX;
-        let message_limits = MessageLimits { bytes_max: message_bytes_max, deliver_at_ms_max };
+        let by_key = group
+            .replica()
+            .with_messages(|shard| shard.queue(queue.id).is_some_and(|queue| queue.settings().order_by_key));
+        let message_limits = MessageLimits { bytes_max: message_bytes_max, deliver_at_ms_max, by_key };
         let Checked { count, runs } = batch::check(&batch, &message_limits).map_err(status::from_batch)?;
         let permit = self.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
         self.ensure_room(group)?;

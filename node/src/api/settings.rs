@@ -39,7 +39,8 @@ macro_rules! with_each_setting {
             message_ttl_ms,
             single_active_consumer,
             expires_ms,
-            lower_priority_percent
+            lower_priority_percent,
+            order_by_key
         )
     };
 }
@@ -61,6 +62,7 @@ pub(super) fn check(queue: &str, given: QueueSettings) -> Result<Settings, Statu
         single_active_consumer: given.single_active_consumer,
         expires_ms: check_expiry(given.expires_ms)?,
         lower_priority_percent: check_lower_priority_percent(given.lower_priority_percent)?,
+        order_by_key: given.order_by_key,
         dead_letter_queue: check_dead_letter_queue(queue, given.dead_letter_queue)?,
     };
     if settings.max_age_ms.is_some() && settings.retention == Retention::UntilAcked {
@@ -156,6 +158,7 @@ pub(super) fn to_wire(settings: &Settings) -> QueueSettings {
         single_active_consumer: settings.single_active_consumer,
         expires_ms: settings.expires_ms.unwrap_or_default(),
         lower_priority_percent: settings.lower_priority_percent,
+        order_by_key: settings.order_by_key,
     }
 }
 
@@ -294,6 +297,7 @@ mod tests {
             single_active_consumer: true,
             expires_ms: 5_000,
             lower_priority_percent: 50,
+            order_by_key: true,
         };
         let settings = check("orders", given.clone()).unwrap();
         assert_eq!(to_wire(&settings), given);

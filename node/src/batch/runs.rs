@@ -12,6 +12,8 @@ pub(super) struct DeliveryFields {
     pub(super) deliver_at_ms: u64,
     pub(super) delay_ms: u64,
     pub(super) priority: u64,
+    /// See [`Properties::key_slot`].
+    pub(super) key_slot: u16,
 }
 
 impl DeliveryFields {
@@ -51,12 +53,12 @@ impl Runs {
     }
 
     fn end_run(&mut self) {
-        let DeliveryFields { ttl_ms, deliver_at_ms, delay_ms, priority } = self.last;
+        let DeliveryFields { ttl_ms, deliver_at_ms, delay_ms, priority, key_slot } = self.last;
         let priority = u8::try_from(priority).expect("bounded by PRIORITY_MAX");
         self.before.push(BatchRun {
             count: std::mem::take(&mut self.count),
             length: u32::try_from(std::mem::take(&mut self.length)).expect("bounded by BATCH_BYTES_MAX"),
-            properties: Properties { ttl_ms, deliver_at_ms, priority },
+            properties: Properties { ttl_ms, deliver_at_ms, priority, key_slot },
             delay_ms,
         });
     }

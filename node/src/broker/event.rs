@@ -58,6 +58,15 @@ pub enum Event {
         /// Not to be delivered before this wall-clock time; 0 for at once.
         not_before_ms: u64,
     },
+    /// Messages came back and were given up.
+    GivenUp {
+        /// The queue.
+        queue: QueueId,
+        /// The group.
+        group: GroupId,
+        /// Which messages.
+        range: OffsetRange,
+    },
     /// All messages below an offset were deleted or given up.
     Purged {
         /// The queue.

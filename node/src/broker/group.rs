@@ -1,9 +1,13 @@
 //! A consumer group: what is acked, what came back how often, and what was given up.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod dead_letters;
+
+use std::sync::Arc;
 
 use skein_proto::ids::{GroupId, Offset, Sequence};
 
+use self::dead_letters::DeadLetters;
+pub use self::dead_letters::{DeadLetter, DeadLetterRun, GiveUpReason, GivenUp};
 use super::{GroupRecord, Return};
 use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 
@@ -36,55 +40,13 @@ pub struct Returned {
     pub not_before_ms: u64,
 }
 
-/// A message that was given up and waits to be moved to the dead-letter queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Its number among the group's dead letters: 1, 2, 3, ...
-    pub sequence: Sequence,
-    /// Which message.
-    pub offset: Offset,
-    /// How it came to this.
-    pub given_up: GivenUp,
-}
-
-/// How a message came to be given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GivenUp {
-    /// How often it was delivered.
-    pub attempts: u32,
-    /// Why.
-    pub reason: GiveUpReason,
-    /// When, by the core's time.
-    pub at_ms: u64,
-}
-
-/// Why a group gives a message up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GiveUpReason {
-    /// It came back too often.
-    MaxDeliveries,
-    /// Nobody took it in time.
-    Expired,
-    /// The queue was full, and it was the oldest.
-    Overflow,
-}
-
-/// Consecutive messages with consecutive dead-letter sequences.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeadLetterRun {
-    /// The sequence of the first one.
-    pub first_sequence: Sequence,
-    /// Which messages.
-    pub range: OffsetRange,
-    /// How it came to this.
-    pub given_up: GivenUp,
-}
-
 /// What became of messages that came back, or that the group may not keep.
 #[derive(Debug, Default)]
 pub(super) struct TakenBack {
     /// To be delivered again.
     pub(super) redeliver: Vec<(OffsetRange, Returned)>,
+    /// Not to be delivered again.
+    pub(super) given_up: Vec<OffsetRange>,
     /// Some wait for the dead-letter queue.
     pub(super) has_dead_letters: bool,
     /// Given up without a dead-letter queue, and so acked.
@@ -296,6 +258,7 @@ impl Group {
         give_up: GiveUp,
         taken: &mut TakenBack,
     ) {
+        taken.given_up.push(range);
         if give_up.has_dead_letter_queue {
             self.returned.remove(range);
             self.dead_letters.push(range, GivenUp { attempts, reason, at_ms: give_up.now_ms });
@@ -408,92 +371,4 @@ impl Group {
 
 fn shared(filter: &[u8]) -> Option<Arc<[u8]>> {
     (!filter.is_empty()).then(|| filter.into())
-}
-
-impl DeadLetterRun {
-    /// Its messages, one by one.
-    pub fn messages(self) -> impl Iterator<Item = DeadLetter> {
-        let Self { first_sequence, range, given_up } = self;
-        (0..range.count).map(move |n| DeadLetter {
-            sequence: Sequence::new(first_sequence.get() + n),
-            offset: range.first.plus(n),
-            given_up,
-        })
-    }
-
-    /// The messages of it that are in `part`.
-    fn clip(self, part: OffsetRange) -> Self {
-        let range = self.range.intersect(part);
-        let skipped = range.first.since(self.range.first);
-        Self { first_sequence: Sequence::new(self.first_sequence.get() + skipped), range, ..self }
-    }
-}
-
-/// What waits to be moved to the dead-letter queue.
-#[derive(Debug)]
-struct DeadLetters {
-    by_sequence: BTreeMap<Sequence, (OffsetRange, GivenUp)>,
-    offsets: OffsetSet,
-    next: Sequence,
-}
-
-impl DeadLetters {
-    const fn starting_at(next: Sequence) -> Self {
-        Self { by_sequence: BTreeMap::new(), offsets: OffsetSet::new(), next }
-    }
-
-    fn runs(&self) -> impl Iterator<Item = DeadLetterRun> {
-        self.by_sequence.iter().map(|(&first_sequence, &(range, given_up))| DeadLetterRun {
-            first_sequence,
-            range,
-            given_up,
-        })
-    }
-
-    fn push(&mut self, range: OffsetRange, given_up: GivenUp) {
-        self.put(DeadLetterRun { first_sequence: self.next, range, given_up });
-        self.next = Sequence::new(self.next.get() + range.count);
-    }
-
-    fn put(&mut self, run: DeadLetterRun) {
-        if !run.range.is_empty() {
-            self.by_sequence.insert(run.first_sequence, (run.range, run.given_up));
-            self.offsets.insert(run.range);
-        }
-    }
-
-    fn take_up_to(&mut self, up_to: Sequence) -> Vec<DeadLetterRun> {
-        let mut taken = Vec::new();
-        while let Some((&first_sequence, &(range, given_up))) = self.by_sequence.first_key_value()
-            && first_sequence <= up_to
-        {
-            let count = (up_to.get() - first_sequence.get()).saturating_add(1);
-            let run = DeadLetterRun { first_sequence, range, given_up };
-            let (moved, rest) = range.split_at(OffsetRange::new(range.first, count).end());
-            self.by_sequence.pop_first();
-            self.offsets.remove(range);
-            taken.push(run.clip(moved));
-            self.put(run.clip(rest));
-        }
-        taken
-    }
-
-    /// Takes out messages that were acked after all. Rare, so that a walk through all runs is good enough.
-    fn remove(&mut self, range: OffsetRange) {
-        if !self.offsets.intersects(range) {
-            return;
-        }
-        let hit: Vec<_> = self.runs().filter(|run| !run.range.intersect(range).is_empty()).collect();
-        for run in hit {
-            self.by_sequence.remove(&run.first_sequence);
-            self.offsets.remove(run.range);
-            self.put(run.clip(OffsetRange::between(run.range.first, range.first)));
-            self.put(run.clip(OffsetRange::between(range.end(), run.range.end())));
-        }
-    }
-
-    fn clear(&mut self) {
-        self.by_sequence.clear();
-        self.offsets.clear();
-    }
 }

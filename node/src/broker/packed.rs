@@ -7,7 +7,7 @@ use skein_proto::ids::Offset;
 use super::{Block, BlockSpan, Properties, page::Place};
 
 /// The fields of a [`Block`].
-const FIELDS: usize = 9;
+const FIELDS: usize = 10;
 
 /// Rising blocks, to be read only.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl Packed {
 
 const fn fields(block: &Block) -> [u64; FIELDS] {
     let Block { index, first, published_at_ms, span, count, properties } = *block;
-    let Properties { ttl_ms, deliver_at_ms, priority } = properties;
+    let Properties { ttl_ms, deliver_at_ms, priority, key_slot } = properties;
     [
         index,
         first.get(),
@@ -104,20 +104,23 @@ const fn fields(block: &Block) -> [u64; FIELDS] {
         ttl_ms,
         deliver_at_ms,
         priority as u64,
+        key_slot as u64,
     ]
 }
 
 fn block(fields: [u64; FIELDS]) -> Block {
-    let [index, first, published_at_ms, position, length, count, ttl_ms, deliver_at_ms, priority] = fields;
+    let [index, first, published_at_ms, position, length, count, ttl_ms, deliver_at_ms, priority, key_slot] =
+        fields;
     let narrow = |value| u32::try_from(value).expect("it was one when it was packed");
     let priority = u8::try_from(priority).expect("it was one when it was packed");
+    let key_slot = u16::try_from(key_slot).expect("it was one when it was packed");
     Block {
         index,
         first: Offset::new(first),
         published_at_ms,
         span: BlockSpan { position: narrow(position), length: narrow(length) },
         count: narrow(count),
-        properties: Properties { ttl_ms, deliver_at_ms, priority },
+        properties: Properties { ttl_ms, deliver_at_ms, priority, key_slot },
     }
 }
 

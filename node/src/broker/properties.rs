@@ -9,6 +9,9 @@ pub struct Properties {
     pub deliver_at_ms: u64,
     /// Of the messages that wait, those with the highest go first.
     pub priority: u8,
+    /// Tells keys apart where their order matters, and else is 0, as for a message without a key. Messages with the
+    /// same key have the same slot; others may have it as well.
+    pub key_slot: u16,
 }
 
 /// Messages of a batch that follow each other and are to be treated alike.
@@ -25,7 +28,7 @@ pub struct BatchRun {
 }
 
 impl Properties {
-    /// Whether the message is to be treated as any other.
+    /// Whether the message is to be treated as any other, but for the order of keys.
     #[must_use]
     pub const fn are_ordinary(&self) -> bool {
         self.ttl_ms == 0 && self.deliver_at_ms == 0 && self.priority == 0
@@ -46,7 +49,7 @@ mod tests {
 
     #[test]
     fn the_shorter_time_to_live_counts_from_when_the_message_is_due() {
-        let own = |ttl_ms, deliver_at_ms| Properties { ttl_ms, deliver_at_ms, priority: 0 };
+        let own = |ttl_ms, deliver_at_ms| Properties { ttl_ms, deliver_at_ms, ..Properties::default() };
         assert_eq!(own(0, 0).expires_at_ms(100, None), None);
         assert_eq!(own(0, 0).expires_at_ms(100, Some(5)), Some(105));
         assert_eq!(own(3, 0).expires_at_ms(100, Some(5)), Some(103));

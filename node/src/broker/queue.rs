@@ -1,5 +1,6 @@
 //! A queue: its messages, its consumer groups and its producers.
 
+mod append;
 mod kept;
 mod saved;
 
@@ -9,17 +10,14 @@ use std::{
 };
 
 use skein_proto::{
-    ids::{GroupId, Offset, ProducerId, QueueId, Sequence},
+    ids::{GroupId, Offset, QueueId, Sequence},
     limits::QUEUE_GROUPS_MAX,
 };
 
+pub(super) use self::append::Batch;
 use super::{
-    BatchRun, Block, BlockSlice, BlockSpan, GiveUpReason, Group, LivePart, Outcome, Position, Properties,
-    PublishedBatch, Return, Settings,
-    blocks::Blocks,
-    group::TakenBack,
-    live::LiveTally,
-    producers::{Producers, SequenceCheck},
+    Block, BlockSlice, BlockSpan, GiveUpReason, Group, LivePart, Outcome, Position, Properties, Return,
+    Settings, blocks::Blocks, group::TakenBack, live::LiveTally, producers::Producers,
 };
 use crate::offsets::OffsetRange;
 
@@ -48,19 +46,6 @@ pub struct Queue {
     changed_groups: BTreeSet<GroupId>,
 }
 
-/// Where and when a batch was published.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Batch<'a> {
-    pub(super) index: u64,
-    /// The core's time.
-    pub(super) time_ms: u64,
-    /// The shard's elapsed time.
-    pub(super) elapsed_ms: u64,
-    pub(super) span: BlockSpan,
-    pub(super) count: u32,
-    pub(super) runs: &'a [BatchRun],
-}
-
 /// Kept messages that follow each other and wait for the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waiting {
@@ -72,6 +57,8 @@ pub struct Waiting {
     pub expires_at_ms: Option<u64>,
     /// Of the messages that wait, those with the highest go first.
     pub priority: u8,
+    /// Messages with the same key have the same; 0 where the order of keys does not matter.
+    pub key_slot: u16,
 }
 
 /// How deliveries end.
@@ -222,18 +209,19 @@ impl Queue {
         self.blocks.sums().special_blocks == 0 && self.settings.message_ttl_ms.is_none()
     }
 
-    /// The first kept messages from `from` on, and what they wait for.
-    #[must_use]
-    pub fn waiting(&self, from: Offset) -> Option<Waiting> {
+    /// The kept messages from `from` on, block by block, and what they wait for.
+    pub fn waiting(&self, from: Offset) -> impl Iterator<Item = Waiting> {
         let from = from.max(self.first_offset);
-        let block = self.blocks.ending_after(from).next()?;
-        let Properties { deliver_at_ms, priority, .. } = block.properties;
-        let queue_ttl_ms = self.settings.message_ttl_ms;
-        Some(Waiting {
-            range: OffsetRange::between(block.first.max(from), block.end()),
-            deliver_at_ms,
-            expires_at_ms: block.properties.expires_at_ms(block.published_at_ms, queue_ttl_ms),
-            priority,
+        self.blocks.ending_after(from).map(move |block| {
+            let Properties { deliver_at_ms, priority, key_slot, .. } = block.properties;
+            let queue_ttl_ms = self.settings.message_ttl_ms;
+            Waiting {
+                range: OffsetRange::between(block.first.max(from), block.end()),
+                deliver_at_ms,
+                expires_at_ms: block.properties.expires_at_ms(block.published_at_ms, queue_ttl_ms),
+                priority,
+                key_slot,
+            }
         })
     }
 
@@ -284,56 +272,6 @@ impl Queue {
         self.drop_unmovable();
         self.free_all_acked();
         self.enforce_limits(now_ms)
-    }
-
-    pub(super) fn publish(&mut self, producer: Option<(ProducerId, Sequence)>, batch: Batch<'_>) -> Outcome {
-        self.used_at_ms = batch.time_ms;
-        if let Some((id, sequence)) = producer {
-            match self.producers.check(id, sequence, batch.elapsed_ms) {
-                SequenceCheck::Next => {}
-                SequenceCheck::Duplicate(PublishedBatch { first, count }) => {
-                    return Outcome::Published { first_offset: first, count, duplicate: true };
-                }
-                SequenceCheck::TooOld => return Outcome::SequenceTooOld,
-                SequenceCheck::Gap { expected } => return Outcome::SequenceGap { expected },
-            }
-        }
-        if !self.has_room(&batch) {
-            return Outcome::QueueFull;
-        }
-        let first = self.next_offset;
-        if let Some((id, sequence)) = producer {
-            let published = PublishedBatch { first, count: batch.count };
-            self.producers.record(id, sequence, published, batch.elapsed_ms);
-        }
-        self.append(&batch);
-        Outcome::Published { first_offset: first, count: batch.count, duplicate: false }
-    }
-
-    /// Appends a batch, as a block for each part of it that is to be treated alike.
-    fn append(&mut self, batch: &Batch<'_>) {
-        let Batch { index, time_ms: published_at_ms, span, count, runs, .. } = *batch;
-        let mut push = |span, count, properties| {
-            if count > 0 {
-                let first = self.next_offset;
-                let block = Block { index, first, published_at_ms, span, count, properties };
-                self.next_offset = block.end();
-                self.blocks.push(block);
-            }
-        };
-        if runs.is_empty() {
-            return push(span, count, Properties::default());
-        }
-        let mut position = span.position;
-        for run in runs {
-            let mut properties = run.properties;
-            if run.delay_ms > 0 {
-                let due_ms = published_at_ms.saturating_add(run.delay_ms);
-                properties.deliver_at_ms = properties.deliver_at_ms.max(due_ms);
-            }
-            push(BlockSpan { position, length: run.length }, run.count, properties);
-            position += run.length;
-        }
     }
 
     /// Deletes all messages, and says how many there were.

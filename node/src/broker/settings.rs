@@ -29,6 +29,8 @@ pub struct Settings {
     pub expires_ms: Option<u64>,
     /// How much of what is delivered are less urgent messages, while more urgent ones wait, in percent.
     pub lower_priority_percent: u32,
+    /// Messages with the same key go to one consumer at a time, in order.
+    pub order_by_key: bool,
 }
 
 /// How long a message that came back waits before it is delivered again.
@@ -78,6 +80,7 @@ impl Default for Settings {
             single_active_consumer: false,
             expires_ms: None,
             lower_priority_percent: 0,
+            order_by_key: false,
         }
     }
 }

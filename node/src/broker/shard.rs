@@ -359,6 +359,9 @@ impl Shard {
             let Returned { attempts, not_before_ms } = returned;
             self.note(Event::Returned { queue: id, group, range, attempts, not_before_ms });
         }
+        for range in taken_back.given_up {
+            self.note(Event::GivenUp { queue: id, group, range });
+        }
         if taken_back.has_dead_letters {
             self.note(Event::DeadLettersPending { queue: id, group });
         }

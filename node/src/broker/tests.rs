@@ -125,7 +125,12 @@ fn runs() -> impl Strategy<Value = Vec<BatchRun>> {
         |(count, length, (ttl, deliver_at, delay, priority))| BatchRun {
             count,
             length,
-            properties: Properties { ttl_ms: 300 * ttl, deliver_at_ms: 400 * deliver_at, priority },
+            properties: Properties {
+                ttl_ms: 300 * ttl,
+                deliver_at_ms: 400 * deliver_at,
+                priority,
+                key_slot: priority.into(),
+            },
             delay_ms: 250 * delay,
         },
     );

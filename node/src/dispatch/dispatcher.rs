@@ -16,8 +16,9 @@ use self::settle::push_returned;
 use super::{
     AddConsumerError, ConsumerId, Credit, Delivery, Expired, GroupCounts, GroupKey, GroupStart, Ready,
     Returned, Rules, Stored,
+    alarms::AlarmClock,
     consumer::{Consumer, Lease},
-    group::{Alarms, Group, Work, waiting_parts},
+    group::{Group, Work, waiting_parts},
     round::Round,
 };
 use crate::offsets::{OffsetRange, OffsetSet};
@@ -34,24 +35,6 @@ pub struct Dispatcher {
     alarms: AlarmClock,
     /// Until when each group is held back, should nobody come back before.
     holds: BTreeSet<(u64, GroupKey)>,
-}
-
-/// When messages are to be looked at again, by group, first offset and count.
-#[derive(Debug, Default)]
-struct AlarmClock {
-    /// When delayed messages become deliverable. An entry whose messages are gone does nothing when its time comes.
-    delays: BTreeSet<(u64, GroupKey, Offset, u64)>,
-    /// When messages are to be given up. An entry whose messages are gone, or may wait longer, does nothing.
-    expiries: BTreeSet<(u64, GroupKey, Offset, u64)>,
-}
-
-impl AlarmClock {
-    fn set(&mut self, key: GroupKey, alarms: Alarms) {
-        let Alarms { delays, expiries } = alarms;
-        let entry = |(at_ms, range): (u64, OffsetRange)| (at_ms, key, range.first, range.count);
-        self.delays.extend(delays.into_iter().map(entry));
-        self.expiries.extend(expiries.into_iter().map(entry));
-    }
 }
 
 impl Dispatcher {
@@ -85,8 +68,7 @@ impl Dispatcher {
         let keys: Vec<_> = self.groups.range(groups_of(queue)).map(|(key, _)| *key).collect();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
-            group.set_rules(rules);
-            let alarms = group.sort_again(queue, stored);
+            let alarms = group.change_rules(queue, rules, stored);
             let consumers: Vec<_> = group.consumers.iter().copied().collect();
             self.alarms.set(key, alarms);
             self.choose_active(key);
@@ -149,6 +131,14 @@ impl Dispatcher {
         self.work.insert(key);
     }
 
+    /// Lets messages be that the core took back and gave up: those behind them are to come.
+    pub fn handle_given_up(&mut self, key: GroupKey, range: OffsetRange) {
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.finish(range);
+            self.work.insert(key);
+        }
+    }
+
     /// Delivers nothing below an offset any more. What consumers hold, they keep until they settle it.
     pub fn handle_purged(&mut self, queue: QueueId, below: Offset) {
         for (&key, group) in self.groups.range_mut(groups_of(queue)) {
@@ -204,6 +194,7 @@ impl Dispatcher {
         let until_ms = now_ms.saturating_add(u64::from(group.rules().lease_ms));
         for range in held {
             // What it held was within its credit.
+            self.alarms.set(key, group.sort_below(key.queue, range.end(), stored));
             for Work { range, attempt } in group.resume(*range, consumer.messages_left()) {
                 for (part, bytes) in kept_parts(group, key.queue, range, stored) {
                     consumer.grant(Lease { range: part, until_ms, attempt, bytes });
@@ -286,7 +277,7 @@ impl Dispatcher {
                 self.alarms.expiries.insert((group.held_back_until_ms, key, first, count));
                 continue;
             }
-            for part in waiting_parts(key.queue, OffsetRange::new(first, count), stored) {
+            for part in waiting_parts(key.queue, OffsetRange::new(first, count), false, stored) {
                 match part.expires_at_ms {
                     Some(at_ms) if at_ms <= now_ms => {
                         let parts = group.expire(part.range).into_iter();
@@ -325,6 +316,7 @@ impl Dispatcher {
                     stored,
                     group,
                     consumers: &mut self.consumers,
+                    alarms: &mut self.alarms,
                     lease_ends: &mut self.lease_ends,
                 };
                 round.hand_out(deliveries);
@@ -471,6 +463,7 @@ fn kept_parts(
                 let kept_from = stored.kept_from(queue).unwrap_or(rest.end());
                 let (missing, after) = rest.split_at(kept_from.max(rest.first.plus(1)));
                 group.leased.remove(missing);
+                group.finish(missing);
                 rest = after;
             }
         }

@@ -5,7 +5,12 @@ use std::collections::BTreeSet;
 use skein_proto::ids::{Offset, QueueId};
 
 use super::{
-    ConsumerId, GroupStart, Ready, Rules, Stored, Waiting, consumer::Consumer, lanes::Lanes, turns::Turns,
+    ConsumerId, GroupStart, Ready, Rules, Stored, Waiting,
+    alarms::Alarms,
+    consumer::Consumer,
+    keys::{KeyLines, LOOKAHEAD_MESSAGES_MAX},
+    lanes::Lanes,
+    turns::Turns,
 };
 use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 
@@ -16,12 +21,14 @@ pub(super) struct Group {
     rules: Rules,
     /// How often the core had moved the group when this began.
     pub(super) seek_count: u32,
-    /// Everything from here on was never delivered, and may be in order.
+    /// Everything from here on was never delivered, and may be in order, or is to be sorted first.
     pub(super) fresh_from: Offset,
     pub(super) next_offset: Offset,
     /// Nothing is delivered before.
     pub(super) held_back_until_ms: u64,
     ready: Lanes,
+    /// Those whose order by key matters.
+    keys: KeyLines,
     /// Deliverable later.
     delayed: OffsetRuns<Ready>,
     pub(super) leased: OffsetSet,
@@ -43,15 +50,6 @@ pub(super) struct Work {
     pub(super) attempt: u32,
 }
 
-/// When messages want to be looked at again.
-#[derive(Debug, Default)]
-pub(super) struct Alarms {
-    /// Those that can be delivered then.
-    pub(super) delays: Vec<(u64, OffsetRange)>,
-    /// Those that may wait no longer then.
-    pub(super) expiries: Vec<(u64, OffsetRange)>,
-}
-
 impl Group {
     /// A group that has nothing to deliver yet but what is fresh.
     pub(super) fn new(start: &GroupStart) -> Self {
@@ -62,6 +60,7 @@ impl Group {
             next_offset: start.next_offset.max(start.fresh_from),
             held_back_until_ms: start.held_back_until_ms,
             ready: Lanes::new(start.rules.lower_percent),
+            keys: KeyLines::default(),
             delayed: OffsetRuns::new(),
             leased: OffsetSet::new(),
             consumers: BTreeSet::new(),
@@ -75,11 +74,6 @@ impl Group {
         self.rules
     }
 
-    pub(super) fn set_rules(&mut self, rules: Rules) {
-        self.rules = rules;
-        self.ready.set_lower_percent(rules.lower_percent);
-    }
-
     /// Whether it may be this consumer's turn. Where only one is active, it waits until nobody else holds anything.
     pub(super) fn may_take(&self, id: ConsumerId, consumer: &Consumer) -> bool {
         !self.rules.single_active || (self.active == Some(id) && self.leased.len() == consumer.held().0)
@@ -87,16 +81,27 @@ impl Group {
 
     /// What is to be delivered next: what is sorted or came back before what is fresh.
     pub(super) fn next_work(&self) -> Option<Work> {
-        if let Some((range, attempts)) = self.ready.first() {
+        let ready = self.ready.first();
+        if let Some((first, attempts)) = self.keys.first()
+            && ready.is_none_or(|(range, _)| first < range.first)
+        {
+            return Some(Work { range: OffsetRange::new(first, 1), attempt: attempts.saturating_add(1) });
+        }
+        if let Some((range, attempts)) = ready {
             return Some(Work { range, attempt: attempts.saturating_add(1) });
         }
         let range = OffsetRange::between(self.fresh_from, self.next_offset);
-        (!range.is_empty()).then_some(Work { range, attempt: 1 })
+        (!range.is_empty() && !self.rules.by_key).then_some(Work { range, attempt: 1 })
     }
 
-    /// How many messages are deliverable now.
+    /// Whether there are messages that could be sorted, and were not.
+    pub(super) fn could_look_further(&self) -> bool {
+        self.rules.by_key && self.fresh_from < self.next_offset
+    }
+
+    /// How many messages are deliverable now, or will be once those before them are settled.
     pub(super) fn ready_count(&self) -> u64 {
-        self.ready.len() + self.next_offset.since(self.fresh_from)
+        self.ready.len() + self.keys.len() + self.next_offset.since(self.fresh_from)
     }
 
     pub(super) const fn delayed_count(&self) -> u64 {
@@ -107,14 +112,19 @@ impl Group {
     pub(super) fn lease(&mut self, range: OffsetRange) {
         if range.first == self.fresh_from {
             self.fresh_from = range.end();
-        } else {
+        } else if !self.keys.take(range.first) {
             self.ready.take_first(range);
         }
         self.leased.insert(range);
     }
 
+    /// Takes note that messages are done: those that follow with the same key are to come.
+    pub(super) fn finish(&mut self, range: OffsetRange) {
+        self.keys.finish(range);
+    }
+
     /// Leases what nobody holds of a range that an earlier leader delivered, up to so many messages. Gives the parts,
-    /// and their attempts.
+    /// and their attempts. Of a key that is only the first one: what comes before it was not done after all.
     pub(super) fn resume(&mut self, range: OffsetRange, count_max: u32) -> Vec<Work> {
         let range = range.intersect(OffsetRange::between(Offset::ZERO, self.next_offset));
         if !range.is_empty() && range.end() > self.fresh_from {
@@ -124,7 +134,9 @@ impl Group {
         }
         let mut left = u64::from(count_max);
         let mut free = Vec::new();
-        for (run, attempts) in self.ready.overlapping(range) {
+        let keyed =
+            self.keys.open_in(range).map(|(offset, attempts)| (OffsetRange::new(offset, 1), attempts));
+        for (run, attempts) in self.ready.overlapping(range).into_iter().chain(keyed) {
             let taken = OffsetRange::new(run.first, run.count.min(left));
             if taken.is_empty() {
                 break;
@@ -134,7 +146,9 @@ impl Group {
         }
         for work in &free {
             // They may be in any lane.
-            self.ready.remove(work.range);
+            if !self.keys.take(work.range.first) {
+                self.ready.remove(work.range);
+            }
             self.leased.insert(work.range);
         }
         free
@@ -155,33 +169,81 @@ impl Group {
         for part in free {
             self.ready.remove(part);
             self.delayed.remove(part);
+            self.keys.remove(part);
             self.place(queue, part, ready, stored, &mut alarms);
         }
         alarms
     }
 
-    /// Sorts what is fresh, unless it may be delivered in order.
+    /// Sorts what is fresh, unless it may be delivered in order; no more than is needed where only keys matter.
     pub(super) fn sort(&mut self, queue: QueueId, stored: &dyn Stored) -> Alarms {
+        let room = LOOKAHEAD_MESSAGES_MAX.saturating_sub(self.keys.len());
+        self.sort_below(queue, OffsetRange::new(self.fresh_from, room).end(), stored)
+    }
+
+    /// Sorts what is fresh, up to an offset where only keys matter, unless it may be delivered in order.
+    pub(super) fn sort_below(&mut self, queue: QueueId, below: Offset, stored: &dyn Stored) -> Alarms {
         let mut alarms = Alarms::default();
-        if !stored.is_ordinary(queue) {
-            let fresh = OffsetRange::between(self.fresh_from, self.next_offset);
-            self.fresh_from = self.next_offset;
+        let end = match (stored.is_ordinary(queue), self.rules.by_key) {
+            (true, false) => self.fresh_from,
+            (true, true) => self.next_offset.min(below),
+            (false, _) => self.next_offset,
+        };
+        let fresh = OffsetRange::between(self.fresh_from, end);
+        if !fresh.is_empty() {
+            self.fresh_from = end;
             self.place(queue, fresh, Ready { attempts: 0, not_before_ms: 0 }, stored, &mut alarms);
         }
         alarms
     }
 
-    /// Sorts everything anew that nobody holds, since the queue's settings have changed.
-    pub(super) fn sort_again(&mut self, queue: QueueId, stored: &dyn Stored) -> Alarms {
-        let mut alarms = self.sort(queue, stored);
+    /// Behaves by other rules from now on, also with what waits already.
+    pub(super) fn change_rules(&mut self, queue: QueueId, rules: Rules, stored: &dyn Stored) -> Alarms {
+        let is_resorted = rules.by_key != self.rules.by_key;
+        self.rules = rules;
+        self.ready.set_lower_percent(rules.lower_percent);
+        let mut alarms = Alarms::default();
         let all = OffsetRange::between(Offset::ZERO, self.fresh_from);
-        for (range, _) in self.ready.overlapping(all) {
-            note_expiries(queue, range, stored, &mut alarms);
+        if is_resorted {
+            let keyed =
+                self.keys.overlapping(all).map(|(offset, attempts)| (OffsetRange::new(offset, 1), attempts));
+            let waiting: Vec<_> = self.ready.overlapping(all).into_iter().chain(keyed).collect();
+            self.ready.remove(all);
+            self.keys = KeyLines::default();
+            self.hold_up_keys(queue, stored);
+            for (range, attempts) in waiting {
+                self.place(queue, range, Ready { attempts, not_before_ms: 0 }, stored, &mut alarms);
+            }
+        } else {
+            for (range, _) in self.ready.overlapping(all) {
+                note_expiries(queue, range, stored, &mut alarms);
+            }
+            for (offset, _) in self.keys.overlapping(all) {
+                note_expiries(queue, OffsetRange::new(offset, 1), stored, &mut alarms);
+            }
         }
         for (range, _) in self.delayed.iter() {
             note_expiries(queue, range, stored, &mut alarms);
         }
+        let Alarms { delays, expiries } = self.sort(queue, stored);
+        alarms.delays.extend(delays);
+        alarms.expiries.extend(expiries);
         alarms
+    }
+
+    /// What consumers hold, and what they gave back that is delayed, holds up its key.
+    fn hold_up_keys(&mut self, queue: QueueId, stored: &dyn Stored) {
+        if !self.rules.by_key {
+            return;
+        }
+        let returned = self.delayed.iter().filter(|(_, ready)| ready.attempts > 0).map(|(range, _)| range);
+        for range in self.leased.iter().chain(returned).collect::<Vec<_>>() {
+            for part in
+                waiting_parts(queue, range, true, stored).into_iter().filter(|part| part.key_slot != 0)
+            {
+                self.keys.hold(part.key_slot, part.range);
+            }
+        }
     }
 
     /// Makes the delayed messages of a range deliverable whose time has come. Others of it may have gone meanwhile.
@@ -190,18 +252,23 @@ impl Group {
         let due: Vec<_> = delayed.filter(|(_, ready)| ready.not_before_ms <= now_ms).collect();
         for (part, Ready { attempts, .. }) in due {
             self.delayed.remove(part);
-            for Waiting { range, priority, .. } in waiting_parts(queue, part, stored) {
-                self.ready.insert(range, attempts, priority);
+            for part in waiting_parts(queue, part, self.rules.by_key, stored) {
+                self.make_ready(&part, attempts);
             }
         }
     }
 
     /// Takes out the messages of a range that nobody holds, and says which.
     pub(super) fn expire(&mut self, range: OffsetRange) -> Vec<OffsetRange> {
+        let delayed: Vec<_> = self.delayed.overlapping(range).map(|(part, _)| part).collect();
+        for &part in &delayed {
+            self.keys.finish(part);
+        }
         let ready = self.ready.overlapping(range).into_iter().map(|(part, _)| part);
-        let delayed = self.delayed.overlapping(range).map(|(part, _)| part);
-        let expired: Vec<_> = ready.chain(delayed).collect();
+        let keyed = self.keys.overlapping(range).map(|(offset, _)| OffsetRange::new(offset, 1));
+        let expired = ready.chain(keyed).chain(delayed).collect();
         self.ready.remove(range);
+        self.keys.remove(range);
         self.delayed.remove(range);
         expired
     }
@@ -214,6 +281,7 @@ impl Group {
             self.fresh_from = first.plus(1);
         } else {
             self.ready.remove(OffsetRange::new(first, 1));
+            self.keys.remove(OffsetRange::new(first, 1));
         }
     }
 
@@ -222,6 +290,8 @@ impl Group {
         let purged = OffsetRange::between(Offset::ZERO, below);
         self.ready.remove(purged);
         self.delayed.remove(purged);
+        self.keys.remove(purged);
+        self.keys.finish(purged);
         self.fresh_from = self.fresh_from.max(below);
         self.next_offset = self.next_offset.max(below);
     }
@@ -235,43 +305,63 @@ impl Group {
         stored: &dyn Stored,
         alarms: &mut Alarms,
     ) {
-        for Waiting { range, deliver_at_ms, expires_at_ms, priority } in waiting_parts(queue, range, stored) {
+        for part in waiting_parts(queue, range, self.rules.by_key, stored) {
+            let Waiting { range, deliver_at_ms, expires_at_ms, key_slot, .. } = part;
             let not_before_ms = ready.not_before_ms.max(deliver_at_ms);
             if not_before_ms == 0 {
-                self.ready.insert(range, ready.attempts, priority);
+                self.make_ready(&part, ready.attempts);
             } else {
                 self.delayed.insert(range, Ready { not_before_ms, ..ready });
                 alarms.delays.push((not_before_ms, range));
+                if key_slot != 0 && ready.attempts > 0 {
+                    // What its key has after it waits for it. What is yet to be delivered only takes its place when it
+                    // is due.
+                    self.keys.hold(key_slot, range);
+                }
             }
             alarms.expiries.extend(expires_at_ms.map(|at_ms| (at_ms, range)));
+        }
+    }
+
+    fn make_ready(&mut self, part: &Waiting, attempts: u32) {
+        match part.key_slot {
+            0 => self.ready.insert(part.range, attempts, part.priority),
+            slot => self.keys.insert(slot, part.range, attempts),
         }
     }
 }
 
 fn note_expiries(queue: QueueId, range: OffsetRange, stored: &dyn Stored, alarms: &mut Alarms) {
-    for Waiting { range, expires_at_ms, .. } in waiting_parts(queue, range, stored) {
+    for Waiting { range, expires_at_ms, .. } in waiting_parts(queue, range, false, stored) {
         alarms.expiries.extend(expires_at_ms.map(|at_ms| (at_ms, range)));
     }
 }
 
-/// The parts of a range that wait for the same; without what is not kept, where that matters.
-pub(super) fn waiting_parts(queue: QueueId, range: OffsetRange, stored: &dyn Stored) -> Vec<Waiting> {
-    if stored.is_ordinary(queue) {
+/// The parts of a range that wait for the same, and have the same key if asked; without what is not kept, where that
+/// matters.
+pub(super) fn waiting_parts(
+    queue: QueueId,
+    range: OffsetRange,
+    by_key: bool,
+    stored: &dyn Stored,
+) -> Vec<Waiting> {
+    if stored.is_ordinary(queue) && !by_key {
         return vec![Waiting::ordinary(range)];
     }
     let mut parts: Vec<Waiting> = Vec::new();
-    let mut from = range.first;
-    while let Some(next) = stored.waiting(queue, from)
-        && next.range.first < range.end()
-    {
-        from = next.range.end();
-        let part = Waiting { range: next.range.intersect(range), ..next };
+    stored.visit_waiting(queue, range.first, &mut |next| {
+        if next.range.first >= range.end() {
+            return false;
+        }
+        let key_slot = if by_key { next.key_slot } else { 0 };
+        let part = Waiting { range: next.range.intersect(range), key_slot, ..next };
         match parts.last_mut() {
             Some(last) if last.range.end() == part.range.first && part.waits_as(last) => {
                 last.range.count += part.range.count;
             }
             _ => parts.push(part),
         }
-    }
+        next.range.end() < range.end()
+    });
     parts
 }

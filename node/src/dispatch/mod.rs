@@ -3,9 +3,11 @@
 //! Without I/O, clock or randomness: `now_ms` is an argument, and events of the broker core come in as calls. Leases
 //! live here only; a new leader builds its dispatcher from the core.
 
+mod alarms;
 mod consumer;
 mod dispatcher;
 mod group;
+mod keys;
 mod lanes;
 mod round;
 #[cfg(test)]
@@ -68,8 +70,9 @@ pub trait Stored {
     /// Whether all messages of a queue may be delivered at once, in order, and whenever it suits.
     fn is_ordinary(&self, queue: QueueId) -> bool;
 
-    /// The first kept messages of a queue from `from` on that wait for the same.
-    fn waiting(&self, queue: QueueId, from: Offset) -> Option<Waiting>;
+    /// Calls `visit` with the kept messages of a queue from `from` on, each time as many as follow each other and wait
+    /// for the same, until it returns false.
+    fn visit_waiting(&self, queue: QueueId, from: Offset, visit: &mut dyn FnMut(Waiting) -> bool);
 }
 
 /// Messages that follow each other and wait for the same.
@@ -83,13 +86,15 @@ pub struct Waiting {
     pub expires_at_ms: Option<u64>,
     /// Those with the highest are delivered first.
     pub priority: u8,
+    /// Messages with the same key have the same; 0 where the order of keys does not matter.
+    pub key_slot: u16,
 }
 
 impl Waiting {
     /// Messages that wait for nothing.
     #[must_use]
     pub const fn ordinary(range: OffsetRange) -> Self {
-        Self { range, deliver_at_ms: 0, expires_at_ms: None, priority: 0 }
+        Self { range, deliver_at_ms: 0, expires_at_ms: None, priority: 0, key_slot: 0 }
     }
 
     fn waits_as(&self, other: &Self) -> bool {
@@ -115,6 +120,8 @@ pub struct Rules {
     pub single_active: bool,
     /// How much of what is delivered are messages of lower priorities, while there are higher ones; less than 100.
     pub lower_percent: u32,
+    /// Of messages with the same key only one is delivered at a time, in order.
+    pub by_key: bool,
 }
 
 /// Where a group stands when the dispatcher gets to know it.

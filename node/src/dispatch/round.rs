@@ -6,6 +6,7 @@ use skein_proto::ids::Offset;
 
 use super::{
     ConsumerId, Delivery, GroupKey, Stored,
+    alarms::AlarmClock,
     consumer::{Consumer, Lease},
     group::{Group, Work},
 };
@@ -18,6 +19,7 @@ pub(super) struct Round<'a> {
     pub(super) stored: &'a dyn Stored,
     pub(super) group: &'a mut Group,
     pub(super) consumers: &'a mut BTreeMap<ConsumerId, Consumer>,
+    pub(super) alarms: &'a mut AlarmClock,
     pub(super) lease_ends: &'a mut BTreeSet<(u64, ConsumerId, Offset)>,
 }
 
@@ -28,7 +30,7 @@ impl Round<'_> {
         // Consumers for which the next message is too large, while they hold others. Each is asked again after the
         // message went to somebody else.
         let mut passed = Vec::new();
-        while let Some(work) = self.group.next_work() {
+        while let Some(work) = self.next_work() {
             let Some(id) = self.group.turns.pop_front() else {
                 break;
             };
@@ -64,6 +66,16 @@ impl Round<'_> {
         for id in passed {
             self.wait_for_turn(id);
         }
+    }
+
+    /// What is to be delivered next, having looked further ahead when need be.
+    fn next_work(&mut self) -> Option<Work> {
+        let work = self.group.next_work();
+        if work.is_some() || !self.group.could_look_further() {
+            return work;
+        }
+        self.alarms.set(self.key, self.group.sort(self.key.queue, self.stored));
+        self.group.next_work()
     }
 
     fn deliver(&mut self, id: ConsumerId, work: Work, count_max: u32) -> Attempt {

@@ -1,6 +1,7 @@
 //! The dispatcher against a model that knows the state of each message, and one scenario for each promise.
 
 mod groups;
+mod keys;
 mod model;
 mod scenarios;
 
@@ -16,7 +17,7 @@ use crate::offsets::{OffsetRange, OffsetRuns};
 
 const QUEUE: QueueId = QueueId::new(1);
 const LEASE_MS: u32 = 50;
-const RULES: Rules = Rules { lease_ms: LEASE_MS, single_active: false, lower_percent: 0 };
+const RULES: Rules = Rules { lease_ms: LEASE_MS, single_active: false, lower_percent: 0, by_key: false };
 
 /// Messages per stored block.
 const BLOCK: u64 = 5;
@@ -35,15 +36,16 @@ impl TestStored {
 
     /// What a message waits for.
     fn waits(&self, offset: u64) -> Waiting {
-        let range = range_of(offset, 1);
+        let key_slot = (offset / 2 % 4) as u16;
+        let ordinary = Waiting { key_slot, ..Waiting::ordinary(range_of(offset, 1)) };
         if !self.special {
-            return Waiting::ordinary(range);
+            return ordinary;
         }
         Waiting {
-            range,
             deliver_at_ms: if offset % 5 == 1 { 10 + 3 * offset } else { 0 },
             expires_at_ms: (offset % 4 == 3).then_some(40 + 2 * offset),
             priority: (offset / 3 % 3) as u8,
+            ..ordinary
         }
     }
 }
@@ -74,8 +76,11 @@ impl Stored for TestStored {
         !self.special
     }
 
-    fn waiting(&self, _queue: QueueId, from: Offset) -> Option<Waiting> {
-        Some(self.waits(from.get().max(self.first)))
+    fn visit_waiting(&self, _queue: QueueId, from: Offset, visit: &mut dyn FnMut(Waiting) -> bool) {
+        let mut offset = from.get().max(self.first);
+        while visit(self.waits(offset)) {
+            offset += 1;
+        }
     }
 }
 
@@ -102,6 +107,8 @@ enum Step {
     Wait(u64),
     /// The core takes back what is on its way within the range; the delay counts from now.
     TakeBack(OffsetRange, Option<u64>),
+    /// The core gives up what is on its way within the range.
+    GiveUp(OffsetRange),
     Poll,
 }
 
@@ -121,6 +128,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (slot(), range(), 0..90_u64).prop_map(|(slot, range, ms)| Step::Extend(slot, range, ms)),
         3 => (0..40_u64).prop_map(Step::Wait),
         4 => (range(), prop::option::of(0..60_u64)).prop_map(|(range, delay)| Step::TakeBack(range, delay)),
+        1 => range().prop_map(Step::GiveUp),
         6 => Just(Step::Poll),
     ]
 }
@@ -130,9 +138,10 @@ proptest! {
     fn dispatcher_matches_a_naive_model(
         special in any::<bool>(),
         lower_percent in prop_oneof![Just(0), 0..=50_u32],
+        by_key in any::<bool>(),
         steps in vec(step(), 1..80),
     ) {
-        let mut model = Model::new(special, lower_percent);
+        let mut model = Model::new(special, Rules { lower_percent, by_key, ..RULES });
         for step in steps {
             model.step(step);
         }

@@ -212,6 +212,9 @@ impl Deliverer {
                 let key = GroupKey { queue, group };
                 self.dispatcher.handle_returned(key, range, attempts, not_before_ms, stored);
             }
+            Event::GivenUp { queue, group, range } => {
+                self.dispatcher.handle_given_up(GroupKey { queue, group }, range);
+            }
             Event::Purged { queue, below } => self.dispatcher.handle_purged(queue, below),
             Event::DeadLettersPending { queue, group } => {
                 // Fails when the mover is gone, which is when this task is about to be.

@@ -29,10 +29,14 @@ impl Stored for StoredMessages<'_> {
         self.0.queue(queue).is_none_or(Queue::is_ordinary)
     }
 
-    fn waiting(&self, queue: QueueId, from: Offset) -> Option<Waiting> {
-        let broker::Waiting { range, deliver_at_ms, expires_at_ms, priority } =
-            self.0.queue(queue)?.waiting(from)?;
-        Some(Waiting { range, deliver_at_ms, expires_at_ms, priority })
+    fn visit_waiting(&self, queue: QueueId, from: Offset, visit: &mut dyn FnMut(Waiting) -> bool) {
+        let Some(queue) = self.0.queue(queue) else { return };
+        for broker::Waiting { range, deliver_at_ms, expires_at_ms, priority, key_slot } in queue.waiting(from)
+        {
+            if !visit(Waiting { range, deliver_at_ms, expires_at_ms, priority, key_slot }) {
+                return;
+            }
+        }
     }
 }
 
@@ -42,6 +46,7 @@ pub(super) const fn rules(settings: &Settings) -> Rules {
         lease_ms: settings.lease_ms,
         single_active: settings.single_active_consumer,
         lower_percent: settings.lower_priority_percent,
+        by_key: settings.order_by_key,
     }
 }
 

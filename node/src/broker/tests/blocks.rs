@@ -37,7 +37,11 @@ fn step() -> impl Strategy<Value = Step> {
             published_at_ms,
             span: BlockSpan { position, length },
             count,
-            properties: Properties { ttl_ms: 0, deliver_at_ms: u64::from(position) % 2, priority: 0 },
+            properties: Properties {
+                ttl_ms: 0,
+                deliver_at_ms: u64::from(position) % 2,
+                ..Properties::default()
+            },
         },
     );
     prop_oneof![
@@ -165,7 +169,7 @@ proptest! {
     }
 
     #[test]
-    fn packed_blocks_come_back(fields in vec(any::<(u64, u32, u64, u32, u32, u32, (u64, u64, u8))>(), 0..300)) {
+    fn packed_blocks_come_back(fields in vec(any::<(u64, u32, u64, u32, u32, u32, (u64, u64, u8, u16))>(), 0..300)) {
         let blocks: Vec<_> = fields
             .into_iter()
             .map(|(index, first, published_at_ms, position, length, count, properties)| Block {
@@ -178,6 +182,7 @@ proptest! {
                     ttl_ms: properties.0,
                     deliver_at_ms: properties.1,
                     priority: properties.2,
+                    key_slot: properties.3,
                 },
             })
             .collect();

@@ -227,8 +227,11 @@ fn the_observer_hears_what_can_be_delivered() {
     shard.apply(meta(4, 0), &commands);
     let returned =
         Event::Returned { queue: QUEUE, group: GROUP, range: range_of(2, 2), attempts: 1, not_before_ms: 0 };
+    let given_up = |offset| Event::GivenUp { queue: QUEUE, group: GROUP, range: range_of(offset, 1) };
     let expected = [
         returned,
+        given_up(3),
+        given_up(4),
         Event::DeadLettersPending { queue: QUEUE, group: GROUP },
         Event::Purged { queue: QUEUE, below: Offset::new(10) },
         Event::GroupDeleted { queue: QUEUE, group: GROUP },

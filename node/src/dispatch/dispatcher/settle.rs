@@ -14,12 +14,12 @@ use crate::{
 impl Dispatcher {
     /// Ends leases whose messages are done.
     pub fn ack(&mut self, id: ConsumerId, range: OffsetRange) -> Settlements {
-        self.settle(id, range, Settle::End)
+        self.settle(id, range, Settle::Finish)
     }
 
     /// Ends leases whose messages the core is to take back.
     pub fn nack(&mut self, id: ConsumerId, range: OffsetRange) -> Settlements {
-        self.settle(id, range, Settle::End)
+        self.settle(id, range, Settle::Return)
     }
 
     /// Sets when leases end.
@@ -71,7 +71,11 @@ impl Dispatcher {
                 self.lease_ends.insert((part.until_ms, id, part.range.first));
             }
             match how {
-                Settle::End => group.leased.remove(ended.range),
+                Settle::Finish => {
+                    group.leased.remove(ended.range);
+                    group.finish(ended.range);
+                }
+                Settle::Return => group.leased.remove(ended.range),
                 Settle::Extend { until_ms } => {
                     self.lease_ends.insert((until_ms, id, ended.range.first));
                     consumer.grant(Lease { until_ms, ..ended });
@@ -92,7 +96,8 @@ impl Dispatcher {
 /// What a settlement does to leases.
 #[derive(Debug, Clone, Copy)]
 enum Settle {
-    End,
+    Finish,
+    Return,
     Extend { until_ms: u64 },
 }
 

@@ -1,21 +1,17 @@
 //! Every message of two groups of one queue, each in the state that it must be in.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+mod next;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-
-/// What is delivered first: by priority, what came back or is sorted before what is neither, and by offset.
-type Rank = (Reverse<u8>, bool, u64);
 
 pub(super) struct Model {
     dispatcher: Dispatcher,
     now_ms: u64,
     stored: TestStored,
     groups: [Vec<State>; 2],
-    lower_percent: u32,
+    rules: Rules,
     /// What each group owes its lower priorities, in hundredths of a message.
     owed_percent: [u32; 2],
     consumers: BTreeMap<ConsumerId, ModelConsumer>,
@@ -50,7 +46,7 @@ enum State {
 
 impl Model {
     /// The first group is new; the second was taken over from another leader.
-    pub(super) fn new(special: bool, lower_percent: u32) -> Self {
+    pub(super) fn new(special: bool, rules: Rules) -> Self {
         let stored = TestStored { first: 0, special };
         let mut dispatcher = Dispatcher::new();
         let mut states = [vec![State::Fresh; 12], vec![State::Fresh; 12]];
@@ -64,7 +60,7 @@ impl Model {
         }
         let next_offset = Offset::new(12);
         let start = |ready, fresh_from| GroupStart {
-            rules: Rules { lower_percent, ..RULES },
+            rules,
             ready,
             fresh_from: Offset::new(fresh_from),
             next_offset,
@@ -79,7 +75,7 @@ impl Model {
             now_ms: 0,
             stored,
             groups: states,
-            lower_percent,
+            rules,
             owed_percent: [0; 2],
             consumers,
             slots: [None; 6],
@@ -124,6 +120,7 @@ impl Model {
                 self.expire();
             }
             Step::TakeBack(range, delay_ms) => self.take_back(range, delay_ms),
+            Step::GiveUp(range) => self.give_up(range),
             Step::Poll => self.poll(),
         }
         self.check();
@@ -141,12 +138,15 @@ impl Model {
             self.take_back(all, None);
             self.add(slot, Credit { messages: 10_000, bytes: 1 << 40 });
         }
-        self.poll();
-        for state in self.groups.iter().flatten() {
-            assert!(matches!(state, State::Leased { .. } | State::Gone), "{state:?} is left over");
+        let rounds = if self.rules.by_key { self.groups[0].len() } else { 1 };
+        for _ in 0..rounds {
+            self.poll();
+            for slot in 0..self.slots.len() {
+                self.settle(slot, all, Dispatcher::ack, |_| State::Gone);
+            }
         }
-        for slot in 0..self.slots.len() {
-            self.settle(slot, all, Dispatcher::ack, |_| State::Gone);
+        for state in self.groups.iter().flatten() {
+            assert!(matches!(state, State::Gone), "{state:?} is left over");
         }
         self.check();
         assert_eq!(self.dispatcher.lease_ends_count(), 0);
@@ -232,7 +232,8 @@ impl Model {
                 // Whatever is purged counts as delivered, fresh or not.
                 let purged = offset < self.stored.first && expected == Err(Refusal::NotDelivered);
                 // So does what was sorted, be it delivered or not.
-                let sorted = self.stored.special && state.is_some() && expected == Err(Refusal::NotDelivered);
+                let is_sorted = self.stored.special || self.rules.by_key;
+                let sorted = is_sorted && state.is_some() && expected == Err(Refusal::NotDelivered);
                 let expected = if purged || sorted { Err(Refusal::LeaseLost) } else { expected };
                 assert_eq!(result, expected, "at {offset}");
                 if let (Ok(attempt), Some(state)) = (result, state) {
@@ -273,6 +274,17 @@ impl Model {
             for (range, &attempt) in returned.iter() {
                 let key = key(group as u32);
                 self.dispatcher.handle_returned(key, range, attempt, not_before_ms, &self.stored);
+            }
+        }
+    }
+
+    fn give_up(&mut self, range: OffsetRange) {
+        for (group, states) in self.groups.iter_mut().enumerate() {
+            for (offset, state) in (0..).zip(states) {
+                if matches!(state, State::Returning { .. }) && range.contains(Offset::new(offset)) {
+                    *state = State::Gone;
+                    self.dispatcher.handle_given_up(key(group as u32), range_of(offset, 1));
+                }
             }
         }
     }
@@ -336,51 +348,6 @@ impl Model {
             }
         }
         assert!(listed.is_empty(), "{listed:?} could wait");
-    }
-
-    /// The message that is to be delivered next, and the attempt that it will be. What came back goes before what is
-    /// fresh where all is ordinary, and elsewhere only a higher priority does, or what lower ones are owed.
-    fn next_work(&self, group: usize) -> Option<(u64, u32)> {
-        let due = self.due(group);
-        let highest = due.iter().min()?;
-        let lower = due.iter().filter(|due| due.0.0 > highest.0.0).min_by_key(|due| due.0.2);
-        let is_owed = self.lower_percent > 0 && self.owed_percent[group] + self.lower_percent >= 100;
-        let &((_, _, offset), attempt) = lower.filter(|_| is_owed).unwrap_or(highest);
-        Some((offset, attempt))
-    }
-
-    /// Takes note that a message is delivered, of which lower priorities have their share.
-    fn note_share(&mut self, group: usize, offset: u64) {
-        let priority = |offset| self.stored.waits(offset).priority;
-        let others = self.due(group).into_iter().map(|((_, _, other), _)| priority(other));
-        let priorities: BTreeSet<_> = others.collect();
-        let is_highest = priorities.last() == Some(&priority(offset));
-        let owed_percent = &mut self.owed_percent[group];
-        if !is_highest {
-            *owed_percent -= 100 - self.lower_percent;
-        } else if priorities.len() > 1 {
-            *owed_percent += self.lower_percent;
-        }
-    }
-
-    /// What can be delivered, and the attempt that it will be, by what is usually first.
-    fn due(&self, group: usize) -> Vec<(Rank, u32)> {
-        let due = |(offset, state): (u64, &State)| {
-            let waits = self.stored.waits(offset);
-            match *state {
-                State::Fresh if waits.deliver_at_ms <= self.now_ms => {
-                    let is_last = !self.stored.special;
-                    Some(((Reverse(waits.priority), is_last, offset), 1))
-                }
-                State::Ready { attempts, not_before_ms }
-                    if not_before_ms.max(waits.deliver_at_ms) <= self.now_ms =>
-                {
-                    Some(((Reverse(waits.priority), false, offset), attempts + 1))
-                }
-                _ => None,
-            }
-        };
-        (0..).zip(&self.groups[group]).filter_map(due).collect()
     }
 
     /// After a poll nobody could take the next message.

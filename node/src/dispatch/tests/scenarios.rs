@@ -47,7 +47,12 @@ fn taken_over(messages: u64) -> Dispatcher {
     dispatcher
 }
 
-fn resume(dispatcher: &mut Dispatcher, consumer: u64, held: &[OffsetRange], now_ms: u64) -> Vec<OffsetRange> {
+pub(super) fn resume(
+    dispatcher: &mut Dispatcher,
+    consumer: u64,
+    held: &[OffsetRange],
+    now_ms: u64,
+) -> Vec<OffsetRange> {
     dispatcher.resume(id(consumer), held, now_ms, now_ms + 250, &ALL_KEPT).iter().collect()
 }
 
@@ -310,9 +315,7 @@ impl Stored for Holed {
         true
     }
 
-    fn waiting(&self, _queue: QueueId, _from: Offset) -> Option<Waiting> {
-        None
-    }
+    fn visit_waiting(&self, _queue: QueueId, _from: Offset, _visit: &mut dyn FnMut(Waiting) -> bool) {}
 }
 
 #[test]

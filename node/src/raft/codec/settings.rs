@@ -31,6 +31,7 @@ pub(super) fn settings_to_wire(settings: &Settings) -> wire::Settings {
         single_active_consumer: settings.single_active_consumer,
         expires_ms: settings.expires_ms.unwrap_or_default(),
         lower_priority_percent: settings.lower_priority_percent,
+        order_by_key: settings.order_by_key,
     }
 }
 
@@ -67,19 +68,30 @@ pub(super) fn settings_from_wire(settings: Option<wire::Settings>) -> Result<Set
         single_active_consumer: wire.single_active_consumer,
         expires_ms: some(wire.expires_ms),
         lower_priority_percent: wire.lower_priority_percent,
+        order_by_key: wire.order_by_key,
         dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
     })
 }
 
 /// Nothing for ordinary messages.
 pub(super) fn properties_to_wire(properties: Properties) -> Option<wire::Properties> {
-    let Properties { ttl_ms, deliver_at_ms, priority } = properties;
-    let wire = wire::Properties { ttl_ms, deliver_at_ms, priority: priority.into() };
-    (!properties.are_ordinary()).then_some(wire)
+    let Properties { ttl_ms, deliver_at_ms, priority, key_slot } = properties;
+    let (priority, key_slot) = (priority.into(), key_slot.into());
+    (properties != Properties::default()).then_some(wire::Properties {
+        ttl_ms,
+        deliver_at_ms,
+        priority,
+        key_slot,
+    })
 }
 
 pub(super) fn properties_from_wire(properties: Option<wire::Properties>) -> Result<Properties, DecodeError> {
-    let wire::Properties { ttl_ms, deliver_at_ms, priority } = properties.unwrap_or_default();
-    let unknown = |_| DecodeError::Unknown { field: "priority", value: priority.into() };
-    Ok(Properties { ttl_ms, deliver_at_ms, priority: u8::try_from(priority).map_err(unknown)? })
+    let wire::Properties { ttl_ms, deliver_at_ms, priority, key_slot } = properties.unwrap_or_default();
+    let unknown = |field, value: u32| move |_| DecodeError::Unknown { field, value: value.into() };
+    Ok(Properties {
+        ttl_ms,
+        deliver_at_ms,
+        priority: u8::try_from(priority).map_err(unknown("priority", priority))?,
+        key_slot: u16::try_from(key_slot).map_err(unknown("key_slot", key_slot))?,
+    })
 }

@@ -33,7 +33,7 @@ fn range() -> impl Strategy<Value = OffsetRange> {
 fn settings() -> impl Strategy<Value = Settings> {
     let limit = || option::of(1..u64::MAX);
     let limits = (limit(), limit(), limit(), limit(), limit());
-    (any::<[u32; 6]>(), option::of("[a-z]{1,8}"), any::<(bool, bool, bool)>(), limits).prop_map(
+    (any::<[u32; 6]>(), option::of("[a-z]{1,8}"), any::<(bool, bool, bool, bool)>(), limits).prop_map(
         |(numbers, dead_letter_queue, choices, limits)| {
             let [max_deliveries, lease_ms, delay_ms, delay_max_ms, multiplier, lower_priority_percent] =
                 numbers;
@@ -52,16 +52,15 @@ fn settings() -> impl Strategy<Value = Settings> {
                 single_active_consumer: choices.2,
                 expires_ms,
                 lower_priority_percent,
+                order_by_key: choices.3,
             }
         },
     )
 }
 
 fn properties() -> impl Strategy<Value = Properties> {
-    let some = any::<(u64, u64, u8)>().prop_map(|(ttl_ms, deliver_at_ms, priority)| Properties {
-        ttl_ms,
-        deliver_at_ms,
-        priority,
+    let some = any::<(u64, u64, u8, u16)>().prop_map(|(ttl_ms, deliver_at_ms, priority, key_slot)| {
+        Properties { ttl_ms, deliver_at_ms, priority, key_slot }
     });
     prop_oneof![Just(Properties::default()), some]
 }

@@ -33,7 +33,7 @@ pub(crate) fn shard_entries() -> Vec<Bytes> {
     let run = |count, length, priority| BatchRun {
         count,
         length,
-        properties: Properties { ttl_ms: 3_000, deliver_at_ms: 9_000, priority },
+        properties: Properties { ttl_ms: 3_000, deliver_at_ms: 9_000, priority, key_slot: 700 },
         delay_ms: 700,
     };
     let urgent = Proposed::publish(QUEUE, None, 3, batch(3), &[run(1, 5, 9), run(2, 10, 1)]);

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use skein_client::{Client, Position, QueueSettings};
+use skein_client::{Client, Position};
 use tokio::{
     signal,
     sync::watch,
@@ -91,7 +91,7 @@ pub(crate) async fn run(
     let run_id = rand::random::<u32>();
     let queues: Vec<_> = (0..args.queues).map(|queue| format!("bench-{run_id:08x}-{queue}")).collect();
     for queue in &queues {
-        client.create_queue(queue, QueueSettings::default()).await.context("cannot create the queues")?;
+        client.create_queue(queue, args.shape.settings()).await.context("cannot create the queues")?;
         for group in groups(&args) {
             create_group(client, queue, &group, &args.shape).await.context("cannot create the groups")?;
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use skein_client::{Filter, Message};
+use skein_client::{Filter, Message, QueueSettings};
 
 use crate::args;
 
@@ -26,6 +26,9 @@ pub(crate) struct Shape {
     /// Let groups want only every second message, by its key.
     #[arg(long)]
     filter: bool,
+    /// Give messages so many keys in turn, and let the queues keep the order of each.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "filter")]
+    keys: Option<u64>,
 }
 
 impl Shape {
@@ -38,9 +41,17 @@ impl Shape {
         if self.filter {
             message.key = Bytes::from_static(if self.wants(sequence) { WANTED } else { OTHER }.as_bytes());
         }
+        if let Some(count) = self.keys {
+            message.key = (sequence % count).to_string().into();
+        }
         message.delay = self.delay;
         message.ttl = self.ttl;
         message
+    }
+
+    /// What queues are to be like.
+    pub(super) fn settings(&self) -> QueueSettings {
+        QueueSettings { order_by_key: self.keys.is_some(), ..QueueSettings::default() }
     }
 
     /// Whether groups want the message with this number.
@@ -63,10 +74,16 @@ mod tests {
         let plain = Shape::default().message(7, Bytes::from_static(b"x"));
         assert_eq!(plain, Message::new("x"));
         let (delay, ttl) = (Some(Duration::from_millis(5)), Some(Duration::from_secs(9)));
-        let shape = Shape { priority: true, delay, ttl, filter: true };
+        let shape = Shape { priority: true, delay, ttl, filter: true, keys: None };
         let message = shape.message(17, Bytes::new());
         assert_eq!((message.priority, message.delay, message.ttl), (7, delay, ttl));
         assert_eq!((&message.key[..], shape.wants(17)), (&b"other"[..], false));
+        assert!(!shape.settings().order_by_key);
         assert_eq!((&shape.message(18, Bytes::new()).key[..], shape.wants(18)), (&b"wanted"[..], true));
+        let keyed = Shape { keys: Some(10), ..Shape::default() };
+        assert_eq!(
+            (&keyed.message(17, Bytes::new()).key[..], keyed.settings().order_by_key),
+            (&b"7"[..], true)
+        );
     }
 }

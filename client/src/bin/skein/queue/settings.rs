@@ -56,6 +56,9 @@ pub(crate) struct SettingsArgs {
     /// How much of what is delivered are less urgent messages while others wait, up to 50 percent; none unless set.
     #[arg(long, value_name = "PERCENT")]
     lower_priority_percent: Option<u32>,
+    /// Messages with the same key go to one consumer at a time, in order.
+    #[arg(long)]
+    order_by_key: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -92,6 +95,7 @@ impl SettingsArgs {
             single_active_consumer: self.single_active_consumer,
             expires: self.expires,
             lower_priority_percent: self.lower_priority_percent,
+            order_by_key: self.order_by_key,
         }
     }
 
@@ -122,6 +126,7 @@ impl SettingsArgs {
         let update = with(update, self.message_ttl, QueueUpdate::message_ttl);
         let update = with(update, self.expires, QueueUpdate::expires);
         let update = with(update, self.lower_priority_percent, QueueUpdate::lower_priority_percent);
+        let update = with(update, self.order_by_key.then_some(true), QueueUpdate::order_by_key);
         with(update, self.single_active_consumer.then_some(true), QueueUpdate::single_active_consumer)
     }
 }
@@ -138,6 +143,7 @@ pub(crate) fn setting(text: &str) -> Result<Setting, String> {
 pub(crate) fn settings_text(settings: &QueueSettings) -> Vec<[String; 2]> {
     let text = |value: Option<String>, unless_set: &str| value.unwrap_or_else(|| unless_set.to_owned());
     let time = |value: Option<Duration>, unless_set| text(value.map(span), unless_set);
+    let yes = |value| if value { "yes" } else { "no" }.to_owned();
     let count = |value: Option<u64>, unless_set| text(value.map(|count| count.to_string()), unless_set);
     let rows = [
         ("max deliveries", count(settings.max_deliveries.map(u64::from), "default")),
@@ -155,9 +161,10 @@ pub(crate) fn settings_text(settings: &QueueSettings) -> Vec<[String; 2]> {
         ("max bytes", count(settings.max_bytes, "none")),
         ("overflow", text(settings.overflow.map(|overflow| overflow_name(overflow).to_owned()), "default")),
         ("message ttl", time(settings.message_ttl, "none")),
-        ("single active consumer", if settings.single_active_consumer { "yes" } else { "no" }.to_owned()),
+        ("single active consumer", yes(settings.single_active_consumer)),
         ("expires unused after", time(settings.expires, "never")),
         ("lower priority percent", count(settings.lower_priority_percent.map(u64::from), "none")),
+        ("order by key", yes(settings.order_by_key)),
     ];
     rows.map(|(name, value)| [name.to_owned(), value]).to_vec()
 }
@@ -180,6 +187,7 @@ pub(crate) fn add_settings(value: &mut Value, settings: &QueueSettings) {
     value["single_active_consumer"] = json!(settings.single_active_consumer);
     value["expires_ms"] = json!(ms(settings.expires));
     value["lower_priority_percent"] = json!(settings.lower_priority_percent);
+    value["order_by_key"] = json!(settings.order_by_key);
 }
 
 fn retention_name(retention: Retention) -> &'static str {
@@ -226,7 +234,7 @@ mod tests {
         args: SettingsArgs,
     }
 
-    const ALL: [&str; 30] = [
+    const ALL: [&str; 31] = [
         "skein",
         "--max-deliveries=5",
         "--dead-letter-queue",
@@ -256,6 +264,7 @@ mod tests {
         "10m",
         "--lower-priority-percent",
         "10",
+        "--order-by-key",
         "--",
     ];
 
@@ -280,6 +289,7 @@ mod tests {
             "single_active_consumer": true,
             "expires_ms": 600_000,
             "lower_priority_percent": 10,
+            "order_by_key": true,
         });
         assert_eq!(value, expected);
         let shown = settings_text(&settings).into_iter().map(|[_, value]| value).collect::<Vec<_>>();
@@ -299,6 +309,7 @@ mod tests {
             "yes",
             "10m",
             "10",
+            "yes",
         ];
         assert_eq!(shown, expected);
     }
@@ -319,7 +330,8 @@ mod tests {
     #[test]
     fn an_update_can_change_every_setting() {
         let all = Settings::parse_from(ALL).args;
-        let QueueSettings { retention, single_active_consumer, .. } = all.clone().into_settings();
+        let QueueSettings { retention, single_active_consumer, order_by_key, .. } =
+            all.clone().into_settings();
         let settings = all.clone().into_settings();
         let expected = QueueUpdate::new()
             .max_deliveries(settings.max_deliveries.unwrap())
@@ -336,7 +348,8 @@ mod tests {
             .message_ttl(settings.message_ttl.unwrap())
             .single_active_consumer(single_active_consumer)
             .expires(settings.expires.unwrap())
-            .lower_priority_percent(settings.lower_priority_percent.unwrap());
+            .lower_priority_percent(settings.lower_priority_percent.unwrap())
+            .order_by_key(order_by_key);
         assert_eq!(all.into_update(&Setting::ALL), expected);
     }
 }

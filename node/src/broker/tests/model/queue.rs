@@ -398,8 +398,9 @@ impl ModelQueue {
                 deliver_at_ms: block.properties.deliver_at_ms,
                 expires_at_ms: block.properties.expires_at_ms(block.published_at_ms, ttl_ms),
                 priority: block.properties.priority,
+                key_slot: block.properties.key_slot,
             }
         });
-        assert_eq!(queue.waiting(Offset::new(offset as u64)), waiting);
+        assert_eq!(queue.waiting(Offset::new(offset as u64)).next(), waiting);
     }
 }
