@@ -1,6 +1,9 @@
 //! Reads the bodies that the core refers to out of the log.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use skein_proto::ids::{QueueId, ShardId};
@@ -16,6 +19,11 @@ use crate::{
 /// How much a stream reads from disk at once, in bytes: messages published one after the other lie near each other.
 const READ_AHEAD_BYTES: usize = 256 << 10;
 
+/// How many such reads are remembered for all streams of a shard: consumers of a group read side by side, and what is
+/// not delivered in order, as with keys and priorities, goes back and forth between a few places. 4 MiB, unless entries
+/// are larger than a read.
+const READS_MAX: usize = 16;
+
 /// A batch smaller than this that came from disk is copied: it would keep all that was read with it in memory for as
 /// long as it waits to be sent.
 const COPIED_BYTES_MAX: usize = READ_AHEAD_BYTES / 4;
@@ -25,13 +33,17 @@ const COPIED_BYTES_MAX: usize = READ_AHEAD_BYTES / 4;
 pub struct Bodies {
     log: Log,
     group: Arc<Group>,
+    reads: Arc<Mutex<VecDeque<Read>>>,
 }
+
+/// Entries that were read from disk together, by index.
+type Read = Arc<Vec<KeptEntry>>;
 
 /// Reads one stream's messages.
 pub struct BodyReader {
     bodies: Bodies,
-    /// The entries that were read from disk last, by index.
-    ahead: Vec<KeptEntry>,
+    /// The entries that it used last.
+    ahead: Read,
 }
 
 /// Why messages could not be read.
@@ -68,18 +80,37 @@ pub enum BodyError {
 
 impl Bodies {
     pub(super) fn new(log: Log, group: Arc<Group>) -> Self {
-        Self { log, group }
+        Self { log, group, reads: Arc::default() }
     }
 
     /// A reader for one stream, which remembers the entry it read last.
     #[must_use]
     pub fn reader(&self) -> BodyReader {
-        BodyReader { bodies: self.clone(), ahead: Vec::new() }
+        BodyReader { bodies: self.clone(), ahead: Arc::default() }
     }
 
-    /// The entry at `index` and some of those after it, from disk.
-    async fn read_from_disk(&self, index: u64) -> Result<Vec<KeptEntry>, BodyError> {
-        self.read(index, move |log, shard| log.read_kept(shard, index, READ_AHEAD_BYTES)).await
+    /// The entry at `index` and some of those after it, from disk, unless they were read lately.
+    async fn read_entries(&self, index: u64) -> Result<Read, BodyError> {
+        let recent = self.with_reads(|reads| {
+            let place = reads.iter().position(|read| place_of(read, index).is_some())?;
+            let read = reads.remove(place)?;
+            reads.push_front(Arc::clone(&read));
+            Some(read)
+        });
+        if let Some(read) = recent {
+            return Ok(read);
+        }
+        let read = self.read(index, move |log, shard| log.read_kept(shard, index, READ_AHEAD_BYTES)).await?;
+        let read = Arc::new(read);
+        self.with_reads(|reads| {
+            reads.push_front(Arc::clone(&read));
+            reads.truncate(READS_MAX);
+        });
+        Ok(read)
+    }
+
+    fn with_reads<T>(&self, act: impl FnOnce(&mut VecDeque<Read>) -> T) -> T {
+        act(&mut self.reads.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// One block, wherever it lies.
@@ -152,10 +183,10 @@ impl BodyReader {
         {
             return Ok(block);
         }
-        if self.ahead_place(index).is_none() {
-            self.ahead = self.bodies.read_from_disk(index).await?;
+        if place_of(&self.ahead, index).is_none() {
+            self.ahead = self.bodies.read_entries(index).await?;
         }
-        let entry = self.ahead_place(index).map(|place| &self.ahead[place]);
+        let entry = place_of(&self.ahead, index).map(|place| &self.ahead[place]);
         let block = match entry.and_then(|entry| entry.parts.get(position, length)) {
             Some(block) => block,
             // Another copy of the entry has it.
@@ -163,8 +194,8 @@ impl BodyReader {
         };
         Ok(if block.len() < COPIED_BYTES_MAX { Bytes::copy_from_slice(&block) } else { block })
     }
+}
 
-    fn ahead_place(&self, index: u64) -> Option<usize> {
-        self.ahead.binary_search_by_key(&index, |entry| entry.index).ok()
-    }
+fn place_of(read: &[KeptEntry], index: u64) -> Option<usize> {
+    read.binary_search_by_key(&index, |entry| entry.index).ok()
 }
