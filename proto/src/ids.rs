@@ -43,6 +43,10 @@ id! {
     QueueId(u64)
 }
 id! {
+    /// A topic, over its whole life.
+    TopicId(u64)
+}
+id! {
     /// A consumer group of one queue, numbered within it.
     GroupId(u32)
 }

@@ -77,3 +77,6 @@ pub fn is_valid_name(name: &str) -> bool {
         && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
         && name.bytes().all(allowed)
 }
+
+/// The most bindings of one topic.
+pub const TOPIC_BINDINGS_MAX: usize = 10_000;

@@ -5,14 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use skein_proto::ids::{QueueId, ShardId};
 
 use super::{
-    CatalogCommand, CatalogOutcome, CatalogQueueRecord, CatalogRecord, EntryMeta, Record, RecordKey,
-    RestoreError, Settings,
+    Binding, CatalogCommand, CatalogOutcome, CatalogQueueRecord, CatalogRecord, EntryMeta, Record, RecordKey,
+    RestoreError, Settings, Topic,
+    topics::{Bound, Topics},
 };
 
 /// The names, ids, places and settings of all queues.
 #[derive(Debug)]
 pub struct Catalog {
     queues: BTreeMap<String, CatalogQueue>,
+    /// Their names, by id.
+    queue_names: BTreeMap<QueueId, String>,
+    topics: Topics,
     next_queue: QueueId,
     revision: u64,
     replicated_index: u64,
@@ -44,6 +48,8 @@ impl Catalog {
     pub fn new() -> Self {
         Self {
             queues: BTreeMap::new(),
+            queue_names: BTreeMap::new(),
+            topics: Topics::new(),
             next_queue: QueueId::new(1),
             revision: 0,
             replicated_index: 0,
@@ -68,6 +74,15 @@ impl Catalog {
                     self.update_queue(name, expected, settings)
                 }
                 CatalogCommand::DeleteQueue { name, queue } => self.delete_queue(name, *queue),
+                CatalogCommand::CreateTopic { name, alternate } => {
+                    self.create_topic(name, alternate.as_deref())
+                }
+                CatalogCommand::UpdateTopic { name, alternate } => {
+                    self.update_topic(name, alternate.as_deref())
+                }
+                CatalogCommand::DeleteTopic { name } => self.delete_topic(name),
+                CatalogCommand::Bind { topic, queue, filter } => self.bind(topic, queue, filter),
+                CatalogCommand::Unbind { topic, queue, filter } => self.unbind(topic, queue, filter),
             })
             .collect()
     }
@@ -88,6 +103,23 @@ impl Catalog {
         use std::ops::Bound::{Excluded, Unbounded};
         let later = self.queues.range::<str, _>((Excluded(after), Unbounded));
         later.map(|(name, queue)| (name.as_str(), queue))
+    }
+
+    /// The name of a queue.
+    #[must_use]
+    pub fn queue_name(&self, queue: QueueId) -> Option<&str> {
+        self.queue_names.get(&queue).map(String::as_str)
+    }
+
+    /// The topic of this name.
+    #[must_use]
+    pub fn topic(&self, name: &str) -> Option<&Topic> {
+        self.topics.get(name)
+    }
+
+    /// The topics whose names come after `after`, by name.
+    pub fn topics_after(&self, after: &str) -> impl Iterator<Item = &Topic> {
+        self.topics.after(after)
     }
 
     /// Counts the changes: two catalogs of one cluster with the same revision are the same.
@@ -115,7 +147,12 @@ impl Catalog {
             let key = RecordKey::CatalogQueue { queue: queue.queue };
             (key, Record::CatalogQueue(queue.record(name)))
         });
-        let mut records: Vec<_> = [(RecordKey::Catalog, self.head())].into_iter().chain(queues).collect();
+        let topics = self
+            .topics
+            .records()
+            .map(|(topic, record)| (RecordKey::CatalogTopic { topic }, Record::CatalogTopic(record)));
+        let head = [(RecordKey::Catalog, self.head())];
+        let mut records: Vec<_> = head.into_iter().chain(queues).chain(topics).collect();
         records.sort_unstable_by_key(|(key, _)| *key);
         records
     }
@@ -126,7 +163,10 @@ impl Catalog {
         let queues = std::mem::take(&mut self.changed).into_iter();
         let queues = queues
             .map(|(queue, record)| (RecordKey::CatalogQueue { queue }, record.map(Record::CatalogQueue)));
-        head.into_iter().chain(queues).collect()
+        let topics = self.topics.take_changes().into_iter();
+        let topics = topics
+            .map(|(topic, record)| (RecordKey::CatalogTopic { topic }, record.map(Record::CatalogTopic)));
+        head.into_iter().chain(queues).chain(topics).collect()
     }
 
     /// The state that these records are of, in any order.
@@ -141,6 +181,7 @@ impl Catalog {
                     catalog.next_queue = record.next_queue;
                     catalog.revision = record.revision;
                     catalog.replicated_index = record.replicated_index;
+                    catalog.topics.restore_next(record.next_topic);
                 }
                 (RecordKey::CatalogQueue { queue }, Record::CatalogQueue(record)) => {
                     let CatalogQueueRecord { name, shard, settings, settings_revision } = record;
@@ -151,6 +192,14 @@ impl Catalog {
                         });
                     }
                     catalog.insert(name, CatalogQueue { queue, shard, settings, settings_revision });
+                }
+                (RecordKey::CatalogTopic { topic }, Record::CatalogTopic(record)) => {
+                    if !catalog.topics.restore(topic, record) {
+                        return Err(RestoreError::Contradiction {
+                            key,
+                            what: "another topic has the same name",
+                        });
+                    }
                 }
                 _ => return Err(RestoreError::Misplaced(key)),
             }
@@ -166,6 +215,9 @@ impl Catalog {
             } else {
                 CatalogOutcome::ExistsDifferent { queue, shard, settings: existing.settings.clone() }
             };
+        }
+        if self.topics.get(name).is_some() {
+            return CatalogOutcome::NameTaken;
         }
         if let Some(refused) = self.refuse_dead_letter_queue(name, settings) {
             return refused;
@@ -210,12 +262,92 @@ impl Catalog {
         if let Some(by) = self.dead_letter_sources.get(name).and_then(BTreeSet::first) {
             return CatalogOutcome::InUse { by: by.clone() };
         }
+        let existing = self.queues.get(name).map(|existing| existing.queue);
+        if let Some(topic) = existing.and_then(|queue| self.topics.with_alternate(queue)) {
+            return CatalogOutcome::InUseByTopic { by: topic.name.clone() };
+        }
         let Some(CatalogQueue { queue, shard, .. }) = self.remove(name) else {
             return CatalogOutcome::NotFound;
         };
         self.revision += 1;
         self.changed.insert(queue, None);
+        self.topics.unbind_queue(queue, self.revision);
         CatalogOutcome::Deleted { queue, shard }
+    }
+
+    fn create_topic(&mut self, name: &str, alternate: Option<&str>) -> CatalogOutcome {
+        if let Some(topic) = self.topics.get(name) {
+            let alternate = topic.alternate.and_then(|queue| self.queue_name(queue));
+            return CatalogOutcome::TopicExists { alternate: alternate.map(str::to_owned) };
+        }
+        if self.queues.contains_key(name) {
+            return CatalogOutcome::NameTaken;
+        }
+        let Some(alternate) = self.find_alternate(alternate) else {
+            return CatalogOutcome::NotFound;
+        };
+        self.revision += 1;
+        self.topics.create(name, alternate, self.revision);
+        CatalogOutcome::TopicCreated
+    }
+
+    fn update_topic(&mut self, name: &str, alternate: Option<&str>) -> CatalogOutcome {
+        let Some(alternate) = self.find_alternate(alternate) else {
+            return CatalogOutcome::NotFound;
+        };
+        match self.topics.set_alternate(name, alternate, self.revision + 1) {
+            Some(()) => {
+                self.revision += 1;
+                CatalogOutcome::TopicChanged
+            }
+            None => CatalogOutcome::TopicNotFound,
+        }
+    }
+
+    fn delete_topic(&mut self, name: &str) -> CatalogOutcome {
+        if !self.topics.delete(name) {
+            return CatalogOutcome::TopicNotFound;
+        }
+        self.revision += 1;
+        CatalogOutcome::TopicDeleted
+    }
+
+    fn bind(&mut self, topic: &str, queue: &str, filter: &[u8]) -> CatalogOutcome {
+        let Some(queue) = self.queues.get(queue).map(|queue| queue.queue) else {
+            return CatalogOutcome::NotFound;
+        };
+        let binding = Binding { queue, filter: filter.to_vec() };
+        let bound = self.topics.bind(topic, binding, self.revision + 1);
+        self.on_bound(bound)
+    }
+
+    fn unbind(&mut self, topic: &str, queue: &str, filter: &[u8]) -> CatalogOutcome {
+        let Some(queue) = self.queues.get(queue).map(|queue| queue.queue) else {
+            return CatalogOutcome::NotFound;
+        };
+        let binding = Binding { queue, filter: filter.to_vec() };
+        let bound = self.topics.unbind(topic, &binding, self.revision + 1);
+        self.on_bound(bound)
+    }
+
+    const fn on_bound(&mut self, bound: Option<Bound>) -> CatalogOutcome {
+        match bound {
+            Some(Bound::Changed) => {
+                self.revision += 1;
+                CatalogOutcome::TopicChanged
+            }
+            Some(Bound::AlreadySo) => CatalogOutcome::TopicUnchanged,
+            Some(Bound::TooMany) => CatalogOutcome::TooManyBindings,
+            None => CatalogOutcome::TopicNotFound,
+        }
+    }
+
+    /// The queue of this name, if one is named. Nothing when that does not exist.
+    fn find_alternate(&self, name: Option<&str>) -> Option<Option<QueueId>> {
+        match name {
+            Some(name) => self.queues.get(name).map(|queue| Some(queue.queue)),
+            None => Some(None),
+        }
     }
 
     /// A dead-letter queue must exist, and messages must not come back from there to where they were given up.
@@ -236,6 +368,7 @@ impl Catalog {
 
     fn remove(&mut self, name: &str) -> Option<CatalogQueue> {
         let queue = self.queues.remove(name)?;
+        self.queue_names.remove(&queue.queue);
         if let Some(load) = self.shard_loads.get_mut(&queue.shard) {
             *load -= 1;
         }
@@ -255,6 +388,7 @@ impl Catalog {
         if let Some(dead_letter_queue) = &queue.settings.dead_letter_queue {
             self.dead_letter_sources.entry(dead_letter_queue.clone()).or_default().insert(name.clone());
         }
+        self.queue_names.insert(queue.queue, name.clone());
         self.queues.insert(name, queue);
     }
 
@@ -270,6 +404,7 @@ impl Catalog {
             next_queue: self.next_queue,
             revision: self.revision,
             replicated_index: self.replicated_index,
+            next_topic: self.topics.next_id(),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
-use super::{BatchRun, Settings};
+use super::{BatchRun, Properties, Settings};
 use crate::offsets::OffsetRange;
 
 /// What an entry says about itself, besides its commands.
@@ -53,6 +53,19 @@ pub enum Command {
         block: BlockSpan,
         /// The batch in parts that are to be treated alike, which together are the whole; none where all is ordinary.
         runs: Vec<BatchRun>,
+    },
+    /// Appends what a topic routes to a queue of a published batch, as far as it is not there.
+    PublishRouted {
+        /// The queue to append to.
+        queue: QueueId,
+        /// Who sent it, and as which of its batches, of which not all need to come here.
+        producer: Option<(ProducerId, Sequence)>,
+        /// The one of these batches before it that came the same way; nothing for the first.
+        follows: Option<Sequence>,
+        /// Where the messages lie in the entry that carries this command.
+        block: BlockSpan,
+        /// Each of them.
+        messages: Vec<RoutedMessage>,
     },
     /// Creates a consumer group, unless one of that name exists.
     CreateGroup {
@@ -121,6 +134,19 @@ pub enum Command {
     },
 }
 
+/// A message that a topic routes to a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoutedMessage {
+    /// Its place in the batch that was published. They rise.
+    pub place: u32,
+    /// How many bytes it takes.
+    pub length: u32,
+    /// How to treat it.
+    pub properties: Properties,
+    /// Not to be delivered before this long after it was published.
+    pub delay_ms: u64,
+}
+
 /// Bytes of an entry's payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockSpan {
@@ -174,6 +200,43 @@ pub enum CatalogCommand {
         expected: Settings,
         /// How it shall behave.
         settings: Settings,
+    },
+    /// Creates a topic, unless one of that name exists.
+    CreateTopic {
+        /// Its name, unique in the cluster among topics and queues.
+        name: String,
+        /// The queue that gets messages that no other one gets.
+        alternate: Option<String>,
+    },
+    /// Names another queue for messages that no other one gets.
+    UpdateTopic {
+        /// Its name.
+        name: String,
+        /// As in [`CatalogCommand::CreateTopic`].
+        alternate: Option<String>,
+    },
+    /// Deletes a topic; its queues stay.
+    DeleteTopic {
+        /// Its name.
+        name: String,
+    },
+    /// Lets a queue get messages of a topic.
+    Bind {
+        /// The topic.
+        topic: String,
+        /// The queue.
+        queue: String,
+        /// Which messages, which the core keeps and does not read; empty for all.
+        filter: Vec<u8>,
+    },
+    /// Takes such a binding away.
+    Unbind {
+        /// The topic.
+        topic: String,
+        /// The queue.
+        queue: String,
+        /// As in [`CatalogCommand::Bind`].
+        filter: Vec<u8>,
     },
     /// Deletes a queue.
     DeleteQueue {

@@ -21,10 +21,11 @@ mod settings;
 mod shard;
 #[cfg(test)]
 mod tests;
+mod topics;
 
 pub use blocks::{Block, BlockSlice, PAGE_BLOCKS};
 pub use catalog::{Catalog, CatalogQueue};
-pub use command::{BlockSpan, CatalogCommand, Command, EntryMeta, Position, Return};
+pub use command::{BlockSpan, CatalogCommand, Command, EntryMeta, Position, Return, RoutedMessage};
 pub use event::Event;
 pub use group::{DeadLetter, DeadLetterRun, GiveUpReason, GivenUp, Group, Returned};
 pub use live::{Live, LivePart};
@@ -33,8 +34,9 @@ pub use producers::{PRODUCER_IDLE_MAX_MS, PublishedBatch, QUEUE_PRODUCERS_MAX};
 pub use properties::{BatchRun, Properties};
 pub use queue::{Queue, Waiting};
 pub use record::{
-    CatalogQueueRecord, CatalogRecord, GroupRecord, PageRecord, ProducerRecord, QueuePart, QueueRecord,
-    Record, RecordKey, RestoreError, ShardRecord,
+    CatalogQueueRecord, CatalogRecord, CatalogTopicRecord, GroupRecord, PageRecord, ProducerRecord,
+    QueuePart, QueueRecord, Record, RecordKey, RestoreError, RoutedBatch, ShardRecord,
 };
 pub use settings::{Backoff, Overflow, Retention, Settings};
 pub use shard::Shard;
+pub use topics::{Binding, Topic};

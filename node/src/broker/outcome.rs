@@ -126,4 +126,28 @@ pub enum CatalogOutcome {
         /// The name of one such queue.
         by: String,
     },
+    /// A topic names this queue for messages that no other one gets.
+    InUseByTopic {
+        /// The name of one such topic.
+        by: String,
+    },
+    /// A topic of that name exists where a queue is to be created, or the other way round.
+    NameTaken,
+    /// The topic was created.
+    TopicCreated,
+    /// A topic of that name exists.
+    TopicExists {
+        /// The queue that it names for messages that no other one gets.
+        alternate: Option<String>,
+    },
+    /// The topic has changed.
+    TopicChanged,
+    /// The topic was so already.
+    TopicUnchanged,
+    /// The topic was deleted.
+    TopicDeleted,
+    /// There is no topic of that name.
+    TopicNotFound,
+    /// The topic has as many bindings as it may.
+    TooManyBindings,
 }

@@ -7,7 +7,8 @@ use skein_proto::{
     limits::PRODUCER_BATCHES_IN_FLIGHT_MAX,
 };
 
-use super::ProducerRecord;
+use super::{ProducerRecord, RoutedBatch};
+use crate::offsets::{OffsetRange, OffsetSet};
 
 /// A producer that published nothing for this long, by the shard's elapsed time, is forgotten. A day outlives every
 /// outage that a producer would wait out with a batch in its hands.
@@ -42,6 +43,20 @@ pub(super) enum SequenceCheck {
     },
 }
 
+/// What is to be stored of a batch that a topic routes here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RoutedCheck {
+    /// The messages at these places; none of it when all are stored.
+    Store(OffsetSet),
+    /// It is so old that nobody knows.
+    TooOld,
+    /// One that came before it on its way is missing.
+    Gap {
+        /// That one.
+        expected: Sequence,
+    },
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Producers {
     by_id: BTreeMap<ProducerId, Producer>,
@@ -56,6 +71,8 @@ struct Producer {
     used_at_ms: u64,
     /// Oldest first; the last one has the sequence `last`.
     recent: VecDeque<PublishedBatch>,
+    /// By sequence, the places of what is stored.
+    routed: BTreeMap<Sequence, OffsetSet>,
 }
 
 impl Producers {
@@ -74,16 +91,47 @@ impl Producers {
         check
     }
 
+    /// Says what is to be stored of a batch that a topic routes here, of which there are messages at these places; and
+    /// takes note that the producer lives. Its batches come in order, but not all of them come here.
+    pub(super) fn check_routed(
+        &mut self,
+        id: ProducerId,
+        sequence: Sequence,
+        follows: Option<Sequence>,
+        places: &OffsetSet,
+        now_ms: u64,
+    ) -> RoutedCheck {
+        self.forget_idle(now_ms);
+        let check = match self.by_id.get(&id) {
+            Some(producer) => producer.check_routed(sequence, follows, places),
+            None => match follows {
+                Some(expected) => RoutedCheck::Gap { expected },
+                None => RoutedCheck::Store(places.clone()),
+            },
+        };
+        self.touch(id, now_ms);
+        check
+    }
+
+    /// Remembers that messages were stored which [`Producers::check_routed`] found missing.
+    pub(super) fn record_routed(
+        &mut self,
+        id: ProducerId,
+        sequence: Sequence,
+        stored: &OffsetSet,
+        now_ms: u64,
+    ) {
+        let producer = self.get_or_insert(id, now_ms);
+        let places = producer.routed.entry(sequence).or_default();
+        stored.iter().for_each(|range| places.insert(range));
+        if producer.routed.len() > PRODUCER_BATCHES_IN_FLIGHT_MAX {
+            producer.routed.pop_first();
+        }
+    }
+
     /// Remembers a batch that [`Producers::check`] found to be the next.
     pub(super) fn record(&mut self, id: ProducerId, sequence: Sequence, batch: PublishedBatch, now_ms: u64) {
-        if !self.by_id.contains_key(&id) {
-            self.make_room();
-            let recent = VecDeque::new();
-            self.by_id.insert(id, Producer { last: sequence, used_at_ms: now_ms, recent });
-            self.by_use.insert((now_ms, id));
-            self.changed.insert(id);
-        }
-        let producer = self.by_id.get_mut(&id).expect("inserted above when it was missing");
+        let producer = self.get_or_insert(id, now_ms);
         producer.last = sequence;
         if producer.recent.len() == PRODUCER_BATCHES_IN_FLIGHT_MAX {
             producer.recent.pop_front();
@@ -93,7 +141,10 @@ impl Producers {
 
     pub(super) fn restore(&mut self, id: ProducerId, record: &ProducerRecord) {
         let recent = record.recent.iter().copied().collect();
-        self.by_id.insert(id, Producer { last: record.last, used_at_ms: record.used_at_ms, recent });
+        let places = |batch: &RoutedBatch| (batch.sequence, batch.places.iter().copied().collect());
+        let routed = record.routed.iter().map(places).collect();
+        let restored = Producer { last: record.last, used_at_ms: record.used_at_ms, recent, routed };
+        self.by_id.insert(id, restored);
         self.by_use.insert((record.used_at_ms, id));
     }
 
@@ -110,6 +161,20 @@ impl Producers {
     /// Every producer that a checkpoint may know.
     pub(super) fn ids(&self) -> impl Iterator<Item = ProducerId> {
         self.by_id.keys().chain(&self.changed).copied()
+    }
+
+    fn get_or_insert(&mut self, id: ProducerId, now_ms: u64) -> &mut Producer {
+        if !self.by_id.contains_key(&id) {
+            self.make_room();
+            self.by_use.insert((now_ms, id));
+            self.changed.insert(id);
+        }
+        self.by_id.entry(id).or_insert_with(|| Producer {
+            last: Sequence::new(0),
+            used_at_ms: now_ms,
+            recent: VecDeque::new(),
+            routed: BTreeMap::new(),
+        })
     }
 
     fn touch(&mut self, id: ProducerId, now_ms: u64) {
@@ -161,8 +226,28 @@ impl Producer {
         }
     }
 
+    fn check_routed(&self, sequence: Sequence, follows: Option<Sequence>, places: &OffsetSet) -> RoutedCheck {
+        if let Some(stored) = self.routed.get(&sequence) {
+            let missing = places.iter().flat_map(|range| stored.gaps(range).collect::<Vec<OffsetRange>>());
+            return RoutedCheck::Store(missing.collect());
+        }
+        let oldest = self.routed.first_key_value().map(|(oldest, _)| *oldest);
+        if self.routed.len() == PRODUCER_BATCHES_IN_FLIGHT_MAX && oldest > Some(sequence) {
+            return RoutedCheck::TooOld;
+        }
+        let last = self.routed.last_key_value().map(|(last, _)| *last);
+        match follows {
+            Some(expected) if last != follows => RoutedCheck::Gap { expected },
+            _ => RoutedCheck::Store(places.clone()),
+        }
+    }
+
     fn record(&self) -> ProducerRecord {
         let recent = self.recent.iter().copied().collect();
-        ProducerRecord { last: self.last, used_at_ms: self.used_at_ms, recent }
+        let routed = self
+            .routed
+            .iter()
+            .map(|(&sequence, places)| RoutedBatch { sequence, places: places.iter().collect() });
+        ProducerRecord { last: self.last, used_at_ms: self.used_at_ms, recent, routed: routed.collect() }
     }
 }

@@ -14,7 +14,7 @@ use skein_proto::{
     limits::QUEUE_GROUPS_MAX,
 };
 
-pub(super) use self::append::Batch;
+pub(super) use self::append::{Batch, Routed};
 use super::{
     Block, BlockSlice, BlockSpan, GiveUpReason, Group, LivePart, Outcome, Position, Properties, Return,
     Settings, blocks::Blocks, group::TakenBack, live::LiveTally, producers::Producers,

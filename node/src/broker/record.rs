@@ -1,8 +1,8 @@
 //! The state cut into keyed records, so that a checkpoint rewrites only what changed.
 
-use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId};
+use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId};
 
-use super::{Block, DeadLetterRun, PublishedBatch, Returned, Settings};
+use super::{Binding, Block, DeadLetterRun, PublishedBatch, Returned, Settings};
 use crate::offsets::OffsetRange;
 
 /// The name of a record. Keys sort so that everything about a queue lies together, its [`QueuePart::Head`] first.
@@ -23,6 +23,11 @@ pub enum RecordKey {
     CatalogQueue {
         /// The queue.
         queue: QueueId,
+    },
+    /// A [`CatalogTopicRecord`].
+    CatalogTopic {
+        /// The topic.
+        topic: TopicId,
     },
 }
 
@@ -56,6 +61,8 @@ pub enum Record {
     Catalog(CatalogRecord),
     /// Under [`RecordKey::CatalogQueue`].
     CatalogQueue(CatalogQueueRecord),
+    /// Under [`RecordKey::CatalogTopic`].
+    CatalogTopic(CatalogTopicRecord),
 }
 
 /// What concerns a whole shard.
@@ -138,6 +145,17 @@ pub struct ProducerRecord {
     pub used_at_ms: u64,
     /// Its newest batches, oldest first; the last one has the sequence `last`.
     pub recent: Vec<PublishedBatch>,
+    /// What topics routed here, by rising sequence.
+    pub routed: Vec<RoutedBatch>,
+}
+
+/// What a topic routed here of a published batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoutedBatch {
+    /// Which batch of its producer.
+    pub sequence: Sequence,
+    /// The places in it of the messages that are stored.
+    pub places: Vec<OffsetRange>,
 }
 
 /// What concerns the whole catalog.
@@ -149,6 +167,8 @@ pub struct CatalogRecord {
     pub revision: u64,
     /// The highest index known to be on the disks of all replicas.
     pub replicated_index: u64,
+    /// The id of the next topic.
+    pub next_topic: TopicId,
 }
 
 /// A queue as the catalog knows it.
@@ -162,6 +182,19 @@ pub struct CatalogQueueRecord {
     pub settings: Settings,
     /// The catalog's revision when it took these settings.
     pub settings_revision: u64,
+}
+
+/// A topic as the catalog knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogTopicRecord {
+    /// Its name.
+    pub name: String,
+    /// Which queues get which messages, in order.
+    pub bindings: Vec<Binding>,
+    /// The queue that gets messages that no other one gets.
+    pub alternate: Option<QueueId>,
+    /// The catalog's revision when it changed last.
+    pub revision: u64,
 }
 
 /// Why records are not a state.

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
 };
 
-use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
+use skein_proto::ids::{GroupId, Offset, QueueId};
 
 use super::{
     BlockSlice, Command, EntryMeta, Event, Live, LivePart, Outcome, Position, Queue, QueuePart, Record,
@@ -13,7 +13,7 @@ use super::{
     closed_queues::ClosedQueues,
     group::TakenBack,
     live::LiveTally,
-    queue::{Batch, Settlement},
+    queue::{Batch, Routed, Settlement},
 };
 
 /// The most that an entry adds to the elapsed time. A leader whose clock is far ahead thus costs producers a minute of
@@ -216,7 +216,14 @@ impl Shard {
             Command::Publish { queue, producer, count, block, runs } => {
                 let Self { time_ms, elapsed_ms, .. } = *self;
                 let batch = Batch { index, time_ms, elapsed_ms, span: *block, count: *count, runs };
-                self.publish(*queue, *producer, batch)
+                self.append(*queue, batch, |queue| queue.publish(*producer, batch))
+            }
+            Command::PublishRouted { queue, producer, follows, block, messages } => {
+                let Self { time_ms, elapsed_ms, .. } = *self;
+                let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+                let batch = Batch { index, time_ms, elapsed_ms, span: *block, count, runs: &[] };
+                let routed = Routed { producer: *producer, follows: *follows, messages };
+                self.append(*queue, batch, |queue| queue.publish_routed(routed, batch))
             }
             Command::CreateGroup { queue, name, start, filter } => {
                 self.create_group(*queue, name, *start, filter)
@@ -293,16 +300,12 @@ impl Shard {
         Outcome::Trimmed
     }
 
-    fn publish(
-        &mut self,
-        id: QueueId,
-        producer: Option<(ProducerId, Sequence)>,
-        batch: Batch<'_>,
-    ) -> Outcome {
+    /// Lets a queue take a batch, and then keep to its limits.
+    fn append(&mut self, id: QueueId, batch: Batch<'_>, take: impl FnOnce(&mut Queue) -> Outcome) -> Outcome {
         let Some(queue) = self.change_queue(id) else {
             return Outcome::QueueNotFound;
         };
-        let outcome = queue.publish(producer, batch);
+        let outcome = take(queue);
         let next_offset = queue.next_offset();
         if let Outcome::Published { duplicate: false, .. } = outcome {
             let taken = queue.enforce_limits(batch.time_ms);

@@ -14,7 +14,7 @@ use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 use self::model::Model;
 use super::{
     BatchRun, BlockSpan, Command, EntryMeta, Outcome, Overflow, PRODUCER_IDLE_MAX_MS, Position, Properties,
-    Record, RecordKey, Retention, Return, Settings, Shard,
+    Record, RecordKey, Retention, Return, RoutedMessage, Settings, Shard,
 };
 use crate::offsets::OffsetRange;
 
@@ -151,6 +151,34 @@ fn publish() -> impl Strategy<Value = Command> {
     })
 }
 
+fn publish_routed() -> impl Strategy<Value = Command> {
+    let producer = prop::option::of((1..3_u64, 1..8_u64))
+        .prop_map(|producer| producer.map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))));
+    let follows = prop_oneof![2 => Just(None), 1 => (1..8_u64).prop_map(|last| Some(Sequence::new(last)))];
+    let message = (1..3_u32, 1..30_u32, 0..2_u8);
+    (queue_id(), producer, follows, 0..1_000_u32, vec(message, 1..6)).prop_map(
+        |(queue, producer, follows, position, messages)| {
+            let mut place = 0;
+            let messages: Vec<_> = messages
+                .into_iter()
+                .map(|(skipped, length, priority)| {
+                    place += skipped;
+                    let properties = Properties { priority, ..Properties::default() };
+                    RoutedMessage { place, length, properties, delay_ms: 0 }
+                })
+                .collect();
+            let length = messages.iter().map(|message| message.length).sum();
+            Command::PublishRouted {
+                queue,
+                producer,
+                follows,
+                block: BlockSpan { position, length },
+                messages,
+            }
+        },
+    )
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let back = (range(), 1..5_u32, 0..3_u64).prop_map(|(range, attempt, not_before_ms)| Return {
         range,
@@ -165,6 +193,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => closed_queue_id().prop_map(|queue| Command::CloseQueue { queue }),
         1 => queue_id().prop_map(|queue| Command::PurgeQueue { queue }),
         20 => publish(),
+        8 => publish_routed(),
         4 => (queue_id(), "[abc]", position(), vec(0..3_u8, 0..2))
             .prop_map(|(queue, name, start, filter)| Command::CreateGroup { queue, name, start, filter }),
         1 => (queue_id(), group_id(), vec(0..3_u8, 0..2))

@@ -1,5 +1,6 @@
 //! Entries and checkpoint records as bytes. The only user of the generated storage types.
 
+mod catalog;
 mod entry;
 mod record;
 mod settings;

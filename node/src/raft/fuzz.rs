@@ -65,6 +65,11 @@ fn propose(command: &Command, payload: &Bytes) -> Proposed {
             let batch = payload.slice(start..start + block.length as usize);
             Proposed::publish(*queue, *producer, *count, batch, runs)
         }
+        Command::PublishRouted { queue, producer, follows, block, messages } => {
+            let start = block.position as usize;
+            let batch = payload.slice(start..start + block.length as usize);
+            Proposed::publish_routed(*queue, *producer, *follows, batch, messages)
+        }
         _ => Proposed::shard(command),
     }
 }
@@ -73,7 +78,7 @@ fn propose(command: &Command, payload: &Bytes) -> Proposed {
 fn without_places(mut entry: DecodedEntry) -> DecodedEntry {
     if let Commands::Shard(commands) = &mut entry.commands {
         for command in commands {
-            if let Command::Publish { block, .. } = command {
+            if let Command::Publish { block, .. } | Command::PublishRouted { block, .. } = command {
                 block.position = 0;
             }
         }

@@ -83,18 +83,74 @@ fn dead_letter_queues_exist_as_long_as_they_are_named() {
     check(&mut Catalog::new(), steps);
 }
 
+#[test]
+fn topics_name_queues_that_exist() {
+    let topic = |alternate: Option<&str>| CatalogCommand::CreateTopic {
+        name: "events".into(),
+        alternate: alternate.map(str::to_owned),
+    };
+    let bind = |queue: &str, filter: u8| CatalogCommand::Bind {
+        topic: "events".into(),
+        queue: queue.into(),
+        filter: vec![filter],
+    };
+    let unbind = |queue: &str, filter: u8| CatalogCommand::Unbind {
+        topic: "events".into(),
+        queue: queue.into(),
+        filter: vec![filter],
+    };
+    let mut catalog = Catalog::new();
+    let steps = [
+        (bind("a", 1), CatalogOutcome::NotFound),
+        (create("a", None), created(1, 1)),
+        (create("b", None), created(2, 2)),
+        (bind("a", 1), CatalogOutcome::TopicNotFound),
+        (topic(Some("c")), CatalogOutcome::NotFound),
+        (topic(Some("b")), CatalogOutcome::TopicCreated),
+        (topic(None), CatalogOutcome::TopicExists { alternate: Some("b".into()) }),
+        (create("events", None), CatalogOutcome::NameTaken),
+        (CatalogCommand::CreateTopic { name: "a".into(), alternate: None }, CatalogOutcome::NameTaken),
+        (bind("a", 1), CatalogOutcome::TopicChanged),
+        (bind("a", 1), CatalogOutcome::TopicUnchanged),
+        (bind("a", 2), CatalogOutcome::TopicChanged),
+        (unbind("a", 2), CatalogOutcome::TopicChanged),
+        (unbind("a", 2), CatalogOutcome::TopicUnchanged),
+        (delete("b"), CatalogOutcome::InUseByTopic { by: "events".into() }),
+        (delete("a"), deleted(1, 1)),
+        (
+            CatalogCommand::UpdateTopic { name: "events".into(), alternate: None },
+            CatalogOutcome::TopicChanged,
+        ),
+        (delete("b"), deleted(2, 2)),
+    ];
+    check(&mut catalog, steps);
+    assert!(catalog.topic("events").unwrap().bindings.is_empty(), "its queue is gone");
+    let gone = CatalogCommand::DeleteTopic { name: "events".into() };
+    let steps = [(gone.clone(), CatalogOutcome::TopicDeleted), (gone, CatalogOutcome::TopicNotFound)];
+    check(&mut catalog, steps);
+}
+
 proptest! {
     #[test]
     fn catalogs_survive_restarts(
-        steps in vec((0..6_u8, prop::option::of(0..6_u8), any::<bool>(), any::<bool>()), 0..40)
+        steps in vec((0..6_u8, prop::option::of(0..6_u8), 0..8_u8, any::<bool>()), 0..60)
     ) {
         let name = |number: u8| char::from(b'a' + number).to_string();
         let mut steady = Catalog::new();
         let mut restarted = Catalog::new();
         let mut store = BTreeMap::new();
-        for (queue, dead, creates, restart) in steps {
+        for (queue, dead, what, restart) in steps {
             let dead = dead.map(name);
-            let command = if creates { create(&name(queue), dead.as_deref()) } else { delete(&name(queue)) };
+            let (topic, filter) = (name(queue % 3 + 4), vec![queue % 2; usize::from(queue % 2)]);
+            let command = match what {
+                0..=2 => create(&name(queue), dead.as_deref()),
+                3 => delete(&name(queue)),
+                4 => CatalogCommand::CreateTopic { name: topic, alternate: dead },
+                5 if dead.is_none() => CatalogCommand::DeleteTopic { name: topic },
+                5 => CatalogCommand::UpdateTopic { name: topic, alternate: dead },
+                6 => CatalogCommand::Bind { topic, queue: dead.unwrap_or_default(), filter },
+                _ => CatalogCommand::Unbind { topic, queue: dead.unwrap_or_default(), filter },
+            };
             let command = std::slice::from_ref(&command);
             prop_assert_eq!(steady.apply(meta(2, 0), command), restarted.apply(meta(2, 0), command));
             if restart {
@@ -107,6 +163,14 @@ proptest! {
                 restarted = Catalog::restore(store.clone().into_iter()).unwrap();
             }
             prop_assert_eq!(steady.records(), restarted.records());
+            // No name is a topic's and a queue's, and what a topic names exists.
+            for topic in steady.topics_after("") {
+                prop_assert!(steady.queue(&topic.name).is_none());
+                let queues = topic.bindings.iter().map(|binding| binding.queue).chain(topic.alternate);
+                for queue in queues {
+                    prop_assert!(steady.queue_name(queue).is_some());
+                }
+            }
             // Every dead-letter queue exists.
             for (_, queue) in steady.queues() {
                 let dead = queue.settings.dead_letter_queue.as_deref();

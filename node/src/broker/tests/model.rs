@@ -43,6 +43,7 @@ impl Model {
             }
             Command::PurgeQueue { queue }
             | Command::Publish { queue, .. }
+            | Command::PublishRouted { queue, .. }
             | Command::CreateGroup { queue, .. }
             | Command::UpdateGroup { queue, .. }
             | Command::SeekGroup { queue, .. }

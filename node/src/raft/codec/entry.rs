@@ -8,10 +8,12 @@ use skein_proto::{
 };
 
 use super::{
-    DecodeError, range_from_wire, range_to_wire, required_range,
+    DecodeError, catalog, range_from_wire, range_to_wire, required_range,
     settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
-use crate::broker::{BatchRun, BlockSpan, CatalogCommand, Command, EntryMeta, Position, Return};
+use crate::broker::{
+    BatchRun, BlockSpan, CatalogCommand, Command, EntryMeta, Position, Return, RoutedMessage,
+};
 
 /// The tags of `EntryBody`'s fields. An entry is written field by field, since commands come encoded one by one.
 mod tag {
@@ -76,14 +78,43 @@ impl Proposed {
         Self::of(WireCommand::Publish(wire::Publish { queue_id: queue.get(), producer, count, batch, runs }))
     }
 
+    /// What a topic routes to a queue: messages, and a batch of just these.
+    #[must_use]
+    pub fn publish_routed(
+        queue: QueueId,
+        producer: Option<(ProducerId, Sequence)>,
+        follows: Option<Sequence>,
+        batch: Bytes,
+        messages: &[RoutedMessage],
+    ) -> Self {
+        let producer = producer
+            .map(|(id, sequence)| wire::ProducerBatch { producer_id: id.get(), sequence: sequence.get() });
+        let messages = messages.iter().map(|message| wire::RoutedMessage {
+            place: message.place,
+            length: message.length,
+            properties: properties_to_wire(message.properties),
+            delay_ms: message.delay_ms,
+        });
+        Self::of(WireCommand::PublishRouted(wire::PublishRouted {
+            queue_id: queue.get(),
+            producer,
+            follows: follows.map_or(0, Sequence::get),
+            batch,
+            messages: messages.collect(),
+        }))
+    }
+
     /// Any other command of a shard with messages.
     ///
     /// # Panics
-    /// For a publish, which is not complete without its batch: use [`Proposed::publish`].
+    /// For a publish, which is not complete without its batch: use [`Proposed::publish`] or
+    /// [`Proposed::publish_routed`].
     #[must_use]
     pub fn shard(command: &Command) -> Self {
         Self::of(match command {
-            Command::Publish { .. } => panic!("a publish was to be proposed without its batch"),
+            Command::Publish { .. } | Command::PublishRouted { .. } => {
+                panic!("a publish was to be proposed without its batch")
+            }
             Command::OpenQueue { queue, name, settings, revision } => {
                 WireCommand::OpenQueue(wire::OpenQueue {
                     queue_id: queue.get(),
@@ -150,26 +181,7 @@ impl Proposed {
     /// A command of the catalog.
     #[must_use]
     pub fn catalog(command: &CatalogCommand) -> Self {
-        Self::of(match command {
-            CatalogCommand::CreateQueue { name, settings, shard_count } => {
-                WireCommand::CatalogCreateQueue(wire::CatalogCreateQueue {
-                    name: name.clone(),
-                    settings: Some(settings_to_wire(settings)),
-                    shard_count: *shard_count,
-                })
-            }
-            CatalogCommand::UpdateQueue { name, expected, settings } => {
-                WireCommand::CatalogUpdateQueue(wire::CatalogUpdateQueue {
-                    name: name.clone(),
-                    expected: Some(settings_to_wire(expected)),
-                    settings: Some(settings_to_wire(settings)),
-                })
-            }
-            CatalogCommand::DeleteQueue { name, queue } => {
-                let queue_id = queue.map_or(0, QueueId::get);
-                WireCommand::CatalogDeleteQueue(wire::CatalogDeleteQueue { name: name.clone(), queue_id })
-            }
-        })
+        Self::of(catalog::command_to_wire(command))
     }
 
     /// How many bytes it adds to an entry.
@@ -210,29 +222,17 @@ pub fn decode_entry(payload: &Bytes) -> Result<DecodedEntry, DecodeError> {
     let wire::EntryBody { leader_time_ms, replicated_index, commands } =
         wire::EntryBody::decode(payload.clone())?;
     let mut shard = Vec::with_capacity(commands.len());
-    let mut catalog = Vec::new();
+    let mut of_catalog = Vec::new();
     for command in commands {
-        match command.command.ok_or(DecodeError::Missing("command"))? {
-            WireCommand::CatalogCreateQueue(command) => catalog.push(CatalogCommand::CreateQueue {
-                name: command.name,
-                settings: settings_from_wire(command.settings)?,
-                shard_count: command.shard_count,
-            }),
-            WireCommand::CatalogUpdateQueue(command) => catalog.push(CatalogCommand::UpdateQueue {
-                name: command.name,
-                expected: settings_from_wire(command.expected)?,
-                settings: settings_from_wire(command.settings)?,
-            }),
-            WireCommand::CatalogDeleteQueue(command) => {
-                let queue = (command.queue_id != 0).then(|| QueueId::new(command.queue_id));
-                catalog.push(CatalogCommand::DeleteQueue { name: command.name, queue });
-            }
-            command => shard.push(shard_command_from_wire(command, payload)?),
+        let command = command.command.ok_or(DecodeError::Missing("command"))?;
+        match catalog::command_from_wire(&command)? {
+            Some(command) => of_catalog.push(command),
+            None => shard.push(shard_command_from_wire(command, payload)?),
         }
     }
-    let commands = match (shard.is_empty(), catalog.is_empty()) {
+    let commands = match (shard.is_empty(), of_catalog.is_empty()) {
         (_, true) => Commands::Shard(shard),
-        (true, false) => Commands::Catalog(catalog),
+        (true, false) => Commands::Catalog(of_catalog),
         (false, false) => return Err(DecodeError::MixedCommands),
     };
     Ok(DecodedEntry { head: EntryHead { leader_time_ms, replicated_index }, commands })
@@ -256,6 +256,15 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
             count: command.count,
             block: span_in(payload, &command.batch)?,
             runs: runs_from_wire(&command)?,
+        },
+        WireCommand::PublishRouted(command) => Command::PublishRouted {
+            queue: QueueId::new(command.queue_id),
+            producer: command
+                .producer
+                .map(|producer| (ProducerId::new(producer.producer_id), Sequence::new(producer.sequence))),
+            follows: (command.follows != 0).then(|| Sequence::new(command.follows)),
+            block: span_in(payload, &command.batch)?,
+            messages: routed_from_wire(&command)?,
         },
         WireCommand::CreateGroup(command) => Command::CreateGroup {
             queue: QueueId::new(command.queue_id),
@@ -293,9 +302,7 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
             group: GroupId::new(command.group_id),
             up_to: Sequence::new(command.up_to_sequence),
         },
-        WireCommand::CatalogCreateQueue(_)
-        | WireCommand::CatalogUpdateQueue(_)
-        | WireCommand::CatalogDeleteQueue(_) => return Err(DecodeError::MixedCommands),
+        _ => return Err(DecodeError::MixedCommands),
     })
 }
 
@@ -363,6 +370,18 @@ fn runs_from_wire(publish: &wire::Publish) -> Result<Vec<BatchRun>, DecodeError>
     let length: u64 = runs.iter().map(|run| u64::from(run.length)).sum();
     let is_whole = count == u64::from(publish.count) && length == publish.batch.len() as u64;
     if runs.is_empty() || is_whole { Ok(runs) } else { Err(DecodeError::BatchRuns) }
+}
+
+/// The messages' places rise, and together they are the batch.
+fn routed_from_wire(publish: &wire::PublishRouted) -> Result<Vec<RoutedMessage>, DecodeError> {
+    let messages = publish.messages.iter().map(|message| {
+        let wire::RoutedMessage { place, length, properties, delay_ms } = *message;
+        Ok(RoutedMessage { place, length, properties: properties_from_wire(properties)?, delay_ms })
+    });
+    let messages = messages.collect::<Result<Vec<_>, DecodeError>>()?;
+    let length: u64 = messages.iter().map(|message| u64::from(message.length)).sum();
+    let rises = messages.is_sorted_by(|before, after| before.place < after.place);
+    if rises && length == publish.batch.len() as u64 { Ok(messages) } else { Err(DecodeError::BatchRuns) }
 }
 
 fn return_to_wire(back: Return) -> wire::Return {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 use skein_proto::{
-    ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId},
+    ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId},
     storage as wire,
 };
 
@@ -12,9 +12,9 @@ use super::{
     settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
 use crate::broker::{
-    Block, BlockSpan, CatalogQueueRecord, CatalogRecord, DeadLetterRun, GiveUpReason, GivenUp, GroupRecord,
-    PageRecord, ProducerRecord, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey, Returned,
-    ShardRecord,
+    Binding, Block, BlockSpan, CatalogQueueRecord, CatalogRecord, CatalogTopicRecord, DeadLetterRun,
+    GiveUpReason, GivenUp, GroupRecord, PageRecord, ProducerRecord, PublishedBatch, QueuePart, QueueRecord,
+    Record, RecordKey, Returned, RoutedBatch, ShardRecord,
 };
 
 /// The version that values begin with. A new one comes with whatever old readers would misread.
@@ -29,6 +29,7 @@ mod kind {
     pub(super) const QUEUE: u8 = 2;
     pub(super) const CATALOG: u8 = 3;
     pub(super) const CATALOG_QUEUE: u8 = 4;
+    pub(super) const CATALOG_TOPIC: u8 = 5;
 }
 
 /// The byte after the queue id in the keys of a queue: which part it is.
@@ -68,6 +69,10 @@ pub fn encode_key(key: RecordKey) -> Vec<u8> {
             bytes.push(kind::CATALOG_QUEUE);
             bytes.extend(queue.get().to_be_bytes());
         }
+        RecordKey::CatalogTopic { topic } => {
+            bytes.push(kind::CATALOG_TOPIC);
+            bytes.extend(topic.get().to_be_bytes());
+        }
     }
     bytes
 }
@@ -94,7 +99,9 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
             next_queue_id: record.next_queue.get(),
             revision: record.revision,
             replicated_index: record.replicated_index,
+            next_topic_id: record.next_topic.get(),
         }),
+        Record::CatalogTopic(record) => encode_value(&topic_to_wire(record)),
         Record::CatalogQueue(record) => encode_value(&wire::CatalogQueueRecord {
             name: record.name.clone(),
             shard_id: record.shard.get(),
@@ -130,13 +137,16 @@ pub fn decode_record(key: &[u8], value: &[u8]) -> Result<(RecordKey, Record), De
             Record::Producer(producer_from_wire(Message::decode(value)?))
         }
         RecordKey::Catalog => {
-            let wire::CatalogRecord { next_queue_id, revision, replicated_index } = Message::decode(value)?;
+            let wire::CatalogRecord { next_queue_id, revision, replicated_index, next_topic_id } =
+                Message::decode(value)?;
             Record::Catalog(CatalogRecord {
                 next_queue: QueueId::new(next_queue_id),
                 revision,
                 replicated_index,
+                next_topic: TopicId::new(next_topic_id.max(1)),
             })
         }
+        RecordKey::CatalogTopic { .. } => Record::CatalogTopic(topic_from_wire(Message::decode(value)?)),
         RecordKey::CatalogQueue { .. } => {
             let wire::CatalogQueueRecord { name, shard_id, settings, settings_revision } =
                 Message::decode(value)?;
@@ -157,6 +167,10 @@ fn decode_key(key: &[u8]) -> Result<RecordKey, DecodeError> {
         kind::CATALOG_QUEUE => {
             let queue = rest.try_into().map_err(|_| length())?;
             Ok(RecordKey::CatalogQueue { queue: QueueId::new(u64::from_be_bytes(queue)) })
+        }
+        kind::CATALOG_TOPIC => {
+            let topic = rest.try_into().map_err(|_| length())?;
+            Ok(RecordKey::CatalogTopic { topic: TopicId::new(u64::from_be_bytes(topic)) })
         }
         kind::QUEUE => {
             let (&queue, rest) = rest.split_first_chunk().ok_or_else(length)?;
@@ -350,10 +364,15 @@ fn producer_to_wire(record: &ProducerRecord) -> wire::ProducerRecord {
         .recent
         .iter()
         .map(|batch| wire::PublishedBatch { first_offset: batch.first.get(), count: batch.count });
+    let routed = record.routed.iter().map(|batch| wire::RoutedBatch {
+        sequence: batch.sequence.get(),
+        places: batch.places.iter().copied().map(range_to_wire).collect(),
+    });
     wire::ProducerRecord {
         last_sequence: record.last.get(),
         used_at_ms: record.used_at_ms,
         recent: recent.collect(),
+        routed: routed.collect(),
     }
 }
 
@@ -362,9 +381,36 @@ fn producer_from_wire(record: wire::ProducerRecord) -> ProducerRecord {
         .recent
         .into_iter()
         .map(|batch| PublishedBatch { first: Offset::new(batch.first_offset), count: batch.count });
+    let routed = record.routed.into_iter().map(|batch| RoutedBatch {
+        sequence: Sequence::new(batch.sequence),
+        places: batch.places.into_iter().map(range_from_wire).collect(),
+    });
     ProducerRecord {
         last: Sequence::new(record.last_sequence),
         used_at_ms: record.used_at_ms,
         recent: recent.collect(),
+        routed: routed.collect(),
     }
+}
+
+fn topic_to_wire(record: &CatalogTopicRecord) -> wire::CatalogTopicRecord {
+    let bindings = record.bindings.iter().map(|binding| wire::Binding {
+        queue_id: binding.queue.get(),
+        filter: binding.filter.clone().into(),
+    });
+    wire::CatalogTopicRecord {
+        name: record.name.clone(),
+        alternate_queue_id: record.alternate.map_or(0, QueueId::get),
+        bindings: bindings.collect(),
+        revision: record.revision,
+    }
+}
+
+fn topic_from_wire(record: wire::CatalogTopicRecord) -> CatalogTopicRecord {
+    let wire::CatalogTopicRecord { name, alternate_queue_id, bindings, revision } = record;
+    let bindings = bindings
+        .into_iter()
+        .map(|binding| Binding { queue: QueueId::new(binding.queue_id), filter: binding.filter.into() });
+    let alternate = (alternate_queue_id != 0).then(|| QueueId::new(alternate_queue_id));
+    CatalogTopicRecord { name, bindings: bindings.collect(), alternate, revision }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use proptest::{collection::vec, option, prelude::*};
-use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId};
+use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId};
 
 use super::{
     Commands, DecodeError, EntryHead, Proposed, decode_entry, decode_record, encode_entry, encode_key,
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{
     broker::{
-        Backoff, BatchRun, Block, BlockSpan, CatalogCommand, CatalogQueueRecord, CatalogRecord, Command,
-        DeadLetterRun, GiveUpReason, GivenUp, GroupRecord, Overflow, PageRecord, Position, ProducerRecord,
-        Properties, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey, Retention, Return, Returned,
-        Settings, ShardRecord,
+        Backoff, BatchRun, Binding, Block, BlockSpan, CatalogCommand, CatalogQueueRecord, CatalogRecord,
+        CatalogTopicRecord, Command, DeadLetterRun, GiveUpReason, GivenUp, GroupRecord, Overflow, PageRecord,
+        Position, ProducerRecord, Properties, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey,
+        Retention, Return, Returned, RoutedBatch, RoutedMessage, Settings, ShardRecord,
     },
     offsets::OffsetRange,
 };
@@ -147,7 +147,31 @@ fn shard_command() -> impl Strategy<Value = (Command, Bytes)> {
             let block = BlockSpan { position: 0, length };
             (Command::Publish { queue, producer, count, block, runs }, Bytes::from(batch))
         });
-    prop_oneof![publish, other.prop_map(|command| (command, Bytes::new()))]
+    prop_oneof![2 => publish, 1 => publish_routed(), 9 => other.prop_map(|command| (command, Bytes::new()))]
+}
+
+/// With the batch.
+fn publish_routed() -> impl Strategy<Value = (Command, Bytes)> {
+    let message = (1..4_u32, 0..300_u32, properties(), 0..9_u64);
+    let producer = option::of((any::<u64>(), any::<u64>()))
+        .prop_map(|producer| producer.map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))));
+    (queue(), producer, option::of(1..9_u64), vec(message, 0..5)).prop_map(
+        |(queue, producer, follows, messages)| {
+            let mut next = 0;
+            let messages: Vec<_> = messages
+                .into_iter()
+                .map(|(skipped, length, properties, delay_ms)| {
+                    next += skipped;
+                    RoutedMessage { place: next, length, properties, delay_ms }
+                })
+                .collect();
+            let length = messages.iter().map(|message| message.length).sum();
+            let block = BlockSpan { position: 0, length };
+            let follows = follows.map(Sequence::new);
+            let batch = Bytes::from(vec![7; length as usize]);
+            (Command::PublishRouted { queue, producer, follows, block, messages }, batch)
+        },
+    )
 }
 
 fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
@@ -161,6 +185,23 @@ fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
         (".{0,9}", option::of(1..9_u64)).prop_map(|(name, queue)| {
             CatalogCommand::DeleteQueue { name, queue: queue.map(QueueId::new) }
         }),
+        (".{0,9}", option::of("[a-z]{1,8}"), any::<bool>()).prop_map(|(name, alternate, is_new)| {
+            if is_new {
+                CatalogCommand::CreateTopic { name, alternate }
+            } else {
+                CatalogCommand::UpdateTopic { name, alternate }
+            }
+        }),
+        ".{0,9}".prop_map(|name| CatalogCommand::DeleteTopic { name }),
+        (".{0,9}", ".{0,9}", vec(any::<u8>(), 0..5), any::<bool>()).prop_map(
+            |(topic, queue, filter, binds)| {
+                if binds {
+                    CatalogCommand::Bind { topic, queue, filter }
+                } else {
+                    CatalogCommand::Unbind { topic, queue, filter }
+                }
+            }
+        ),
     ]
 }
 
@@ -169,7 +210,24 @@ fn proposed(command: &Command, batch: &Bytes) -> Proposed {
         Command::Publish { queue, producer, count, runs, .. } => {
             Proposed::publish(*queue, *producer, *count, batch.clone(), runs)
         }
+        Command::PublishRouted { queue, producer, follows, messages, .. } => {
+            Proposed::publish_routed(*queue, *producer, *follows, batch.clone(), messages)
+        }
         _ => Proposed::shard(command),
+    }
+}
+
+fn span_of(command: &Command) -> Option<&BlockSpan> {
+    match command {
+        Command::Publish { block, .. } | Command::PublishRouted { block, .. } => Some(block),
+        _ => None,
+    }
+}
+
+fn span_of_mut(command: &mut Command) -> Option<&mut BlockSpan> {
+    match command {
+        Command::Publish { block, .. } | Command::PublishRouted { block, .. } => Some(block),
+        _ => None,
     }
 }
 
@@ -201,17 +259,33 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
             })
         },
     );
-    let catalog = any::<[u64; 3]>().prop_map(|[next_queue, revision, replicated_index]| {
-        Record::Catalog(CatalogRecord { next_queue: QueueId::new(next_queue), revision, replicated_index })
-    });
+    let catalog =
+        any::<([u64; 3], u32)>().prop_map(|([next_queue, revision, replicated_index], next_topic)| {
+            let next_topic = TopicId::new(u64::from(next_topic) + 1);
+            Record::Catalog(CatalogRecord {
+                next_queue: QueueId::new(next_queue),
+                revision,
+                replicated_index,
+                next_topic,
+            })
+        });
     let catalog_queue = (".{0,9}", any::<(u32, u64)>(), settings()).prop_map(
         |(name, (shard, settings_revision), settings)| {
             let shard = ShardId::new(shard);
             Record::CatalogQueue(CatalogQueueRecord { name, shard, settings, settings_revision })
         },
     );
+    let binding = (queue(), vec(any::<u8>(), 0..5)).prop_map(|(queue, filter)| Binding { queue, filter });
+    let alternate = option::of((1..9_u64).prop_map(QueueId::new));
+    let catalog_topic = (".{0,9}", vec(binding, 0..4), alternate, any::<u64>()).prop_map(
+        |(name, bindings, alternate, revision)| {
+            Record::CatalogTopic(CatalogTopicRecord { name, bindings, alternate, revision })
+        },
+    );
+    let topic = any::<u64>().prop_map(|topic| RecordKey::CatalogTopic { topic: TopicId::new(topic) });
     prop_oneof![
         (Just(RecordKey::Shard), shard),
+        (topic, catalog_topic),
         (part(|_| QueuePart::Head), head),
         (part(|number| QueuePart::Group(GroupId::new(number as u32))), group_record()),
         (part(QueuePart::Page), page_record()),
@@ -273,11 +347,18 @@ fn page_record() -> impl Strategy<Value = Record> {
 }
 
 fn producer_record() -> impl Strategy<Value = Record> {
-    (any::<(u64, u64)>(), vec(any::<(u64, u32)>(), 0..5)).prop_map(|((last, used_at_ms), recent)| {
-        let recent =
-            recent.into_iter().map(|(first, count)| PublishedBatch { first: Offset::new(first), count });
-        Record::Producer(ProducerRecord { last: Sequence::new(last), used_at_ms, recent: recent.collect() })
-    })
+    let routed = vec((any::<u64>(), vec(range(), 0..3)), 0..3);
+    (any::<(u64, u64)>(), vec(any::<(u64, u32)>(), 0..5), routed).prop_map(
+        |((last, used_at_ms), recent, routed)| {
+            let recent =
+                recent.into_iter().map(|(first, count)| PublishedBatch { first: Offset::new(first), count });
+            let routed = routed
+                .into_iter()
+                .map(|(sequence, places)| RoutedBatch { sequence: Sequence::new(sequence), places });
+            let (recent, routed) = (recent.collect(), routed.collect());
+            Record::Producer(ProducerRecord { last: Sequence::new(last), used_at_ms, recent, routed })
+        },
+    )
 }
 
 proptest! {
@@ -296,7 +377,8 @@ proptest! {
         prop_assert_eq!(commands.len(), items.len());
         for (decoded, (command, batch)) in commands.into_iter().zip(items) {
             let mut expected = command;
-            if let (Command::Publish { block: found, .. }, Command::Publish { block, .. }) = (&decoded, &mut expected) {
+            let spans = (span_of(&decoded).copied(), span_of_mut(&mut expected));
+            if let (Some(found), Some(block)) = spans {
                 let start = found.position as usize;
                 prop_assert_eq!(&payload[start..start + found.length as usize], &batch[..]);
                 block.position = found.position;
@@ -336,7 +418,7 @@ proptest! {
             && let Commands::Shard(commands) = entry.commands
         {
             for command in commands {
-                if let Command::Publish { block, .. } = command {
+                if let Some(block) = span_of(&command) {
                     prop_assert!((block.position + block.length) as usize <= payload.len());
                 }
             }

@@ -1,6 +1,6 @@
 //! A queue of the model: every message ever published, and which are kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
@@ -8,7 +8,7 @@ use super::group::{ModelGroup, State, UNTOUCHED};
 use crate::{
     broker::{
         BatchRun, Block, BlockSlice, BlockSpan, Command, GiveUpReason, Outcome, Overflow, Position,
-        Properties, Retention, Settings, Shard, Waiting,
+        Properties, Retention, RoutedMessage, Settings, Shard, Waiting,
     },
     offsets::OffsetRange,
 };
@@ -28,6 +28,8 @@ pub(super) struct ModelQueue {
     next_group: u32,
     /// For each producer, the offsets of all its batches.
     producers: BTreeMap<ProducerId, Vec<(Offset, u32)>>,
+    /// For each producer, the places that were stored of each batch that was routed here.
+    routed: BTreeMap<ProducerId, BTreeMap<Sequence, BTreeSet<u32>>>,
 }
 
 impl ModelQueue {
@@ -43,6 +45,7 @@ impl ModelQueue {
             groups: BTreeMap::new(),
             next_group: 1,
             producers: BTreeMap::new(),
+            routed: BTreeMap::new(),
         }
     }
 
@@ -71,6 +74,9 @@ impl ModelQueue {
             }
             Command::Publish { producer, count, block, runs, .. } => {
                 self.publish(*producer, *count, *block, runs, (index, now_ms))
+            }
+            Command::PublishRouted { producer, follows, block, messages, .. } => {
+                self.publish_routed(*producer, *follows, *block, messages, (index, now_ms))
             }
             Command::CreateGroup { name, start, filter, .. } => self.create_group(name, *start, filter),
             Command::UpdateGroup { group, filter, .. } => match self.groups.get_mut(group) {
@@ -139,7 +145,71 @@ impl ModelQueue {
         }
         let whole = [BatchRun { count, length: span.length, properties: Properties::default(), delay_ms: 0 }];
         let mut position = span.position;
-        for run in if runs.is_empty() { &whole } else { runs } {
+        let mut spans = Vec::new();
+        for &run in if runs.is_empty() { &whole } else { runs } {
+            spans.push((position, run));
+            position += run.length;
+        }
+        self.append(&spans, (index, now_ms));
+        Outcome::Published { first_offset: first, count, duplicate: false }
+    }
+
+    fn publish_routed(
+        &mut self,
+        producer: Option<(ProducerId, Sequence)>,
+        follows: Option<Sequence>,
+        span: BlockSpan,
+        messages: &[RoutedMessage],
+        at: (u64, u64),
+    ) -> Outcome {
+        let first_offset = Offset::new(self.messages.len() as u64);
+        let mut stored = BTreeSet::new();
+        if let Some((id, sequence)) = producer {
+            let batches = self.routed.entry(id).or_default();
+            match (batches.get(&sequence), follows, batches.last_key_value()) {
+                (Some(places), ..) => stored.clone_from(places),
+                (None, Some(expected), last) if last.is_none_or(|(last, _)| *last != expected) => {
+                    return Outcome::SequenceGap { expected };
+                }
+                _ => {}
+            }
+        }
+        let mut position = span.position;
+        let mut spans: Vec<(u32, BatchRun)> = Vec::new();
+        let mut count = 0;
+        for &RoutedMessage { place, length, properties, delay_ms } in messages {
+            if !stored.contains(&place) {
+                count += 1;
+                match spans.last_mut() {
+                    Some((start, run))
+                        if *start + run.length == position
+                            && (run.properties, run.delay_ms) == (properties, delay_ms) =>
+                    {
+                        run.count += 1;
+                        run.length += length;
+                    }
+                    _ => spans.push((position, BatchRun { count: 1, length, properties, delay_ms })),
+                }
+            }
+            position += length;
+        }
+        if count == 0 {
+            return Outcome::Published { first_offset, count, duplicate: true };
+        }
+        if !self.has_room(messages.len() as u64, span.length.into()) {
+            return Outcome::QueueFull;
+        }
+        if let Some((id, sequence)) = producer {
+            let places = messages.iter().map(|message| message.place);
+            self.routed.entry(id).or_default().entry(sequence).or_default().extend(places);
+        }
+        self.append(&spans, at);
+        Outcome::Published { first_offset, count, duplicate: false }
+    }
+
+    /// Appends blocks, each with where it begins.
+    fn append(&mut self, spans: &[(u32, BatchRun)], (index, now_ms): (u64, u64)) {
+        for &(position, run) in spans {
             let first = Offset::new(self.messages.len() as u64);
             let mut properties = run.properties;
             if run.delay_ms > 0 {
@@ -147,7 +217,6 @@ impl ModelQueue {
             }
             let span = BlockSpan { position, length: run.length };
             let block = Block { index, first, published_at_ms: now_ms, span, count: run.count, properties };
-            position += run.length;
             self.messages.extend(vec![block; run.count as usize]);
         }
         self.kept.resize(self.messages.len(), true);
@@ -155,7 +224,6 @@ impl ModelQueue {
             group.states.resize(self.messages.len(), UNTOUCHED);
         }
         self.enforce_limits(now_ms);
-        Outcome::Published { first_offset: first, count, duplicate: false }
     }
 
     fn has_room(&self, count: u64, bytes: u64) -> bool {
