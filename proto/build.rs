@@ -9,10 +9,11 @@ use prost_types::{
 };
 
 const SCHEMA: &str = "schema";
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "skein/broker/v1/message.proto",
     "skein/broker/v1/broker.proto",
     "skein/broker/v1/queues.proto",
+    "skein/broker/v1/topics.proto",
     "skein/broker/v1/cluster.proto",
     "skein/peer/v1/peer.proto",
     "skein/storage/v1/consensus.proto",

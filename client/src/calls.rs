@@ -64,7 +64,8 @@ impl Client {
     /// When the queue does not exist, the batch is empty or too large (4 MiB, 16,384 messages), or the cluster does
     /// not answer; only in that last case may it have been published.
     pub async fn send(&self, queue: &str, messages: Vec<Message>) -> Result<Offset, Error> {
-        self.send_as(ProducerId::new(random_producer_id()), queue, messages).await
+        let confirm = self.send_batch(None, queue, messages, false).await?;
+        Ok(Offset::new(confirm.first_offset))
     }
 
     /// The same as the first batch of a producer of this id: however often it is sent, it is stored once.
@@ -74,6 +75,18 @@ impl Client {
         queue: &str,
         messages: Vec<Message>,
     ) -> Result<Offset, Error> {
+        let confirm = self.send_batch(Some(producer_id), queue, messages, false).await?;
+        Ok(Offset::new(confirm.first_offset))
+    }
+
+    /// The first batch of a producer, to a queue or a topic; of a new producer unless one is given.
+    pub(crate) async fn send_batch(
+        &self,
+        producer_id: Option<ProducerId>,
+        destination: &str,
+        messages: Vec<Message>,
+        mandatory: bool,
+    ) -> Result<node::Confirm, Error> {
         let mut batch = BytesMut::new();
         if messages.len() > limits::BATCH_MESSAGES_MAX {
             return Err(batch_too_large());
@@ -86,19 +99,20 @@ impl Client {
             message.append_to(&mut batch);
         }
         let request = node::SendRequest {
-            queue: queue.to_owned(),
-            producer_id: producer_id.get(),
+            queue: destination.to_owned(),
+            producer_id: producer_id.map_or_else(random_producer_id, ProducerId::get),
             sequence: Sequence::FIRST.get(),
             batch: batch.freeze(),
+            mandatory,
         };
-        let shard = self.shard_of(queue).await?;
+        let shard = self.shard_to_publish_to(destination).await?;
         let answer = self
             .call(Repeat::Always, Some(shard), |channel| {
                 let request = request.clone();
                 async move { broker(channel).send(request).await }
             })
             .await?;
-        Ok(Offset::new(answer.confirm.unwrap_or_default().first_offset))
+        Ok(answer.confirm.unwrap_or_default())
     }
 
     /// Takes up to `messages_max` messages for `group`, and waits up to `wait` for the first one. Each is leased until

@@ -162,6 +162,22 @@ impl Client {
         Ok(shard)
     }
 
+    /// The shard whose leader takes publishes to a queue or a topic; asks once.
+    pub(crate) async fn shard_to_publish_to(&self, destination: &str) -> Result<ShardId, Error> {
+        let not_a_queue = match self.shard_of(destination).await {
+            Err(error) if error.reason() == Reason::QueueNotFound => error,
+            other => return other,
+        };
+        match self.shard_of_topic(destination).await {
+            Err(error) if error.reason() == Reason::TopicNotFound => Err(not_a_queue),
+            Err(error) => Err(error),
+            Ok(shard) => {
+                self.router().remember_shard(destination, shard);
+                Ok(shard)
+            }
+        }
+    }
+
     /// Makes a call until it is answered, the request timeout has passed, or trying again would be wrong or useless.
     /// Goes to the leader of `shard`, or to any node.
     pub(crate) async fn call<T, F, Fut>(

@@ -47,6 +47,7 @@ mod retry;
 mod routing;
 mod serve;
 mod settings;
+mod topics;
 mod topology;
 mod wire_time;
 
@@ -77,6 +78,7 @@ pub use crate::{
     request::Requester,
     serve::{HandlerError, SERVER_GROUP},
     settings::{Overflow, QueueSettings, QueueUpdate, Retention, Setting},
+    topics::{Binding, Routed, Topic},
     topology::{Node, Shard, Topology},
 };
 
@@ -103,6 +105,8 @@ mod guide {
     struct SingleActiveConsumer;
     #[doc = include_str!("../../docs/guide/order-by-key.md")]
     struct OrderByKey;
+    #[doc = include_str!("../../docs/guide/topics.md")]
+    struct Topics;
     #[doc = include_str!("../../docs/guide/filters.md")]
     struct Filters;
     #[doc = include_str!("../../docs/guide/replay.md")]

@@ -36,6 +36,16 @@ pub struct MessageLimits {
     pub deliver_at_ms_max: u64,
     /// The queue keeps the order of messages with the same key, so that keys are told apart.
     pub by_key: bool,
+    /// Each message is a part of its own.
+    pub one_by_one: bool,
+}
+
+impl MessageLimits {
+    /// Messages up to this size, whenever they are to be delivered.
+    #[must_use]
+    pub const fn up_to(bytes_max: usize) -> Self {
+        Self { bytes_max, deliver_at_ms_max: u64::MAX, by_key: false, one_by_one: false }
+    }
 }
 
 /// A batch that was found to be sound.
@@ -113,7 +123,7 @@ pub fn check(batch: &[u8], limits: &MessageLimits) -> Result<Checked, BatchError
     }
     let mut rest = batch;
     let mut position = 0;
-    let mut runs = Runs::default();
+    let mut runs = Runs::new(limits.one_by_one);
     while !rest.is_empty() {
         if position == limits::BATCH_MESSAGES_MAX {
             return Err(BatchError::TooManyMessages { messages_max: limits::BATCH_MESSAGES_MAX });
@@ -167,6 +177,16 @@ pub fn cut(batch: &Bytes, skip: u32, take: u32) -> Option<Bytes> {
 pub fn messages(batch: &Bytes) -> impl Iterator<Item = Bytes> {
     let mut rest = &batch[..];
     std::iter::from_fn(move || take_message(&mut rest).map(|message| batch.slice_ref(message)))
+}
+
+/// The messages of a checked batch one by one: each as it lies in the batch, and without what marks it there.
+pub fn encoded_messages(batch: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = batch;
+    std::iter::from_fn(move || {
+        let before = rest;
+        let message = take_message(&mut rest)?;
+        Some((&before[..before.len() - rest.len()], message))
+    })
 }
 
 /// A checked batch in parts whose messages are all wanted, or all not. Shares the batch's memory.
@@ -249,7 +269,7 @@ mod tests {
     use super::*;
     use crate::broker::Properties;
 
-    const ANY: MessageLimits = MessageLimits { bytes_max: 1 << 20, deliver_at_ms_max: 1_000, by_key: false };
+    const ANY: MessageLimits = MessageLimits { deliver_at_ms_max: 1_000, ..MessageLimits::up_to(1 << 20) };
 
     fn any_message() -> impl Strategy<Value = Message> {
         let bytes = || collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);

@@ -67,7 +67,7 @@ pub fn entry(bytes: &[u8]) -> bool {
 /// A batch that is accepted is one to whoever decodes it, and to whoever cuts it.
 fn messages(bytes: &[u8]) -> bool {
     let batch = Bytes::copy_from_slice(bytes);
-    let limits = MessageLimits { bytes_max: bytes.len(), deliver_at_ms_max: u64::MAX, by_key: true };
+    let limits = MessageLimits { by_key: true, ..MessageLimits::up_to(bytes.len()) };
     let Ok(Checked { count, runs }) = batch::check(&batch, &limits) else {
         let _ = (batch::messages(&batch).count(), batch::cut(&batch, 1, 2));
         return false;

@@ -13,7 +13,10 @@ use skein_proto::{
     DESCRIPTORS,
     ids::NodeId,
     limits::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES},
-    node::{broker_server::BrokerServer, cluster_server::ClusterServer, queues_server::QueuesServer},
+    node::{
+        broker_server::BrokerServer, cluster_server::ClusterServer, queues_server::QueuesServer,
+        topics_server::TopicsServer,
+    },
     peer::peer_server::PeerServer,
 };
 use tokio::{
@@ -26,7 +29,10 @@ use tonic::{
 };
 
 use crate::{
-    api::{Admission, Api, ApiCourier, ApiSlot, BrokerService, ClusterService, QueuesService},
+    api::{
+        Admission, Api, ApiCourier, ApiSlot, BrokerService, ClusterService, QueuesService, RoutingTables,
+        TopicsService,
+    },
     clock::Clock,
     config::Config,
     controller,
@@ -330,6 +336,7 @@ fn build_api(
         disk: watches.disk,
         admission: Admission::new(config.limits.in_flight_bytes_max),
         clock,
+        routing_tables: RoutingTables::default(),
         message_bytes_max: config.limits.message_bytes_max,
         stopping: watches.stopping,
     });
@@ -376,6 +383,7 @@ fn routes(peers: PeerService, incoming: Incoming, clients: &ApiSlot) -> Routes {
     Routes::new(InterceptedService::new(peers, incoming))
         .add_service(broker)
         .add_service(QueuesServer::new(QueuesService(clients.clone())))
+        .add_service(TopicsServer::new(TopicsService(clients.clone())))
         .add_service(ClusterServer::new(ClusterService(clients.clone())))
         .add_service(reflection)
 }
@@ -391,7 +399,13 @@ async fn report_health(api: Arc<Api>, reporter: tonic_health::server::HealthRepo
         } else {
             tonic_health::ServingStatus::NotServing
         };
-        for service in ["", "skein.broker.v1.Broker", "skein.broker.v1.Queues", "skein.broker.v1.Cluster"] {
+        for service in [
+            "",
+            "skein.broker.v1.Broker",
+            "skein.broker.v1.Queues",
+            "skein.broker.v1.Topics",
+            "skein.broker.v1.Cluster",
+        ] {
             reporter.set_service_status(service, status).await;
         }
         tokio::select! {

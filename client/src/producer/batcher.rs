@@ -409,7 +409,8 @@ fn scope_of(reason: Reason) -> Scope {
         | Reason::BatchTooLarge
         | Reason::BatchEmpty
         | Reason::MalformedMessage
-        | Reason::InvalidProperty => Scope::Batch,
+        | Reason::InvalidProperty
+        | Reason::NotRouted => Scope::Batch,
         Reason::SequenceGap | Reason::SequenceTooOld => Scope::Sequences,
         _ => Scope::Queue,
     }

@@ -19,7 +19,7 @@ use tokio::{
 pub use self::confirm::Confirm;
 use self::{
     batcher::{Batcher, Limits, Refused},
-    session::Session,
+    session::{Destination, Session},
 };
 use crate::{
     client::Client,
@@ -49,7 +49,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct ProducerBuilder {
     client: Client,
-    queue: String,
+    destination: Destination,
     limits: Limits,
     delivery_timeout: Duration,
 }
@@ -63,7 +63,8 @@ impl ProducerBuilder {
             batch_messages: BATCH_MESSAGES,
             message_bytes: limits::MESSAGE_BYTES_MAX_CEILING,
         };
-        Self { client, queue, limits, delivery_timeout: DELIVERY_TIMEOUT }
+        let destination = Destination { name: queue, mandatory: false };
+        Self { client, destination, limits, delivery_timeout: DELIVERY_TIMEOUT }
     }
 
     /// How many unconfirmed bytes there may be before [`Producer::send`] waits; 8 MiB unless set. One message always
@@ -103,23 +104,32 @@ impl ProducerBuilder {
         self
     }
 
-    /// Looks the queue up and starts the producer.
+    /// For a topic: a batch with a message that no queue gets is refused with
+    /// [`Reason::NotRouted`](crate::Reason::NotRouted), all of it. Otherwise such a message is dropped and confirmed.
+    #[must_use]
+    pub fn mandatory(mut self) -> Self {
+        self.destination.mandatory = true;
+        self
+    }
+
+    /// Looks the queue or topic up and starts the producer.
     ///
     /// # Errors
-    /// When the queue does not exist, or the cluster does not answer.
+    /// When neither a queue nor a topic of that name exists, or the cluster does not answer.
     pub async fn build(self) -> Result<Producer, Error> {
-        let shard = self.client.shard_of(&self.queue).await?;
+        let shard = self.client.shard_to_publish_to(&self.destination.name).await?;
         let shared = Arc::new(Shared {
             batcher: Mutex::new(Batcher::new(self.limits, self.delivery_timeout)),
             room: Notify::new(),
         });
         let session =
-            Session::new(self.client, self.queue, shard, Arc::clone(&shared), self.delivery_timeout);
+            Session::new(self.client, self.destination, shard, Arc::clone(&shared), self.delivery_timeout);
         Ok(Producer { shared, session: Some(tokio::spawn(session.run())) })
     }
 }
 
-/// Publishes messages to one queue.
+/// Publishes messages to one queue, or to a topic. What is published to a topic is confirmed when every queue that gets
+/// it has it; the offsets of such confirms mean nothing.
 ///
 /// Messages gather into batches by themselves: the first message of an idle producer goes at once, and while batches
 /// are in flight what follows is gathered into larger ones. Messages sent from one task keep their order.

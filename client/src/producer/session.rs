@@ -38,12 +38,21 @@ const EXPIRY_CHECK_INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// The task behind one producer.
 pub(super) struct Session {
     client: Client,
-    queue: String,
+    destination: Destination,
     shard: ShardId,
     shared: Arc<Shared>,
     topology: watch::Receiver<Topology>,
     backoff: Backoff,
     expiry_check_interval: Duration,
+}
+
+/// What a producer publishes to.
+#[derive(Debug, Clone)]
+pub(super) struct Destination {
+    /// Of a queue or a topic.
+    pub(super) name: String,
+    /// See [`ProducerBuilder::mandatory`](super::ProducerBuilder::mandatory).
+    pub(super) mandatory: bool,
 }
 
 /// Why a stream is over.
@@ -61,7 +70,7 @@ enum End {
 impl Session {
     pub(super) fn new(
         client: Client,
-        queue: String,
+        destination: Destination,
         shard: ShardId,
         shared: Arc<Shared>,
         delivery_timeout: Duration,
@@ -69,7 +78,15 @@ impl Session {
         let topology = client.router().subscribe();
         let expiry_check_interval =
             (delivery_timeout / EXPIRY_CHECKS).clamp(EXPIRY_CHECK_INTERVAL_MIN, EXPIRY_CHECK_INTERVAL_MAX);
-        Self { client, queue, shard, shared, topology, backoff: Backoff::default(), expiry_check_interval }
+        Self {
+            client,
+            destination,
+            shard,
+            shared,
+            topology,
+            backoff: Backoff::default(),
+            expiry_check_interval,
+        }
     }
 
     /// Runs until the producer is closed and everything it took is settled.
@@ -115,7 +132,7 @@ impl Session {
         let Some(route) = router.route(self.shard, self.backoff.attempt(), FORWARD_FROM) else {
             return End::Failed(no_leader());
         };
-        let requests = Requests::begin(Arc::clone(&self.shared), &self.queue);
+        let requests = Requests::begin(Arc::clone(&self.shared), &self.destination);
         let mut broker = broker(route.channel.clone());
         let mut opening = std::pin::pin!(broker.publish(requests));
         let mut responses = loop {
@@ -153,7 +170,7 @@ impl Session {
             if let Some(opened) = &response.opened {
                 batcher.opened(opened);
                 self.shard = ShardId::new(opened.shard_id);
-                self.client.router().remember_shard(&self.queue, self.shard);
+                self.client.router().remember_shard(&self.destination.name, self.shard);
             }
             let taken =
                 response.confirms.iter().try_for_each(|confirm| batcher.confirm(confirm, &mut settled));
@@ -168,7 +185,7 @@ impl Session {
     }
 
     async fn on_failed(&mut self, cause: Cause) {
-        tracing::debug!(queue = self.queue, %cause, "the publish stream ended");
+        tracing::debug!(destination = self.destination.name, %cause, "the publish stream ended");
         if !cause.is_retryable() {
             let settled = self.shared.lock().refuse(&cause);
             publish(&self.shared, settled);
@@ -224,9 +241,10 @@ struct Requests {
 }
 
 impl Requests {
-    fn begin(shared: Arc<Shared>, queue: &str) -> Self {
+    fn begin(shared: Arc<Shared>, destination: &Destination) -> Self {
+        let Destination { name, mandatory } = destination.clone();
         let (stream, producer_id): (u64, ProducerId) = shared.lock().begin_stream();
-        let open = node::PublishOpen { queue: queue.to_owned(), producer_id: producer_id.get() };
+        let open = node::PublishOpen { queue: name, producer_id: producer_id.get(), mandatory };
         Self { shared, stream, open: Some(open) }
     }
 }
@@ -245,7 +263,7 @@ impl Stream for Requests {
         }
         match batcher.next_to_send() {
             Some((sequence, batch)) => {
-                request(Request::Batch(node::PublishBatch { sequence: sequence.get(), batch }))
+                request(Request::Batch(node::PublishBatch { sequence: sequence.get(), batch, routed: None }))
             }
             None => {
                 batcher.wait_to_send(cx.waker());

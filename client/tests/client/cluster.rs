@@ -10,7 +10,7 @@ use futures::{Stream, StreamExt};
 use skein_client::Client;
 use skein_proto::{
     REASON_TRAILER,
-    broker::{self, Reason, cluster_server, queues_server},
+    broker::{self, Reason, cluster_server, queues_server, topics_server},
     limits,
     node::{self, broker_server},
 };
@@ -235,6 +235,7 @@ async fn serve(node: Node, listener: std::net::TcpListener) {
     let server = Server::builder()
         .add_service(broker)
         .add_service(queues_server::QueuesServer::new(node.clone()))
+        .add_service(topics_server::TopicsServer::new(node.clone()))
         .add_service(cluster_server::ClusterServer::new(node));
     server.serve_with_incoming(incoming).await.unwrap();
 }

@@ -39,7 +39,7 @@ impl broker_server::Broker for Node {
         &self,
         request: Request<node::SendRequest>,
     ) -> Result<Response<node::SendResponse>, Status> {
-        let node::SendRequest { queue, producer_id, sequence, batch } = request.into_inner();
+        let node::SendRequest { queue, producer_id, sequence, batch, .. } = request.into_inner();
         let confirm = {
             let mut state = self.shared.state();
             state.sent.push((queue.clone(), producer_id, sequence));

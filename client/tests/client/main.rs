@@ -14,6 +14,7 @@ mod publish;
 mod queues;
 mod redrive;
 mod request;
+mod topics;
 
 use std::time::Duration;
 

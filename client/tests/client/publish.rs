@@ -107,7 +107,7 @@ pub(crate) fn store(
     }
     let messages = broker::MessageBatch::decode(batch).unwrap().messages;
     let count = u32::try_from(messages.len()).unwrap();
-    let confirm = node::Confirm { sequence, first_offset, count, duplicate: false };
+    let confirm = node::Confirm { sequence, first_offset, count, duplicate: false, ..Default::default() };
     stored.push(confirm);
     queue.batches.push(Batch { first_offset, messages });
     Ok(confirm)

@@ -99,12 +99,12 @@ fn send(queue: &str, batch: MessageBatch) -> SendRequest {
 }
 
 fn open(queue: &str) -> PublishRequest {
-    let open = PublishOpen { queue: queue.to_owned(), producer_id: 5 };
+    let open = PublishOpen { queue: queue.to_owned(), producer_id: 5, mandatory: false };
     PublishRequest { request: Some(publish_request::Request::Open(open)) }
 }
 
 fn publish(sequence: u64, batch: MessageBatch) -> PublishRequest {
-    let batch = PublishBatch { sequence, batch: Some(batch) };
+    let batch = PublishBatch { sequence, batch: Some(batch), routed: None };
     PublishRequest { request: Some(publish_request::Request::Batch(batch)) }
 }
 

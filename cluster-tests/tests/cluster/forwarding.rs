@@ -48,11 +48,11 @@ async fn streams_work_through_any_node() {
         let mut broker = BrokerClient::new(channel.clone());
 
         let (requests, outgoing) = mpsc::channel(16);
-        let open = PublishOpen { queue: QUEUE.to_owned(), producer_id: 77 };
+        let open = PublishOpen { queue: QUEUE.to_owned(), producer_id: 77, mandatory: false };
         requests.send(PublishRequest { request: Some(publish_request::Request::Open(open)) }).await?;
         // Sent again with its sequence, as a producer does that got no answer: stored once.
         for (sequence, bodies) in [(1, ["a", "b"]), (2, ["c", "d"]), (2, ["c", "d"])] {
-            let batch = PublishBatch { sequence, batch: Some(batch(&bodies)) };
+            let batch = PublishBatch { sequence, batch: Some(batch(&bodies)), routed: None };
             requests.send(PublishRequest { request: Some(publish_request::Request::Batch(batch)) }).await?;
         }
         let mut answers = broker.publish(ReceiverStream::new(outgoing)).await?.into_inner();

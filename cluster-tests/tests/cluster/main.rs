@@ -17,4 +17,5 @@ mod shop;
 mod space;
 mod stalled;
 mod succession;
+mod topics;
 mod turns;

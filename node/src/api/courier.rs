@@ -32,8 +32,13 @@ impl Courier for ApiCourier {
         batch: Bytes,
     ) -> BoxFuture<'static, Result<(), CourierError>> {
         let api = Arc::clone(&self.0);
-        let request =
-            SendRequest { queue, producer_id: producer.get(), sequence: Sequence::FIRST.get(), batch };
+        let request = SendRequest {
+            queue,
+            producer_id: producer.get(),
+            sequence: Sequence::FIRST.get(),
+            batch,
+            mandatory: false,
+        };
         async move {
             let sent = api.send_anywhere(request).await;
             sent.map_err(|status| CourierError(status.message().to_owned()))

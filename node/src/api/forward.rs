@@ -9,7 +9,10 @@ use futures::{Stream, StreamExt as _, stream::BoxStream};
 use skein_proto::{
     REASON_TRAILER,
     limits::GRPC_MESSAGE_BYTES_MAX,
-    node::{broker_client::BrokerClient, cluster_client::ClusterClient, queues_client::QueuesClient},
+    node::{
+        broker_client::BrokerClient, cluster_client::ClusterClient, queues_client::QueuesClient,
+        topics_client::TopicsClient,
+    },
 };
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
@@ -23,6 +26,10 @@ pub(super) fn broker(channel: Channel) -> BrokerClient<Channel> {
 
 pub(super) fn queues(channel: Channel) -> QueuesClient<Channel> {
     QueuesClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+}
+
+pub(super) fn topics(channel: Channel) -> TopicsClient<Channel> {
+    TopicsClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
 }
 
 pub(super) fn cluster(channel: Channel) -> ClusterClient<Channel> {

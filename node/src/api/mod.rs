@@ -19,6 +19,7 @@ mod route;
 mod services;
 mod settings;
 mod status;
+mod topics;
 mod wanted;
 
 use std::sync::Arc;
@@ -29,7 +30,8 @@ use tokio::sync::watch;
 pub use admission::Admission;
 pub use courier::ApiCourier;
 pub use figures::{GroupFigures, QueueFigures};
-pub use services::{ApiSlot, BrokerService, ClusterService, QueuesService};
+pub use services::{ApiSlot, BrokerService, ClusterService, QueuesService, TopicsService};
+pub use topics::RoutingTables;
 
 use crate::{
     clock::Clock,
@@ -63,6 +65,8 @@ pub struct Api {
     pub admission: Admission,
     /// The time.
     pub clock: Clock,
+    /// Which queues get what of topics.
+    pub routing_tables: RoutingTables,
     /// The largest message taken, encoded, in bytes.
     pub message_bytes_max: usize,
     /// Turns true when the node stops: streams then end.

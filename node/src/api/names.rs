@@ -26,6 +26,12 @@ pub(super) struct QueueRef {
     pub settings_revision: u64,
 }
 
+/// What messages are published to.
+pub(super) enum Destination {
+    Queue(QueueRef),
+    Topic,
+}
+
 impl QueueRef {
     pub(super) fn new(name: &str, queue: &CatalogQueue) -> Self {
         Self {
@@ -46,7 +52,28 @@ impl Api {
             return Ok(queue);
         }
         self.catch_up_catalog().await;
-        self.known_queue(name).ok_or_else(|| status::queue_not_found(name))
+        self.known_queue(name).ok_or_else(|| match self.known_destination(name) {
+            Some(Destination::Topic) => status::is_a_topic(name),
+            _ => status::queue_not_found(name),
+        })
+    }
+
+    /// Looks up what messages are to be published to, which must exist.
+    pub(super) async fn find_destination(&self, name: &str) -> Result<Destination, Status> {
+        check_queue_name(name)?;
+        if let Some(known) = self.known_destination(name) {
+            return Ok(known);
+        }
+        self.catch_up_catalog().await;
+        self.known_destination(name).ok_or_else(|| status::destination_not_found(name))
+    }
+
+    fn known_destination(&self, name: &str) -> Option<Destination> {
+        if let Some(queue) = self.known_queue(name) {
+            return Some(Destination::Queue(queue));
+        }
+        let catalog = self.groups.catalog().replica();
+        catalog.with_catalog(|catalog| catalog.topic(name).map(|_| Destination::Topic))
     }
 
     /// Looks up a queue in what this node's catalog has seen.
@@ -56,7 +83,7 @@ impl Api {
     }
 
     /// Waits until this node's catalog has everything that was confirmed before the call, or for a while.
-    async fn catch_up_catalog(&self) {
+    pub(super) async fn catch_up_catalog(&self) {
         let catch_up = async {
             let index = self.catalog_read_index().await?;
             self.groups.catalog().replica().wait_applied(index).await;
@@ -87,6 +114,10 @@ impl Api {
 
 pub(super) fn check_queue_name(name: &str) -> Result<(), Status> {
     if limits::is_valid_name(name) { Ok(()) } else { Err(status::invalid_name("queue", name)) }
+}
+
+pub(super) fn check_topic_name(name: &str) -> Result<(), Status> {
+    if limits::is_valid_name(name) { Ok(()) } else { Err(status::invalid_name("topic", name)) }
 }
 
 pub(super) fn check_group_name(name: &str) -> Result<(), Status> {

@@ -8,18 +8,22 @@ use skein_proto::{
     ids::{ProducerId, Sequence},
     limits,
     node::{
-        Confirm, PublishBatch, PublishOpen, PublishOpened, PublishRequest, PublishResponse, SendRequest,
-        SendResponse, publish_request::Request as Inbound,
+        Confirm, PublishBatch, PublishOpen, PublishOpened, PublishRequest, PublishResponse, Routed,
+        SendRequest, SendResponse, publish_request::Request as Inbound,
     },
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
-use super::{Api, names::QueueRef, status};
+use super::{
+    Api,
+    names::QueueRef,
+    status::{self, Reason},
+};
 use crate::{
     batch::{self, Checked, MessageLimits},
-    broker::Outcome,
+    broker::{BatchRun, Outcome, RoutedMessage},
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     tasks,
 };
@@ -36,6 +40,16 @@ type Responses = BoxStream<'static, Result<PublishResponse, Status>>;
 enum Pending {
     Batch { sequence: u64, outcome: oneshot::Receiver<Result<CommandOutcome, ProposeError>> },
     Refused(Status),
+}
+
+/// A batch that is to be stored.
+pub(super) struct Submission {
+    pub(super) producer: u64,
+    pub(super) sequence: u64,
+    pub(super) batch: Bytes,
+    /// What it is of a batch that was published to a topic; nothing for one that was published to the queue.
+    pub(super) routed: Option<Routed>,
+    pub(super) message_bytes_max: usize,
 }
 
 /// One open publish stream.
@@ -55,9 +69,10 @@ impl Api {
         message_bytes_max: usize,
     ) -> Result<SendResponse, Status> {
         self.ensure_open(queue).await?;
-        let SendRequest { producer_id, sequence, batch, .. } = request;
+        let SendRequest { producer_id: producer, sequence, batch, .. } = request;
         let group = Arc::clone(self.group(queue.shard)?);
-        let pending = self.submit(&group, queue, producer_id, sequence, batch, message_bytes_max).await?;
+        let submission = Submission { producer, sequence, batch, routed: None, message_bytes_max };
+        let pending = self.submit(&group, queue, submission).await?;
         let outcome = pending.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
         let confirm = confirm(sequence, outcome, &queue.name)?;
         Ok(SendResponse { confirm: Some(confirm) })
@@ -92,25 +107,32 @@ impl Api {
     }
 
     /// Checks and admits a batch and sends it on its way.
-    async fn submit(
+    pub(super) async fn submit(
         &self,
         group: &Group,
         queue: &QueueRef,
-        producer: u64,
-        sequence: u64,
-        batch: Bytes,
-        message_bytes_max: usize,
+        submission: Submission,
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
+        let Submission { producer, sequence, batch, routed, message_bytes_max } = submission;
         let deliver_at_ms_max = self.clock.wall_ms() + limits::DELAY_MS_MAX;
         let by_key = group
             .replica()
             .with_messages(|shard| shard.queue(queue.id).is_some_and(|queue| queue.settings().order_by_key));
-        let message_limits = MessageLimits { bytes_max: message_bytes_max, deliver_at_ms_max, by_key };
+        let one_by_one = routed.is_some();
+        let message_limits =
+            MessageLimits { bytes_max: message_bytes_max, deliver_at_ms_max, by_key, one_by_one };
         let Checked { count, runs } = batch::check(&batch, &message_limits).map_err(status::from_batch)?;
         let permit = self.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
         self.ensure_room(group)?;
         let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
-        let publish = Proposed::publish(queue.id, producer, count, batch, &runs);
+        let publish = match routed {
+            None => Proposed::publish(queue.id, producer, count, batch, &runs),
+            Some(routed) => {
+                let follows = (routed.follows != 0).then(|| Sequence::new(routed.follows));
+                let messages = routed_messages(&routed.places, &runs)?;
+                Proposed::publish_routed(queue.id, producer, follows, batch, &messages)
+            }
+        };
         Ok(group.propose_later(publish, Some(permit)).await)
     }
 }
@@ -144,8 +166,8 @@ impl Publisher {
                 }
                 Ok(None) | Err(_) => return None,
             };
-            let PublishBatch { sequence, batch } = batch;
-            match self.submit(sequence, batch).await {
+            let PublishBatch { sequence, batch, routed } = batch;
+            match self.submit(sequence, batch, routed).await {
                 Ok(outcome) => place.send(Pending::Batch { sequence, outcome }),
                 Err(refused) => return Some(refused),
             }
@@ -156,9 +178,12 @@ impl Publisher {
         &self,
         sequence: u64,
         batch: Bytes,
+        routed: Option<Routed>,
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
-        let max = self.api.message_bytes_max;
-        self.api.submit(&self.group, &self.queue, self.producer, sequence, batch, max).await
+        let message_bytes_max = self.api.message_bytes_max;
+        let producer = self.producer;
+        let submission = Submission { producer, sequence, batch, routed, message_bytes_max };
+        self.api.submit(&self.group, &self.queue, submission).await
     }
 
     async fn must_end(&self) -> Status {
@@ -234,16 +259,30 @@ async fn gather(queue: &str, pending: &mut VecDeque<Pending>, confirms: &mut Vec
     None
 }
 
-fn confirm(
+/// What became of a batch, as its publisher hears it.
+pub(super) fn confirm(
     sequence: u64,
     outcome: Result<CommandOutcome, ProposeError>,
     queue: &str,
 ) -> Result<Confirm, Status> {
     match outcome.map_err(status::from_propose)? {
         CommandOutcome::Shard(Outcome::Published { first_offset, count, duplicate }) => {
-            Ok(Confirm { sequence, first_offset: first_offset.get(), count, duplicate })
+            Ok(Confirm { sequence, first_offset: first_offset.get(), count, duplicate, ..Confirm::default() })
         }
         CommandOutcome::Shard(outcome) => Err(status::from_outcome(&outcome, queue)),
         CommandOutcome::Catalog(outcome) => unreachable!("a message shard answered {outcome:?}"),
     }
+}
+
+/// Each message of a batch that a topic routes here, and its place in the batch that was published.
+fn routed_messages(places: &[u32], runs: &[BatchRun]) -> Result<Vec<RoutedMessage>, Status> {
+    if places.len() != runs.len() || !places.is_sorted_by(|before, after| before < after) {
+        let message = "the places of a routed batch are not one for each message, rising";
+        return Err(status::status(Code::InvalidArgument, Reason::MalformedMessage, message));
+    }
+    let message = |(&place, run): (&u32, &BatchRun)| {
+        let BatchRun { length, properties, delay_ms, .. } = *run;
+        RoutedMessage { place, length, properties, delay_ms }
+    };
+    Ok(places.iter().zip(runs).map(message).collect())
 }

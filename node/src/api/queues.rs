@@ -101,6 +101,14 @@ impl Api {
         match self.propose_to_catalog(&command).await? {
             CatalogOutcome::Deleted { .. } => Ok(DeleteQueueResponse {}),
             CatalogOutcome::NotFound => Err(status::queue_not_found(&request.name)),
+            CatalogOutcome::InUseByTopic { by } => {
+                let name = request.name;
+                let message = format!(
+                    "queue {name:?} is the alternate queue of topic {by:?}; take it away there first \
+                     (skein topic update {by} --no-alternate), or delete that topic"
+                );
+                Err(status::status(Code::FailedPrecondition, Reason::QueueInUse, message))
+            }
             CatalogOutcome::InUse { by } => {
                 let name = request.name;
                 let message = format!(
@@ -185,7 +193,10 @@ impl Api {
         }
     }
 
-    async fn propose_to_catalog(&self, command: &CatalogCommand) -> Result<CatalogOutcome, Status> {
+    pub(super) async fn propose_to_catalog(
+        &self,
+        command: &CatalogCommand,
+    ) -> Result<CatalogOutcome, Status> {
         let outcome = self.groups.catalog().propose(Proposed::catalog(command)).await;
         match outcome.map_err(status::from_propose)? {
             CommandOutcome::Catalog(outcome) => Ok(outcome),
@@ -238,6 +249,10 @@ fn refused_by_catalog(outcome: &CatalogOutcome, name: &str, asked: &Settings) ->
                 settings::differences(existing, asked)
             ),
         ),
+        CatalogOutcome::NameTaken => {
+            let message = format!("{name:?} is the name of a topic; give the queue another one");
+            status::status(Code::AlreadyExists, Reason::TopicExists, message)
+        }
         CatalogOutcome::DeadLetterQueueNotFound => status::status(
             Code::NotFound,
             Reason::QueueNotFound,

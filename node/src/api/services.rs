@@ -9,22 +9,26 @@ use futures::stream::BoxStream;
 use skein_proto::{
     ids::ShardId,
     node::{
-        BrowseRequest, BrowseResponse, ConsumeRequest, ConsumeResponse, CreateGroupRequest,
-        CreateGroupResponse, CreateQueueRequest, CreateQueueResponse, DeleteGroupRequest,
-        DeleteGroupResponse, DeleteQueueRequest, DeleteQueueResponse, GetClusterRequest, GetClusterResponse,
-        GetGroupRequest, GetGroupResponse, GetQueueRequest, GetQueueResponse, ListQueuesRequest,
-        ListQueuesResponse, PublishRequest, PublishResponse, PurgeQueueRequest, PurgeQueueResponse,
-        ReceiveRequest, ReceiveResponse, SeekGroupRequest, SeekGroupResponse, SendRequest, SendResponse,
-        SettleRequest, SettleResponse, TransferLeaderRequest, TransferLeaderResponse, UpdateGroupRequest,
-        UpdateGroupResponse, UpdateQueueRequest, UpdateQueueResponse, WatchClusterRequest,
-        WatchClusterResponse, broker_server::Broker, cluster_server::Cluster, consume_request,
-        publish_request, queues_server::Queues,
+        BindRequest, BindResponse, BrowseRequest, BrowseResponse, ConsumeRequest, ConsumeResponse,
+        CreateGroupRequest, CreateGroupResponse, CreateQueueRequest, CreateQueueResponse, CreateTopicRequest,
+        CreateTopicResponse, DeleteGroupRequest, DeleteGroupResponse, DeleteQueueRequest,
+        DeleteQueueResponse, DeleteTopicRequest, DeleteTopicResponse, GetClusterRequest, GetClusterResponse,
+        GetGroupRequest, GetGroupResponse, GetQueueRequest, GetQueueResponse, GetTopicRequest,
+        GetTopicResponse, ListQueuesRequest, ListQueuesResponse, ListTopicsRequest, ListTopicsResponse,
+        PublishRequest, PublishResponse, PurgeQueueRequest, PurgeQueueResponse, ReceiveRequest,
+        ReceiveResponse, SeekGroupRequest, SeekGroupResponse, SendRequest, SendResponse, SettleRequest,
+        SettleResponse, TransferLeaderRequest, TransferLeaderResponse, UnbindRequest, UnbindResponse,
+        UpdateGroupRequest, UpdateGroupResponse, UpdateQueueRequest, UpdateQueueResponse, UpdateTopicRequest,
+        UpdateTopicResponse, WatchClusterRequest, WatchClusterResponse, broker_server::Broker,
+        cluster_server::Cluster, consume_request, publish_request, queues_server::Queues,
+        topics_server::Topics,
     },
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Api, forward, names,
+    Api, forward,
+    names::{self, Destination},
     route::{self, Route, is_forwarded},
     status,
 };
@@ -61,6 +65,10 @@ pub struct BrokerService(pub ApiSlot);
 #[derive(Clone)]
 pub struct QueuesService(pub ApiSlot);
 
+/// Topics and their bindings.
+#[derive(Clone)]
+pub struct TopicsService(pub ApiSlot);
+
 /// Nodes and shards.
 #[derive(Clone)]
 pub struct ClusterService(pub ApiSlot);
@@ -84,14 +92,14 @@ macro_rules! by_queue {
 
 /// Does what a method of the catalog's leader does: here, or on the node that leads it.
 macro_rules! by_catalog {
-    ($service:expr, $request:ident, $method:ident) => {{
+    ($service:expr, $request:ident, $client:ident . $method:ident) => {{
         let forwarded = is_forwarded(&$request);
         let request = $request.into_inner();
         let api = $service.0.api()?;
         match api.route(ShardId::CATALOG, forwarded).await? {
             Route::Local => api.$method(request).await.map(Response::new),
             Route::Remote(channel) => {
-                let passed_on = forward::queues(channel).$method(route::forwarded(request)).await;
+                let passed_on = forward::$client(channel).$method(route::forwarded(request)).await;
                 passed_on.map_err(forward::failed)
             }
         }
@@ -118,7 +126,10 @@ impl Broker for BrokerService {
         };
         let open = open.clone();
         let api = self.0.api()?;
-        let queue = api.find_queue(&open.queue).await?;
+        let queue = match api.find_destination(&open.queue).await? {
+            Destination::Queue(queue) => queue,
+            Destination::Topic => return Ok(Response::new(Arc::clone(api).publish_to_topic(open, inbound))),
+        };
         match api.route(queue.shard, forwarded).await? {
             Route::Local => Arc::clone(api).publish(queue, open, inbound).await.map(Response::new),
             Route::Remote(channel) => {
@@ -166,7 +177,12 @@ impl Broker for BrokerService {
         let grown_by = if route::is_dead_letter(&request) { ORIGIN_BYTES_MAX } else { 0 };
         let request = request.into_inner();
         let api = self.0.api()?;
-        let queue = api.find_queue(&request.queue).await?;
+        let queue = match api.find_destination(&request.queue).await? {
+            Destination::Queue(queue) => queue,
+            Destination::Topic => {
+                return Arc::clone(api).send_to_topic(request).await.map(Response::new);
+            }
+        };
         match api.route(queue.shard, forwarded).await? {
             Route::Local => {
                 let message_bytes_max = api.message_bytes_max + grown_by;
@@ -208,14 +224,14 @@ impl Queues for QueuesService {
         &self,
         request: Request<CreateQueueRequest>,
     ) -> Result<Response<CreateQueueResponse>, Status> {
-        by_catalog!(self, request, create_queue)
+        by_catalog!(self, request, queues.create_queue)
     }
 
     async fn delete_queue(
         &self,
         request: Request<DeleteQueueRequest>,
     ) -> Result<Response<DeleteQueueResponse>, Status> {
-        by_catalog!(self, request, delete_queue)
+        by_catalog!(self, request, queues.delete_queue)
     }
 
     async fn list_queues(
@@ -229,7 +245,7 @@ impl Queues for QueuesService {
         &self,
         request: Request<UpdateQueueRequest>,
     ) -> Result<Response<UpdateQueueResponse>, Status> {
-        by_catalog!(self, request, update_queue)
+        by_catalog!(self, request, queues.update_queue)
     }
 
     async fn update_group(
@@ -279,6 +295,52 @@ impl Queues for QueuesService {
         request: Request<GetGroupRequest>,
     ) -> Result<Response<GetGroupResponse>, Status> {
         by_queue!(self, request, queue, get_group, queues.get_group)
+    }
+}
+
+#[tonic::async_trait]
+impl Topics for TopicsService {
+    async fn create_topic(
+        &self,
+        request: Request<CreateTopicRequest>,
+    ) -> Result<Response<CreateTopicResponse>, Status> {
+        by_catalog!(self, request, topics.create_topic)
+    }
+
+    async fn update_topic(
+        &self,
+        request: Request<UpdateTopicRequest>,
+    ) -> Result<Response<UpdateTopicResponse>, Status> {
+        by_catalog!(self, request, topics.update_topic)
+    }
+
+    async fn delete_topic(
+        &self,
+        request: Request<DeleteTopicRequest>,
+    ) -> Result<Response<DeleteTopicResponse>, Status> {
+        by_catalog!(self, request, topics.delete_topic)
+    }
+
+    async fn get_topic(
+        &self,
+        request: Request<GetTopicRequest>,
+    ) -> Result<Response<GetTopicResponse>, Status> {
+        self.0.api()?.get_topic(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn list_topics(
+        &self,
+        request: Request<ListTopicsRequest>,
+    ) -> Result<Response<ListTopicsResponse>, Status> {
+        Ok(Response::new(self.0.api()?.list_topics(request.get_ref())))
+    }
+
+    async fn bind(&self, request: Request<BindRequest>) -> Result<Response<BindResponse>, Status> {
+        by_catalog!(self, request, topics.bind)
+    }
+
+    async fn unbind(&self, request: Request<UnbindRequest>) -> Result<Response<UnbindResponse>, Status> {
+        by_catalog!(self, request, topics.unbind)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The one place where errors become gRPC statuses: a code, a machine-readable reason, and a sentence that says what
 //! to do.
 
-use skein_proto::{REASON_TRAILER, ids::NodeId, node::Reason};
+pub(super) use skein_proto::node::Reason;
+use skein_proto::{REASON_TRAILER, ids::NodeId};
 use tonic::{
     Code, Status,
     metadata::{MetadataMap, MetadataValue},
@@ -26,6 +27,32 @@ pub(super) fn status(code: Code, reason: Reason, message: impl Into<String>) -> 
 pub(super) fn queue_not_found(name: &str) -> Status {
     let message = format!("there is no queue {name:?}; create it first (skein queue create {name})");
     status(Code::NotFound, Reason::QueueNotFound, message)
+}
+
+pub(super) fn is_a_topic(name: &str) -> Status {
+    let message = format!(
+        "{name:?} is a topic and keeps no messages; name one of the queues that are bound to it (skein topic show \
+         {name})"
+    );
+    status(Code::NotFound, Reason::QueueNotFound, message)
+}
+
+pub(super) fn topic_not_found(name: &str) -> Status {
+    let message = format!("there is no topic {name:?}; create it first (skein topic create {name})");
+    status(Code::NotFound, Reason::TopicNotFound, message)
+}
+
+/// Neither a queue nor a topic. Who publishes means a queue more often.
+pub(super) fn destination_not_found(name: &str) -> Status {
+    let message = format!(
+        "there is no queue or topic {name:?}; create it first (skein queue create {name}, or skein topic create {name})"
+    );
+    status(Code::NotFound, Reason::QueueNotFound, message)
+}
+
+/// The reason that a status of ours gives.
+pub(super) fn reason_of(status: &Status) -> Option<Reason> {
+    Reason::from_str_name(status.metadata().get(REASON_TRAILER)?.to_str().ok()?)
 }
 
 pub(super) fn group_not_found(queue: &str, group: &str) -> Status {

@@ -34,8 +34,8 @@ impl DeliveryFields {
 }
 
 /// Gathers the parts of a batch that are to be treated alike.
-#[derive(Default)]
 pub(super) struct Runs {
+    one_by_one: bool,
     before: Vec<BatchRun>,
     last: DeliveryFields,
     count: u32,
@@ -43,8 +43,12 @@ pub(super) struct Runs {
 }
 
 impl Runs {
+    pub(super) fn new(one_by_one: bool) -> Self {
+        Self { one_by_one, before: Vec::new(), last: DeliveryFields::default(), count: 0, length: 0 }
+    }
+
     pub(super) fn push(&mut self, fields: DeliveryFields, length: usize) {
-        if fields != self.last && self.count > 0 {
+        if (self.one_by_one || fields != self.last) && self.count > 0 {
             self.end_run();
         }
         self.last = fields;
@@ -64,7 +68,7 @@ impl Runs {
     }
 
     pub(super) fn finish(mut self) -> Vec<BatchRun> {
-        if !self.before.is_empty() || self.last != DeliveryFields::default() {
+        if self.one_by_one || !self.before.is_empty() || self.last != DeliveryFields::default() {
             self.end_run();
         }
         self.before

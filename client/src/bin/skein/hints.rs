@@ -23,6 +23,7 @@ fn reason(error: &anyhow::Error) -> Option<Reason> {
 fn hint(reason: Reason) -> Option<&'static str> {
     match reason {
         Reason::QueueNotFound => Some("see `skein queue list`"),
+        Reason::TopicNotFound => Some("see `skein topic list`"),
         Reason::QueueExists => Some("see its settings with `skein queue show NAME`"),
         Reason::GroupNotFound => Some("see the groups with `skein queue show NAME`"),
         Reason::NoLeader | Reason::NotLeader => Some("see `skein cluster status`, and try again"),

@@ -10,6 +10,7 @@ mod hints;
 mod output;
 mod publish;
 mod queue;
+mod topic;
 
 use std::{io, process::ExitCode};
 
@@ -47,7 +48,10 @@ enum Command {
     /// Create, look at, move or delete consumer groups.
     #[command(subcommand)]
     Group(group::GroupCommand),
-    /// Publish messages to a queue.
+    /// Create, bind, look at or delete topics, which pass messages on to queues.
+    #[command(subcommand)]
+    Topic(topic::TopicCommand),
+    /// Publish messages to a queue or a topic.
     Publish(publish::PublishArgs),
     /// Take messages from a queue and ack them.
     Consume(consume::ConsumeArgs),
@@ -81,6 +85,7 @@ async fn run(cli: Cli, output: &Output) -> anyhow::Result<()> {
     match cli.command {
         Command::Queue(command) => queue::run(&client, command, output).await,
         Command::Group(command) => group::run(&client, command, output).await,
+        Command::Topic(command) => topic::run(&client, command, output).await,
         Command::Publish(args) => publish::run(&client, args, output).await,
         Command::Consume(args) => consume::run(&client, args, output).await,
         Command::Browse(args) => browse::run(&client, args, output).await,

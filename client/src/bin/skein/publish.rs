@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
-use skein_client::{Client, Confirm, Message, Producer};
+use skein_client::{Client, Confirm, Message, Producer, Reason, Routed};
 use tokio::{
     fs::File,
     io::{self, AsyncBufReadExt, AsyncRead, BufReader},
@@ -29,11 +29,13 @@ Examples:
   skein publish orders --file orders.jsonl
   seq 1000 | skein publish orders --rate 100
   skein publish orders ping --count 1000
-  skein publish orders 'wake up' --delay 10m --priority 9";
+  skein publish orders 'wake up' --delay 10m --priority 9
+  skein publish events 'order 7' --key orders.7.created --mandatory";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PublishArgs {
+    /// The queue or topic to publish to.
     queue: String,
     /// The body. Without it, each line of the file or of stdin is a message.
     message: Option<String>,
@@ -67,10 +69,21 @@ pub(crate) struct PublishArgs {
     /// 0 to 9: of the messages that wait, those with the highest go first.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=9))]
     priority: u8,
+    /// Fail when the topic has no queue for a message, which is otherwise dropped.
+    #[arg(long)]
+    mandatory: bool,
 }
 
 pub(crate) async fn run(client: &Client, args: PublishArgs, output: &Output) -> anyhow::Result<()> {
-    let producer = client.producer(&args.queue).build().await?;
+    let is_topic = is_topic(client, &args.queue).await?;
+    if is_topic
+        && let Some(body) = &args.message
+        && args.count.is_none_or(|count| count == 1)
+    {
+        return publish_one(client, &args, body, output).await;
+    }
+    let producer = client.producer(&args.queue);
+    let producer = if args.mandatory { producer.mandatory() } else { producer }.build().await?;
     let mut publisher = Publisher::new(&producer, &args);
     let sent = match (&args.message, &args.file) {
         (Some(body), _) => publisher.repeat(body, args.count.unwrap_or(1)).await,
@@ -92,6 +105,11 @@ pub(crate) async fn run(client: &Client, args: PublishArgs, output: &Output) -> 
         Some(last) => last.await?,
         None => first,
     };
+    if is_topic {
+        let value = json!({ "topic": args.queue, "published": sent_count });
+        output.result(&value, || format!("published {sent_count} messages to topic {}", args.queue))?;
+        return Ok(());
+    }
     let value = json!({
         "queue": args.queue, "published": sent_count, "first_offset": first.get(), "last_offset": last.get()
     });
@@ -100,6 +118,40 @@ pub(crate) async fn run(client: &Client, args: PublishArgs, output: &Output) -> 
         _ => format!("published {sent_count} messages at offsets {first} to {last}"),
     })?;
     Ok(())
+}
+
+/// What the arguments say of each message.
+fn template(args: &PublishArgs) -> Message {
+    Message {
+        ttl: args.ttl,
+        delay: args.delay,
+        deliver_at: args.at,
+        priority: args.priority,
+        message_id: args.message_id.clone(),
+        ..Message::new("").key(args.key.clone()).headers(args.headers.iter().cloned())
+    }
+}
+
+/// Publishes one message to a topic, and tells who got it.
+async fn publish_one(client: &Client, args: &PublishArgs, body: &str, output: &Output) -> anyhow::Result<()> {
+    let message = Message { body: body.to_owned().into(), ..template(args) };
+    let Routed { copies, .. } = client.publish_to_topic(&args.queue, vec![message], args.mandatory).await?;
+    let topic = &args.queue;
+    output.result(&json!({ "topic": topic, "published": 1, "copies": copies }), || match copies {
+        0 => format!("published to topic {topic}; no queue wants it, and it is dropped"),
+        1 => format!("published to topic {topic}; one queue got it"),
+        _ => format!("published to topic {topic}; {copies} queues got it"),
+    })?;
+    Ok(())
+}
+
+/// Offsets of what was published to a topic mean nothing.
+async fn is_topic(client: &Client, destination: &str) -> anyhow::Result<bool> {
+    match client.get_topic(destination).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.reason() == Reason::TopicNotFound => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 struct Publisher<'a> {
@@ -116,14 +168,7 @@ struct Publisher<'a> {
 
 impl<'a> Publisher<'a> {
     fn new(producer: &'a Producer, args: &PublishArgs) -> Self {
-        let template = Message {
-            ttl: args.ttl,
-            delay: args.delay,
-            deliver_at: args.at,
-            priority: args.priority,
-            message_id: args.message_id.clone(),
-            ..Message::new("").key(args.key.clone()).headers(args.headers.iter().cloned())
-        };
+        let template = template(args);
         let takes_long = args.file.is_some() || args.count.is_some();
         let progress = if takes_long { progress_bar(args.count) } else { indicatif::ProgressBar::hidden() };
         let started = time::Instant::now();

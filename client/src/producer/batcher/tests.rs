@@ -27,7 +27,7 @@ fn push(batcher: &mut Batcher, now: Instant) -> Confirm {
 
 fn confirm(batcher: &mut Batcher, sequence: u64, first_offset: u64, count: u32) {
     let mut settled = Settled::default();
-    let confirm = node::Confirm { sequence, first_offset, count, duplicate: false };
+    let confirm = node::Confirm { sequence, first_offset, count, duplicate: false, ..Default::default() };
     batcher.confirm(&confirm, &mut settled).unwrap();
     settled.publish();
 }
@@ -151,7 +151,8 @@ fn repeated_confirms_are_normal_and_early_ones_are_not() {
     confirm(&mut batcher, 1, 0, 1);
     confirm(&mut batcher, 1, 0, 1);
     for (sequence, count) in [(3, 1), (2, 7)] {
-        let early = node::Confirm { sequence, first_offset: 0, count, duplicate: false };
+        let early =
+            node::Confirm { sequence, first_offset: 0, count, duplicate: false, ..Default::default() };
         assert!(batcher.confirm(&early, &mut Settled::default()).is_err());
     }
 }
@@ -349,6 +350,7 @@ impl Node {
                     first_offset,
                     count,
                     duplicate: false,
+                    ..Default::default()
                 });
             }
             confirms.push(self.stored[index]);

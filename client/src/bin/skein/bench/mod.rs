@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use skein_client::{Client, Position};
 use tokio::{
     signal,
@@ -33,6 +34,9 @@ use crate::{args::ConnectArgs, output::Output};
 /// default lease would be too patient for a measurement; a failover takes less.
 const DRAIN_IDLE_MAX: Duration = Duration::from_secs(10);
 
+/// Bindings that are made at the same time.
+const BINDS_IN_FLIGHT_MAX: usize = 32;
+
 /// How often the drain looks whether everything has arrived.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -42,6 +46,7 @@ Examples:
   skein bench --producers 1 --consumers 1 --window 1 --json       latency of one at a time
   skein bench --groups 4 --json                                   every message to four groups
   skein bench --priority --ttl 10m --json                         what some features cost
+  skein bench --queues 4 --bindings 1000 --consumers 4 --json     through a topic
   skein bench --pids $(pgrep -d, skein-node) --json               with the brokers' CPU, memory and disk";
 
 #[derive(Debug, Args)]
@@ -96,8 +101,13 @@ pub(crate) async fn run(
             create_group(client, queue, &group, &args.shape).await.context("cannot create the groups")?;
         }
     }
-    let measured = measure(connect, &args, &queues, output).await;
+    let topic = bind_topic(client, &queues, &args.shape).await.context("cannot create the topic")?;
+    let destinations = topic.as_ref().map_or(&queues[..], std::slice::from_ref);
+    let measured = measure(connect, &args, &queues, destinations, output).await;
     if !args.keep {
+        if let Some(topic) = &topic {
+            client.delete_topic(topic).await.context("cannot delete the topic")?;
+        }
         for queue in &queues {
             client.delete_queue(queue).await.context("cannot delete the queues")?;
         }
@@ -107,6 +117,24 @@ pub(crate) async fn run(
     let lost_count = report.lost_count();
     ensure!(lost_count == 0, "{lost_count} confirmed messages were never received");
     Ok(())
+}
+
+/// Creates the topic to publish to, and binds the queues in turn; nothing where queues are published to.
+async fn bind_topic(client: &Client, queues: &[String], shape: &Shape) -> anyhow::Result<Option<String>> {
+    let bindings: Vec<_> = shape.bindings().zip(queues.iter().cycle()).collect();
+    if bindings.is_empty() {
+        return Ok(None);
+    }
+    let topic = format!("{}-topic", queues[0]);
+    client.create_topic(&topic, None).await?;
+    stream::iter(bindings)
+        .map(Ok)
+        .try_for_each_concurrent(BINDS_IN_FLIGHT_MAX, |(filter, queue)| {
+            let bound = client.bind(&topic, queue, Some(filter));
+            async { bound.await.map(drop) }
+        })
+        .await?;
+    Ok(Some(topic))
 }
 
 /// The consumer groups of a measurement; none where nothing is consumed.
@@ -137,10 +165,11 @@ async fn measure(
     connect: &ConnectArgs,
     args: &BenchArgs,
     queues: &[String],
+    destinations: &[String],
     output: &Output,
 ) -> anyhow::Result<Report> {
     let mut processes = Processes::new(&args.pids);
-    let mut load = Load::start(connect, args, queues).await?;
+    let mut load = Load::start(connect, args, queues, destinations).await?;
     let started = Instant::now();
     let before = processes.sample().context("cannot read the processes given by --pids")?;
     tell_each_second(&load.counters, &mut processes, started, args.seconds, output).await?;
@@ -174,7 +203,12 @@ async fn measure(
 }
 
 impl Load {
-    async fn start(connect: &ConnectArgs, args: &BenchArgs, queues: &[String]) -> anyhow::Result<Self> {
+    async fn start(
+        connect: &ConnectArgs,
+        args: &BenchArgs,
+        queues: &[String],
+        destinations: &[String],
+    ) -> anyhow::Result<Self> {
         let mut load = Self {
             counters: Arc::new(Counters::new()),
             publishing: watch::Sender::new(true),
@@ -182,13 +216,14 @@ impl Load {
             producers: JoinSet::new(),
             consumers: Vec::new(),
         };
-        let queue_of = |index: u32| &queues[index as usize % queues.len()];
+        let in_turn = |names: &[String], index: u32| names[index as usize % names.len()].clone();
         // Connections of their own, so that deliveries do not stand in the way of confirms.
         let for_consumers = connect.client().await?;
         for group in groups(args) {
             let mut consumers = JoinSet::new();
             for index in 0..args.consumers {
-                let consumer = for_consumers.consumer(queue_of(index), &group).credit_messages(args.credit);
+                let consumer =
+                    for_consumers.consumer(in_turn(queues, index), &group).credit_messages(args.credit);
                 let consumer = consumer.build().await?;
                 let (counters, consuming) = (Arc::clone(&load.counters), load.consuming.subscribe());
                 consumers.spawn(load::consume(consumer, args.producers, counters, consuming));
@@ -198,8 +233,10 @@ impl Load {
         let for_producers = connect.client().await?;
         let body_bytes = args.size.max(BODY_BYTES_MIN);
         for index in 0..args.producers {
-            let producer =
-                for_producers.producer(queue_of(index)).window_messages(args.window).window_bytes(usize::MAX);
+            let producer = for_producers
+                .producer(in_turn(destinations, index))
+                .window_messages(args.window)
+                .window_bytes(usize::MAX);
             let producer = producer.build().await?;
             let (counters, publishing) = (Arc::clone(&load.counters), load.publishing.subscribe());
             let (window, shape) = (args.window, args.shape);

@@ -29,6 +29,10 @@ pub(crate) struct Shape {
     /// Give messages so many keys in turn, and let the queues keep the order of each.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "filter")]
     keys: Option<u64>,
+    /// Publish to a topic with so many bindings, of which each message matches one, and which share out the queues.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(conflicts_with_all = ["filter", "keys"])]
+    bindings: Option<u64>,
 }
 
 impl Shape {
@@ -44,9 +48,17 @@ impl Shape {
         if let Some(count) = self.keys {
             message.key = (sequence % count).to_string().into();
         }
+        if let Some(count) = self.bindings {
+            message.key = format!("bench.{}.event", sequence % count).into();
+        }
         message.delay = self.delay;
         message.ttl = self.ttl;
         message
+    }
+
+    /// The bindings of the topic that is published to; none where queues are.
+    pub(super) fn bindings(&self) -> impl Iterator<Item = Filter> + use<> {
+        (0..self.bindings.unwrap_or_default()).map(|number| Filter::key_matches(format!("bench.{number}.*")))
     }
 
     /// What queues are to be like.
@@ -74,7 +86,7 @@ mod tests {
         let plain = Shape::default().message(7, Bytes::from_static(b"x"));
         assert_eq!(plain, Message::new("x"));
         let (delay, ttl) = (Some(Duration::from_millis(5)), Some(Duration::from_secs(9)));
-        let shape = Shape { priority: true, delay, ttl, filter: true, keys: None };
+        let shape = Shape { priority: true, delay, ttl, filter: true, ..Shape::default() };
         let message = shape.message(17, Bytes::new());
         assert_eq!((message.priority, message.delay, message.ttl), (7, delay, ttl));
         assert_eq!((&message.key[..], shape.wants(17)), (&b"other"[..], false));

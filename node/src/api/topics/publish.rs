@@ -1,0 +1,253 @@
+//! Publishing to a topic: each batch goes to the queues that want any of it, and is confirmed when all of them have it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _, future, stream::BoxStream};
+use skein_proto::{
+    ids::QueueId,
+    limits,
+    node::{
+        Confirm, PublishBatch, PublishOpen, PublishOpened, PublishRequest, PublishResponse, Reason, Routed,
+        SendRequest, SendResponse, publish_request::Request as Inbound,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use super::{
+    fan_out::FanOut,
+    routing::RoutingTable,
+    target::{Confirmed, Target},
+};
+use crate::{
+    api::{Api, names::QueueRef, status},
+    batch::{self, Checked, MessageLimits},
+    tasks,
+};
+
+/// Responses that wait for the client to read them.
+const RESPONSES_MAX: usize = 16;
+
+type Responses = BoxStream<'static, Result<PublishResponse, Status>>;
+
+/// Passes one producer's batches on to the queues of a topic.
+struct TopicRouter {
+    api: Arc<Api>,
+    topic: String,
+    producer: u64,
+    mandatory: bool,
+    targets: BTreeMap<QueueId, OpenTarget>,
+    /// That of the routing table that was used last.
+    revision: u64,
+}
+
+struct OpenTarget {
+    target: Target,
+    /// The last batch of which it got anything; 0 for none.
+    last_sequence: u64,
+}
+
+impl Api {
+    /// Publishes one batch to a topic.
+    pub(in crate::api) async fn send_to_topic(
+        self: Arc<Self>,
+        request: SendRequest,
+    ) -> Result<SendResponse, Status> {
+        let SendRequest { queue: topic, producer_id, sequence, batch, mandatory } = request;
+        let mut router = TopicRouter::new(self, topic, producer_id, mandatory);
+        let confirm = router.pass_on(sequence, batch).await?.await?;
+        Ok(SendResponse { confirm: Some(confirm) })
+    }
+
+    /// Serves a publish stream for a topic, on whichever node.
+    pub(in crate::api) fn publish_to_topic(
+        self: Arc<Self>,
+        open: PublishOpen,
+        inbound: Streaming<PublishRequest>,
+    ) -> Responses {
+        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
+        let opened = PublishOpened {
+            shard_id: self.entry_shard(&open.queue).get(),
+            message_bytes_max: self.message_bytes_max as u64,
+            batch_bytes_max: limits::BATCH_BYTES_MAX as u64,
+            batch_messages_max: limits::BATCH_MESSAGES_MAX as u32,
+        };
+        // Cannot fail: the channel is empty and its receiver is here.
+        let _ = responses.try_send(Ok(PublishResponse { opened: Some(opened), confirms: Vec::new() }));
+        let (pending, waiting) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
+        tasks::spawn(answer(waiting, responses));
+        let router = TopicRouter::new(self, open.queue, open.producer_id, open.mandatory);
+        tasks::spawn(router.take(inbound, pending));
+        ReceiverStream::new(stream).boxed()
+    }
+}
+
+impl TopicRouter {
+    fn new(api: Arc<Api>, topic: String, producer: u64, mandatory: bool) -> Self {
+        Self { api, topic, producer, mandatory, targets: BTreeMap::new(), revision: 0 }
+    }
+
+    /// Takes batches until the client ends the stream, one is refused, or the node stops.
+    async fn take(mut self, mut inbound: Streaming<PublishRequest>, pending: mpsc::Sender<Confirmed>) {
+        let mut stopping = self.api.stopping.clone();
+        let refused = tokio::select! {
+            refused = self.take_batches(&mut inbound, &pending) => refused,
+            _ = stopping.wait_for(|stopping| *stopping) => Some(status::shutting_down()),
+        };
+        if let Some(status) = refused {
+            // Fails when the client is gone.
+            let _ = pending.send(future::ready(Err(status)).boxed()).await;
+        }
+    }
+
+    async fn take_batches(
+        &mut self,
+        inbound: &mut Streaming<PublishRequest>,
+        pending: &mpsc::Sender<Confirmed>,
+    ) -> Option<Status> {
+        loop {
+            // A place first: a client that reads no confirms gets no more batches taken.
+            let place = pending.reserve().await.ok()?;
+            let batch = match inbound.message().await {
+                Ok(Some(PublishRequest { request: Some(Inbound::Batch(batch)) })) => batch,
+                Ok(Some(_)) => {
+                    let message = "a publish stream opens once; what follows are batches";
+                    return Some(status::wrong_first_message(message));
+                }
+                Ok(None) | Err(_) => return None,
+            };
+            let PublishBatch { sequence, batch, .. } = batch;
+            match self.pass_on(sequence, batch).await {
+                Ok(confirmed) => place.send(confirmed),
+                Err(refused) => return Some(refused),
+            }
+        }
+    }
+
+    /// Sends a batch to the queues that want any of it. They confirm in their own time; batches reach each of them in
+    /// the order of the calls.
+    async fn pass_on(&mut self, sequence: u64, batch: Bytes) -> Result<Confirmed, Status> {
+        let deliver_at_ms_max = self.api.clock.wall_ms() + limits::DELAY_MS_MAX;
+        let limits = MessageLimits { deliver_at_ms_max, ..MessageLimits::up_to(self.api.message_bytes_max) };
+        let Checked { count, .. } = batch::check(&batch, &limits).map_err(status::from_batch)?;
+        let fan_out = FanOut::of(batch, &*self.table()?);
+        let unrouted = fan_out.unrouted;
+        if self.mandatory && unrouted > 0 {
+            return Err(self.not_routed(unrouted));
+        }
+        let mut confirmed = Vec::with_capacity(fan_out.places.len());
+        for (&queue, places) in &fan_out.places {
+            confirmed.push(self.pass_to(queue, sequence, fan_out.share(places), places).await?);
+        }
+        let queue_confirms = future::join_all(confirmed);
+        let confirm = async move {
+            let confirms = queue_confirms.await.into_iter().collect::<Result<Vec<_>, Status>>()?;
+            let duplicate = !confirms.is_empty() && confirms.iter().all(|confirm| confirm.duplicate);
+            let routed_copies = confirms.iter().map(|confirm| confirm.routed_copies).sum();
+            Ok(Confirm {
+                sequence,
+                count,
+                duplicate,
+                routed_copies,
+                unrouted_messages: unrouted,
+                first_offset: 0,
+            })
+        };
+        Ok(confirm.boxed())
+    }
+
+    async fn pass_to(
+        &mut self,
+        id: QueueId,
+        sequence: u64,
+        share: Bytes,
+        places: &[u32],
+    ) -> Result<Confirmed, Status> {
+        let copies = u32::try_from(places.len()).expect("no more than the messages of a batch");
+        let gone = Confirm { sequence, ..Confirm::default() };
+        let Some(open) = self.target(id).await? else {
+            // Deleted a moment ago, bindings and all.
+            return Ok(future::ready(Ok(gone)).boxed());
+        };
+        let routed = Routed { follows: open.last_sequence, places: places.to_vec() };
+        open.last_sequence = sequence;
+        let confirmed = open.target.send(sequence, share, routed).await?;
+        let confirm = async move {
+            match confirmed.await {
+                Ok(confirm) => Ok(Confirm { routed_copies: copies, ..confirm }),
+                Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => Ok(gone),
+                Err(status) => Err(status),
+            }
+        };
+        Ok(confirm.boxed())
+    }
+
+    /// The way to a queue. Nothing when the queue does not exist any more.
+    async fn target(&mut self, id: QueueId) -> Result<Option<&mut OpenTarget>, Status> {
+        if !self.targets.contains_key(&id) {
+            let queue = self.api.groups.catalog().replica().with_catalog(|catalog| {
+                let name = catalog.queue_name(id)?;
+                Some(QueueRef::new(name, catalog.queue(name)?))
+            });
+            let Some(queue) = queue else { return Ok(None) };
+            let target = match Target::open(&self.api, queue, self.producer).await {
+                Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => return Ok(None),
+                target => target?,
+            };
+            self.targets.insert(id, OpenTarget { target, last_sequence: 0 });
+        }
+        Ok(self.targets.get_mut(&id))
+    }
+
+    /// How the topic routes now. Lets go of queues that get nothing any more.
+    fn table(&mut self) -> Result<Arc<RoutingTable>, Status> {
+        let catalog = self.api.groups.catalog().replica();
+        let table = catalog.with_catalog(|catalog| self.api.routing_tables.get(catalog, &self.topic));
+        let table = table.ok_or_else(|| status::topic_not_found(&self.topic))?;
+        if table.revision() != self.revision {
+            self.revision = table.revision();
+            self.targets.retain(|queue, _| table.names(*queue));
+        }
+        Ok(table)
+    }
+
+    fn not_routed(&self, unrouted: u32) -> Status {
+        let message = format!(
+            "topic {:?} has no binding and no alternate queue for {unrouted} of the messages, and the publisher asked \
+             to be told; nothing of the batch was stored. Bind a queue (skein topic bind {} QUEUE), name an alternate \
+             queue, or publish without mandatory",
+            self.topic, self.topic
+        );
+        status::status(Code::FailedPrecondition, Reason::NotRouted, message)
+    }
+}
+
+/// Answers batches in order, as many at a time as have their outcome. The first that was refused ends the stream.
+async fn answer(
+    waiting: mpsc::Receiver<Confirmed>,
+    responses: mpsc::Sender<Result<PublishResponse, Status>>,
+) {
+    let max = limits::PRODUCER_BATCHES_IN_FLIGHT_MAX;
+    let mut outcomes = ReceiverStream::new(waiting).buffered(max).ready_chunks(max);
+    while let Some(chunk) = outcomes.next().await {
+        let mut confirms = Vec::with_capacity(chunk.len());
+        let mut refused = None;
+        for outcome in chunk {
+            match outcome {
+                Ok(confirm) if refused.is_none() => confirms.push(confirm),
+                Ok(_) => {}
+                Err(status) => refused = refused.or(Some(status)),
+            }
+        }
+        let response = PublishResponse { opened: None, confirms };
+        if !response.confirms.is_empty() && responses.send(Ok(response)).await.is_err() {
+            return;
+        }
+        if let Some(status) = refused {
+            let _ = responses.send(Err(status)).await;
+            return;
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The way from a topic to one queue: to its shard here, or over a stream to the node that leads it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
+use skein_proto::{
+    limits,
+    node::{
+        Confirm, PublishBatch, PublishOpen, PublishRequest, PublishResponse, Routed,
+        publish_request::Request as Outbound,
+    },
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel};
+
+use crate::{
+    api::{
+        Api, forward,
+        names::QueueRef,
+        publish::{self, Submission},
+        route::{self, Route},
+        status,
+    },
+    raft::{Group, ProposeError},
+    tasks,
+};
+
+/// Batches that wait for the stream to take them.
+const REQUESTS_MAX: usize = 16;
+
+pub(super) type Confirmed = BoxFuture<'static, Result<Confirm, Status>>;
+
+/// One queue's end of a topic.
+pub(super) enum Target {
+    /// This node leads the queue's shard.
+    Local { api: Arc<Api>, group: Arc<Group>, queue: QueueRef, producer: u64 },
+    /// Another node does.
+    Remote {
+        api: Arc<Api>,
+        requests: mpsc::Sender<PublishRequest>,
+        /// In the order of the requests.
+        waiting: mpsc::Sender<oneshot::Sender<Result<Confirm, Status>>>,
+    },
+}
+
+impl Target {
+    pub(super) async fn open(api: &Arc<Api>, queue: QueueRef, producer: u64) -> Result<Self, Status> {
+        match api.route(queue.shard, false).await? {
+            Route::Local => {
+                api.ensure_open(&queue).await?;
+                let group = Arc::clone(api.group(queue.shard)?);
+                Ok(Self::Local { api: Arc::clone(api), group, queue, producer })
+            }
+            Route::Remote(channel) => Self::connect(api, channel, queue.name, producer).await,
+        }
+    }
+
+    async fn connect(
+        api: &Arc<Api>,
+        channel: Channel,
+        queue: String,
+        producer_id: u64,
+    ) -> Result<Self, Status> {
+        let (requests, outbound) = mpsc::channel(REQUESTS_MAX);
+        let open = PublishOpen { queue, producer_id, mandatory: false };
+        // Cannot fail: the channel is empty and its receiver is here.
+        let _ = requests.try_send(PublishRequest { request: Some(Outbound::Open(open)) });
+        let publish = route::forwarded(ReceiverStream::new(outbound));
+        let responses = forward::broker(channel).publish(publish).await.map_err(forward::failed)?;
+        let (waiting, to_answer) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
+        tasks::spawn(answer(responses.into_inner(), to_answer));
+        Ok(Self::Remote { api: Arc::clone(api), requests, waiting })
+    }
+
+    /// Sends what the queue gets of a batch on its way, in the order of the calls. Its bytes are taken from the node's
+    /// budget until the outcome is known.
+    pub(super) async fn send(
+        &self,
+        sequence: u64,
+        batch: Bytes,
+        routed: Routed,
+    ) -> Result<Confirmed, Status> {
+        match self {
+            Self::Local { api, group, queue, producer } => {
+                let submission = Submission {
+                    producer: *producer,
+                    sequence,
+                    batch,
+                    routed: Some(routed),
+                    message_bytes_max: api.message_bytes_max,
+                };
+                let outcome = api.submit(group, queue, submission).await?;
+                let name = queue.name.clone();
+                let confirm = async move {
+                    let outcome = outcome.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
+                    publish::confirm(sequence, outcome, &name)
+                };
+                Ok(confirm.boxed())
+            }
+            Self::Remote { api, requests, waiting } => {
+                let permit = api.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
+                let (reply, outcome) = oneshot::channel();
+                let batch = PublishBatch { sequence, batch, routed: Some(routed) };
+                let request = PublishRequest { request: Some(Outbound::Batch(batch)) };
+                // When the stream has ended, the reply is dropped here or there, which says so.
+                if waiting.send(reply).await.is_ok() {
+                    let _ = requests.send(request).await;
+                }
+                let confirm = async move {
+                    let _permit = permit;
+                    let unknown = |_| Err(status::from_propose(ProposeError::OutcomeUnknown));
+                    outcome.await.unwrap_or_else(unknown)
+                };
+                Ok(confirm.boxed())
+            }
+        }
+    }
+}
+
+/// Hands out the answers of another node. What is not answered when the stream ends fails for the same reason.
+async fn answer(
+    mut responses: Streaming<PublishResponse>,
+    mut waiting: mpsc::Receiver<oneshot::Sender<Result<Confirm, Status>>>,
+) {
+    let ended = loop {
+        match responses.message().await {
+            Ok(Some(response)) => {
+                for confirm in response.confirms {
+                    let Some(reply) = waiting.recv().await else { return };
+                    // Fails when the publisher is gone.
+                    let _ = reply.send(Ok(confirm));
+                }
+            }
+            Ok(None) => break status::leader_moved(),
+            Err(status) => break forward::failed(status),
+        }
+    };
+    while let Some(reply) = waiting.recv().await {
+        let _ = reply.send(Err(ended.clone()));
+    }
+}
