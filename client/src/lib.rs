@@ -107,6 +107,8 @@ mod guide {
     struct OrderByKey;
     #[doc = include_str!("../../docs/guide/topics.md")]
     struct Topics;
+    #[doc = include_str!("../../docs/guide/deduplication.md")]
+    struct Deduplication;
     #[doc = include_str!("../../docs/guide/filters.md")]
     struct Filters;
     #[doc = include_str!("../../docs/guide/replay.md")]

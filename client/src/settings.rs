@@ -62,6 +62,9 @@ pub struct QueueSettings {
     /// Messages with the same key go to one consumer at a time, in order: the next one when the one before is settled.
     /// Messages without a key go to anybody. Holds for what is published from then on.
     pub order_by_key: bool,
+    /// A message with the id of one that was published less than this long ago is confirmed, and not stored again. An
+    /// hour at most; two minutes are usual. Ids are not looked at when it is not set.
+    pub dedup_window: Option<Duration>,
 }
 
 /// What becomes of messages that every group has acked.
@@ -110,6 +113,7 @@ impl QueueSettings {
             expires_ms: long_ms(self.expires),
             lower_priority_percent: self.lower_priority_percent.unwrap_or_default(),
             order_by_key: self.order_by_key,
+            dedup_window_ms: long_ms(self.dedup_window),
         })
     }
 }
@@ -142,6 +146,7 @@ impl From<broker::QueueSettings> for QueueSettings {
             expires: duration(wire.expires_ms),
             lower_priority_percent: count(wire.lower_priority_percent),
             order_by_key: wire.order_by_key,
+            dedup_window: duration(wire.dedup_window_ms),
             dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
         }
     }
@@ -185,6 +190,7 @@ mod tests {
             expires: Some(Duration::from_secs(600)),
             lower_priority_percent: Some(10),
             order_by_key: true,
+            dedup_window: Some(Duration::from_secs(120)),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::broker::BatchRun;
 const FIELD_BODY: u64 = 1;
 const FIELD_KEY: u64 = 2;
 const FIELD_HEADERS: u64 = 3;
+const FIELD_MESSAGE_ID: u64 = 4;
 const FIELDS_STRING: std::ops::RangeInclusive<u64> = 4..=7;
 const FIELD_TTL_MS: u64 = 8;
 const FIELD_DELIVER_AT_MS: u64 = 9;

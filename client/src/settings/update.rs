@@ -54,6 +54,8 @@ pub enum Setting {
     LowerPriorityPercent,
     /// [`QueueSettings::order_by_key`]
     OrderByKey,
+    /// [`QueueSettings::dedup_window`]
+    DedupWindow,
 }
 
 impl QueueUpdate {
@@ -223,6 +225,19 @@ impl QueueUpdate {
         self.name(Setting::OrderByKey)
     }
 
+    /// For so long no message is stored with the id of one that was published before.
+    #[must_use]
+    pub fn dedup_window(mut self, window: Duration) -> Self {
+        self.settings.dedup_window = Some(window);
+        self.name(Setting::DedupWindow)
+    }
+
+    /// Ids of messages are not looked at.
+    #[must_use]
+    pub fn no_dedup_window(self) -> Self {
+        self.reset(Setting::DedupWindow)
+    }
+
     /// Puts a setting back to its default.
     #[must_use]
     pub fn reset(mut self, setting: Setting) -> Self {
@@ -244,6 +259,7 @@ impl QueueUpdate {
             Setting::Expires => settings.expires = None,
             Setting::LowerPriorityPercent => settings.lower_priority_percent = None,
             Setting::OrderByKey => settings.order_by_key = false,
+            Setting::DedupWindow => settings.dedup_window = None,
         }
         self.name(setting)
     }
@@ -268,7 +284,7 @@ impl QueueUpdate {
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::MaxDeliveries,
         Self::DeadLetterQueue,
         Self::Lease,
@@ -285,6 +301,7 @@ impl Setting {
         Self::Expires,
         Self::LowerPriorityPercent,
         Self::OrderByKey,
+        Self::DedupWindow,
     ];
 
     /// What its field in [`QueueSettings`] is called.
@@ -312,6 +329,7 @@ impl Setting {
             Self::Expires => "expires_ms",
             Self::LowerPriorityPercent => "lower_priority_percent",
             Self::OrderByKey => "order_by_key",
+            Self::DedupWindow => "dedup_window_ms",
         }
     }
 }
@@ -353,7 +371,8 @@ mod tests {
             .single_active_consumer(settings.single_active_consumer)
             .expires(settings.expires.unwrap())
             .lower_priority_percent(settings.lower_priority_percent.unwrap())
-            .order_by_key(settings.order_by_key);
+            .order_by_key(settings.order_by_key)
+            .dedup_window(settings.dedup_window.unwrap());
         assert_eq!(all.settings, settings);
         assert_eq!(all.named, BTreeSet::from(Setting::ALL));
         let none = Setting::ALL.into_iter().fold(all, QueueUpdate::reset);

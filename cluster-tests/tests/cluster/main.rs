@@ -5,6 +5,7 @@
 mod bad_input;
 mod catch_up;
 mod damage;
+mod dedup;
 mod delivery;
 mod failover;
 mod forwarding;

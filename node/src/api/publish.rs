@@ -4,6 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
+use sha2::{Digest as _, Sha256};
 use skein_proto::{
     ids::{ProducerId, Sequence},
     limits,
@@ -22,8 +23,8 @@ use super::{
     status::{self, Reason},
 };
 use crate::{
-    batch::{self, Checked, MessageLimits},
-    broker::{BatchRun, Outcome, RoutedMessage},
+    batch::{self, Checked, Fields, MessageLimits},
+    broker::{self, BatchRun, EachMessage, IdHash, Outcome},
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     tasks,
 };
@@ -115,10 +116,11 @@ impl Api {
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
         let Submission { producer, sequence, batch, routed, message_bytes_max } = submission;
         let deliver_at_ms_max = self.clock.wall_ms() + limits::DELAY_MS_MAX;
-        let by_key = group
-            .replica()
-            .with_messages(|shard| shard.queue(queue.id).is_some_and(|queue| queue.settings().order_by_key));
-        let one_by_one = routed.is_some();
+        let (by_key, dedups) = group.replica().with_messages(|shard| {
+            let settings = shard.queue(queue.id).map(broker::Queue::settings);
+            settings.map_or((false, false), |queue| (queue.order_by_key, queue.dedup_window_ms.is_some()))
+        });
+        let one_by_one = routed.is_some() || dedups;
         let message_limits =
             MessageLimits { bytes_max: message_bytes_max, deliver_at_ms_max, by_key, one_by_one };
         let Checked { count, runs } = batch::check(&batch, &message_limits).map_err(status::from_batch)?;
@@ -126,11 +128,17 @@ impl Api {
         self.ensure_room(group)?;
         let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
         let publish = match routed {
-            None => Proposed::publish(queue.id, producer, count, batch, &runs),
+            None if !one_by_one => Proposed::publish(queue.id, producer, count, batch, &runs),
+            None => {
+                let places: Vec<u32> = (0..count).collect();
+                let messages = each_message(&places, &runs, &batch, dedups)?;
+                Proposed::publish_each(queue.id, producer, batch, &messages, None)
+            }
             Some(routed) => {
                 let follows = (routed.follows != 0).then(|| Sequence::new(routed.follows));
-                let messages = routed_messages(&routed.places, &runs)?;
-                Proposed::publish_routed(queue.id, producer, follows, batch, &messages)
+                let messages = each_message(&routed.places, &runs, &batch, dedups)?;
+                let routed = Some(broker::Routed { follows });
+                Proposed::publish_each(queue.id, producer, batch, &messages, routed)
             }
         };
         Ok(group.propose_later(publish, Some(permit)).await)
@@ -274,15 +282,33 @@ pub(super) fn confirm(
     }
 }
 
-/// Each message of a batch that a topic routes here, and its place in the batch that was published.
-fn routed_messages(places: &[u32], runs: &[BatchRun]) -> Result<Vec<RoutedMessage>, Status> {
+/// Each message of a batch, and its place in the batch that was published; with its id where ids count.
+fn each_message(
+    places: &[u32],
+    runs: &[BatchRun],
+    batch: &[u8],
+    with_ids: bool,
+) -> Result<Vec<EachMessage>, Status> {
     if places.len() != runs.len() || !places.is_sorted_by(|before, after| before < after) {
         let message = "the places of a routed batch are not one for each message, rising";
         return Err(status::status(Code::InvalidArgument, Reason::MalformedMessage, message));
     }
-    let message = |(&place, run): (&u32, &BatchRun)| {
+    let mut messages = batch::encoded_messages(batch);
+    let each = places.iter().zip(runs).map(|(&place, run)| {
         let BatchRun { length, properties, delay_ms, .. } = *run;
-        RoutedMessage { place, length, properties, delay_ms }
-    };
-    Ok(places.iter().zip(runs).map(message).collect())
+        let id = messages.next().filter(|_| with_ids).and_then(|(_, message)| id_of(message));
+        EachMessage { place, length, properties, delay_ms, id }
+    });
+    Ok(each.collect())
+}
+
+/// What stands for the id of a message, if it has one.
+fn id_of(message: &[u8]) -> Option<IdHash> {
+    let id = Fields::of(message).message_id();
+    if id.is_empty() {
+        return None;
+    }
+    let hash = Sha256::digest(id);
+    let half = hash.first_chunk().expect("a SHA-256 has 32 bytes");
+    Some(IdHash(*half))
 }

@@ -18,6 +18,9 @@ const LEASE_MS_MIN: u32 = 100;
 /// The shortest time for which nobody may use a queue before it goes. A failover takes less.
 const EXPIRES_MS_MIN: u64 = 5_000;
 
+/// The longest time for which ids of messages are remembered.
+const DEDUP_WINDOW_MS_MAX: u64 = 60 * 60 * 1_000;
+
 /// The largest factor by which a redelivery delay grows.
 const MULTIPLIER_MAX: u32 = 100;
 
@@ -40,7 +43,8 @@ macro_rules! with_each_setting {
             single_active_consumer,
             expires_ms,
             lower_priority_percent,
-            order_by_key
+            order_by_key,
+            dedup_window_ms
         )
     };
 }
@@ -63,6 +67,7 @@ pub(super) fn check(queue: &str, given: QueueSettings) -> Result<Settings, Statu
         expires_ms: check_expiry(given.expires_ms)?,
         lower_priority_percent: check_lower_priority_percent(given.lower_priority_percent)?,
         order_by_key: given.order_by_key,
+        dedup_window_ms: check_dedup_window(given.dedup_window_ms)?,
         dead_letter_queue: check_dead_letter_queue(queue, given.dead_letter_queue)?,
     };
     if settings.max_age_ms.is_some() && settings.retention == Retention::UntilAcked {
@@ -159,6 +164,7 @@ pub(super) fn to_wire(settings: &Settings) -> QueueSettings {
         expires_ms: settings.expires_ms.unwrap_or_default(),
         lower_priority_percent: settings.lower_priority_percent,
         order_by_key: settings.order_by_key,
+        dedup_window_ms: settings.dedup_window_ms.unwrap_or_default(),
     }
 }
 
@@ -180,6 +186,16 @@ fn check_expiry(expires_ms: u64) -> Result<Option<u64>, Status> {
         return Err(status::invalid_setting(message));
     }
     Ok(expires_ms)
+}
+
+fn check_dedup_window(window_ms: u64) -> Result<Option<u64>, Status> {
+    if window_ms > DEDUP_WINDOW_MS_MAX {
+        let message = format!(
+            "dedup_window_ms is {window_ms}; an hour, {DEDUP_WINDOW_MS_MAX}, is the most, since every id is remembered"
+        );
+        return Err(status::invalid_setting(message));
+    }
+    Ok(some(window_ms))
 }
 
 fn check_lower_priority_percent(percent: u32) -> Result<u32, Status> {
@@ -298,6 +314,7 @@ mod tests {
             expires_ms: 5_000,
             lower_priority_percent: 50,
             order_by_key: true,
+            dedup_window_ms: 120_000,
         };
         let settings = check("orders", given.clone()).unwrap();
         assert_eq!(to_wire(&settings), given);
@@ -322,6 +339,7 @@ mod tests {
             ("retention", QueueSettings { retention: -1, ..default() }),
             ("expires_ms", QueueSettings { expires_ms: 4_999, ..default() }),
             ("lower_priority_percent", QueueSettings { lower_priority_percent: 51, ..default() }),
+            ("dedup_window_ms", QueueSettings { dedup_window_ms: 3_600_001, ..default() }),
             ("lease_ms", QueueSettings { lease_ms: 99, ..default() }),
             ("lease_ms", QueueSettings { lease_ms: u32::MAX, ..default() }),
             ("message_ttl_ms", QueueSettings { message_ttl_ms: u64::MAX, ..default() }),

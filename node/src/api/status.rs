@@ -11,7 +11,7 @@ use tonic::{
 use super::{admission::OverBudget, room::NoRoom};
 use crate::{
     batch::BatchError,
-    broker::Outcome,
+    broker::{Outcome, QUEUE_IDS_MAX},
     dispatch::{AddConsumerError, Refusal},
     raft::{ProposeError, TransferError},
     shard::{BodyError, MalformedToken, SettleError, SubscribeError},
@@ -205,6 +205,14 @@ pub(super) fn from_outcome(outcome: &Outcome, queue: &str) -> Status {
             format!(
                 "queue {queue:?} has as many messages or bytes as it may; consume some, raise max_messages or \
                  max_bytes, or let the oldest go (skein queue update {queue} --overflow drop-oldest)"
+            ),
+        ),
+        Outcome::TooManyIds => status(
+            Code::ResourceExhausted,
+            Reason::QueueFull,
+            format!(
+                "queue {queue:?} remembers {QUEUE_IDS_MAX} message ids, as many as it may; publish more slowly, or \
+                 shorten its dedup_window_ms (skein queue update {queue} --dedup-window 10s)"
             ),
         ),
         Outcome::PositionAfterEnd { next_offset } => status(

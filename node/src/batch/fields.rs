@@ -1,7 +1,7 @@
 //! Fields of an encoded message that can be asked for without decoding it.
 
 use super::{
-    FIELD_HEADERS, FIELD_KEY,
+    FIELD_HEADERS, FIELD_KEY, FIELD_MESSAGE_ID,
     wire::{skip, take_delimited, take_tag},
 };
 
@@ -21,6 +21,12 @@ impl<'a> Fields<'a> {
     #[must_use]
     pub fn key(&self) -> &'a [u8] {
         delimited(self.0).filter(|(field, _)| *field == FIELD_KEY).last().map_or(&[], |(_, key)| key)
+    }
+
+    /// Its id, empty where it has none.
+    #[must_use]
+    pub fn message_id(&self) -> &'a [u8] {
+        delimited(self.0).filter(|(field, _)| *field == FIELD_MESSAGE_ID).last().map_or(&[], |(_, id)| id)
     }
 
     /// The value of a header.

@@ -2,7 +2,7 @@
 
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
-use super::{BatchRun, Properties, Settings};
+use super::{BatchRun, IdHash, Properties, Settings};
 use crate::offsets::OffsetRange;
 
 /// What an entry says about itself, besides its commands.
@@ -54,18 +54,18 @@ pub enum Command {
         /// The batch in parts that are to be treated alike, which together are the whole; none where all is ordinary.
         runs: Vec<BatchRun>,
     },
-    /// Appends what a topic routes to a queue of a published batch, as far as it is not there.
-    PublishRouted {
+    /// Appends what is not there yet of a batch, whose messages are looked at one by one.
+    PublishEach {
         /// The queue to append to.
         queue: QueueId,
-        /// Who sent it, and as which of its batches, of which not all need to come here.
+        /// Who sent it, and as which of its batches; nothing for a batch that may be stored twice.
         producer: Option<(ProducerId, Sequence)>,
-        /// The one of these batches before it that came the same way; nothing for the first.
-        follows: Option<Sequence>,
         /// Where the messages lie in the entry that carries this command.
         block: BlockSpan,
         /// Each of them.
-        messages: Vec<RoutedMessage>,
+        messages: Vec<EachMessage>,
+        /// How they came from a topic; nothing when the batch was published to the queue.
+        routed: Option<Routed>,
     },
     /// Creates a consumer group, unless one of that name exists.
     CreateGroup {
@@ -134,9 +134,9 @@ pub enum Command {
     },
 }
 
-/// A message that a topic routes to a queue.
+/// A message that is looked at by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RoutedMessage {
+pub struct EachMessage {
     /// Its place in the batch that was published. They rise.
     pub place: u32,
     /// How many bytes it takes.
@@ -145,6 +145,15 @@ pub struct RoutedMessage {
     pub properties: Properties,
     /// Not to be delivered before this long after it was published.
     pub delay_ms: u64,
+    /// Its id, where it has one that counts.
+    pub id: Option<IdHash>,
+}
+
+/// How messages came from a topic, to which a producer published more than what came here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routed {
+    /// The batch of the producer before it that came the same way; nothing for the first.
+    pub follows: Option<Sequence>,
 }
 
 /// Bytes of an entry's payload.

@@ -16,6 +16,7 @@ mod page;
 mod producers;
 mod properties;
 mod queue;
+mod recent_ids;
 mod record;
 mod settings;
 mod shard;
@@ -25,7 +26,7 @@ mod topics;
 
 pub use blocks::{Block, BlockSlice, PAGE_BLOCKS};
 pub use catalog::{Catalog, CatalogQueue};
-pub use command::{BlockSpan, CatalogCommand, Command, EntryMeta, Position, Return, RoutedMessage};
+pub use command::{BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, Position, Return, Routed};
 pub use event::Event;
 pub use group::{DeadLetter, DeadLetterRun, GiveUpReason, GivenUp, Group, Returned};
 pub use live::{Live, LivePart};
@@ -33,9 +34,10 @@ pub use outcome::{CatalogOutcome, Outcome};
 pub use producers::{PRODUCER_IDLE_MAX_MS, PublishedBatch, QUEUE_PRODUCERS_MAX};
 pub use properties::{BatchRun, Properties};
 pub use queue::{Queue, Waiting};
+pub use recent_ids::{IdHash, QUEUE_IDS_MAX};
 pub use record::{
-    CatalogQueueRecord, CatalogRecord, CatalogTopicRecord, GroupRecord, PageRecord, ProducerRecord,
-    QueuePart, QueueRecord, Record, RecordKey, RestoreError, RoutedBatch, ShardRecord,
+    CatalogQueueRecord, CatalogRecord, CatalogTopicRecord, GroupRecord, IdsRecord, PageRecord,
+    ProducerRecord, QueuePart, QueueRecord, Record, RecordKey, RestoreError, RoutedBatch, ShardRecord,
 };
 pub use settings::{Backoff, Overflow, Retention, Settings};
 pub use shard::Shard;

@@ -34,6 +34,8 @@ pub enum Outcome {
     SequenceTooOld,
     /// The queue keeps as much as it may; nothing was appended.
     QueueFull,
+    /// The queue remembers as many ids of messages as it may; nothing was appended.
+    TooManyIds,
     /// There is no such queue here.
     QueueNotFound,
     /// The queue has no such group.

@@ -14,10 +14,10 @@ use skein_proto::{
     limits::QUEUE_GROUPS_MAX,
 };
 
-pub(super) use self::append::{Batch, Routed};
+pub(super) use self::append::{Batch, Each};
 use super::{
     Block, BlockSlice, BlockSpan, GiveUpReason, Group, LivePart, Outcome, Position, Properties, Return,
-    Settings, blocks::Blocks, group::TakenBack, live::LiveTally, producers::Producers,
+    Settings, blocks::Blocks, group::TakenBack, live::LiveTally, producers::Producers, recent_ids::RecentIds,
 };
 use crate::offsets::OffsetRange;
 
@@ -42,6 +42,8 @@ pub struct Queue {
     group_names: BTreeMap<String, GroupId>,
     next_group: GroupId,
     producers: Producers,
+    /// Of messages that were published lately.
+    ids: RecentIds,
     /// Groups that were created, changed or forgotten since the last checkpoint.
     changed_groups: BTreeSet<GroupId>,
 }
@@ -93,6 +95,7 @@ impl Queue {
             group_names: BTreeMap::new(),
             next_group: GroupId::new(1),
             producers: Producers::default(),
+            ids: RecentIds::default(),
             changed_groups: BTreeSet::new(),
         }
     }
@@ -269,6 +272,7 @@ impl Queue {
         name.clone_into(&mut self.name);
         self.settings.clone_from(settings);
         self.settings_revision = revision;
+        self.forget_ids(now_ms);
         self.drop_unmovable();
         self.free_all_acked();
         self.enforce_limits(now_ms)

@@ -2,7 +2,7 @@
 
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId};
 
-use super::{Binding, Block, DeadLetterRun, PublishedBatch, Returned, Settings};
+use super::{Binding, Block, DeadLetterRun, IdHash, PublishedBatch, Returned, Settings};
 use crate::offsets::OffsetRange;
 
 /// The name of a record. Keys sort so that everything about a queue lies together, its [`QueuePart::Head`] first.
@@ -42,6 +42,8 @@ pub enum QueuePart {
     Page(u64),
     /// A [`ProducerRecord`].
     Producer(ProducerId),
+    /// An [`IdsRecord`], by the number of the page.
+    Ids(u64),
 }
 
 /// One piece of the state.
@@ -57,6 +59,8 @@ pub enum Record {
     Page(PageRecord),
     /// Under [`QueuePart::Producer`].
     Producer(ProducerRecord),
+    /// Under [`QueuePart::Ids`].
+    Ids(IdsRecord),
     /// Under [`RecordKey::Catalog`].
     Catalog(CatalogRecord),
     /// Under [`RecordKey::CatalogQueue`].
@@ -101,6 +105,8 @@ pub struct QueueRecord {
     pub length_floor: Offset,
     /// When anybody last published to it or settled anything, by the core's time.
     pub used_at_ms: u64,
+    /// The number of the first remembered id, or of the next one.
+    pub first_id: u64,
 }
 
 /// A consumer group.
@@ -147,6 +153,15 @@ pub struct ProducerRecord {
     pub recent: Vec<PublishedBatch>,
     /// What topics routed here, by rising sequence.
     pub routed: Vec<RoutedBatch>,
+}
+
+/// Ids of messages, by rising number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdsRecord {
+    /// That of the first one.
+    pub first_number: u64,
+    /// With the core's time when they were published.
+    pub ids: Vec<(u64, IdHash)>,
 }
 
 /// What a topic routed here of a published batch.

@@ -31,6 +31,8 @@ pub struct Settings {
     pub lower_priority_percent: u32,
     /// Messages with the same key go to one consumer at a time, in order.
     pub order_by_key: bool,
+    /// For how long the ids of messages are remembered, so that none is stored twice.
+    pub dedup_window_ms: Option<u64>,
 }
 
 /// How long a message that came back waits before it is delivered again.
@@ -81,6 +83,7 @@ impl Default for Settings {
             expires_ms: None,
             lower_priority_percent: 0,
             order_by_key: false,
+            dedup_window_ms: None,
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
     closed_queues::ClosedQueues,
     group::TakenBack,
     live::LiveTally,
-    queue::{Batch, Routed, Settlement},
+    queue::{Batch, Each, Settlement},
 };
 
 /// The most that an entry adds to the elapsed time. A leader whose clock is far ahead thus costs producers a minute of
@@ -218,12 +218,12 @@ impl Shard {
                 let batch = Batch { index, time_ms, elapsed_ms, span: *block, count: *count, runs };
                 self.append(*queue, batch, |queue| queue.publish(*producer, batch))
             }
-            Command::PublishRouted { queue, producer, follows, block, messages } => {
+            Command::PublishEach { queue, producer, block, messages, routed } => {
                 let Self { time_ms, elapsed_ms, .. } = *self;
                 let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
                 let batch = Batch { index, time_ms, elapsed_ms, span: *block, count, runs: &[] };
-                let routed = Routed { producer: *producer, follows: *follows, messages };
-                self.append(*queue, batch, |queue| queue.publish_routed(routed, batch))
+                let each = Each { producer: *producer, routed: *routed, messages };
+                self.append(*queue, batch, |queue| queue.publish_each(each, batch))
             }
             Command::CreateGroup { queue, name, start, filter } => {
                 self.create_group(*queue, name, *start, filter)
@@ -295,6 +295,7 @@ impl Shard {
         let Some(queue) = self.change_queue(id) else {
             return Outcome::QueueNotFound;
         };
+        queue.forget_ids(time_ms);
         let taken = queue.enforce_limits(time_ms);
         self.note_dropped(id, taken);
         Outcome::Trimmed
@@ -305,9 +306,10 @@ impl Shard {
         let Some(queue) = self.change_queue(id) else {
             return Outcome::QueueNotFound;
         };
+        let before = queue.next_offset();
         let outcome = take(queue);
         let next_offset = queue.next_offset();
-        if let Outcome::Published { duplicate: false, .. } = outcome {
+        if next_offset != before || matches!(outcome, Outcome::Published { duplicate: false, .. }) {
             let taken = queue.enforce_limits(batch.time_ms);
             self.note_dropped(id, taken);
             if let Some(observer) = &mut self.observer {
@@ -384,8 +386,8 @@ impl Shard {
     fn note_aging(&mut self, id: QueueId) {
         let settings = self.queues.get(&id).map(Queue::settings);
         let ages = |settings: &Settings| {
-            let Settings { max_age_ms, message_ttl_ms, expires_ms, .. } = settings;
-            max_age_ms.or(*message_ttl_ms).or(*expires_ms).is_some()
+            let Settings { max_age_ms, message_ttl_ms, expires_ms, dedup_window_ms, .. } = settings;
+            max_age_ms.or(*message_ttl_ms).or(*expires_ms).or(*dedup_window_ms).is_some()
         };
         if settings.is_some_and(ages) {
             self.aging_queues.insert(id);

@@ -13,8 +13,8 @@ use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
 use self::model::Model;
 use super::{
-    BatchRun, BlockSpan, Command, EntryMeta, Outcome, Overflow, PRODUCER_IDLE_MAX_MS, Position, Properties,
-    Record, RecordKey, Retention, Return, RoutedMessage, Settings, Shard,
+    BatchRun, BlockSpan, Command, EachMessage, EntryMeta, IdHash, Outcome, Overflow, PRODUCER_IDLE_MAX_MS,
+    Position, Properties, Record, RecordKey, Retention, Return, Routed, Settings, Shard,
 };
 use crate::offsets::OffsetRange;
 
@@ -97,17 +97,28 @@ fn range() -> impl Strategy<Value = OffsetRange> {
 
 fn any_settings() -> impl Strategy<Value = Settings> {
     let limit = |max: u64| prop_oneof![2 => Just(None), 1 => (1..max).prop_map(Some)];
-    (1..4_u32, any::<(bool, bool, bool)>(), limit(12), limit(400), limit(900), limit(900)).prop_map(
-        |(max, (dead, keeps, drops), max_messages, max_bytes, max_age_ms, message_ttl_ms)| Settings {
-            max_messages,
-            max_bytes,
-            message_ttl_ms,
-            max_age_ms: max_age_ms.filter(|_| keeps),
-            retention: if keeps { Retention::Limits } else { Retention::UntilAcked },
-            overflow: if drops { Overflow::DropOldest } else { Overflow::RejectPublish },
-            ..settings(max, dead.then_some("dead"))
-        },
-    )
+    let dedup_window = limit(600);
+    (1..4_u32, any::<(bool, bool, bool)>(), limit(12), limit(400), limit(900), limit(900), dedup_window)
+        .prop_map(
+            |(
+                max,
+                (dead, keeps, drops),
+                max_messages,
+                max_bytes,
+                max_age_ms,
+                message_ttl_ms,
+                dedup_window_ms,
+            )| Settings {
+                dedup_window_ms,
+                max_messages,
+                max_bytes,
+                message_ttl_ms,
+                max_age_ms: max_age_ms.filter(|_| keeps),
+                retention: if keeps { Retention::Limits } else { Retention::UntilAcked },
+                overflow: if drops { Overflow::DropOldest } else { Overflow::RejectPublish },
+                ..settings(max, dead.then_some("dead"))
+            },
+        )
 }
 
 fn position() -> impl Strategy<Value = Position> {
@@ -151,30 +162,25 @@ fn publish() -> impl Strategy<Value = Command> {
     })
 }
 
-fn publish_routed() -> impl Strategy<Value = Command> {
+fn publish_each() -> impl Strategy<Value = Command> {
     let producer = prop::option::of((1..3_u64, 1..8_u64))
         .prop_map(|producer| producer.map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))));
     let follows = prop_oneof![2 => Just(None), 1 => (1..8_u64).prop_map(|last| Some(Sequence::new(last)))];
-    let message = (1..3_u32, 1..30_u32, 0..2_u8);
-    (queue_id(), producer, follows, 0..1_000_u32, vec(message, 1..6)).prop_map(
-        |(queue, producer, follows, position, messages)| {
+    let routed = prop::option::of(follows.prop_map(|follows| Routed { follows }));
+    let message = (1..3_u32, 1..30_u32, 0..2_u8, prop::option::of(0..20_u8));
+    (queue_id(), producer, routed, 0..1_000_u32, vec(message, 1..6)).prop_map(
+        |(queue, producer, routed, position, messages)| {
             let mut place = 0;
             let messages: Vec<_> = messages
                 .into_iter()
-                .map(|(skipped, length, priority)| {
+                .map(|(skipped, length, priority, id)| {
                     place += skipped;
                     let properties = Properties { priority, ..Properties::default() };
-                    RoutedMessage { place, length, properties, delay_ms: 0 }
+                    EachMessage { place, length, properties, delay_ms: 0, id: id.map(|id| IdHash([id; 16])) }
                 })
                 .collect();
             let length = messages.iter().map(|message| message.length).sum();
-            Command::PublishRouted {
-                queue,
-                producer,
-                follows,
-                block: BlockSpan { position, length },
-                messages,
-            }
+            Command::PublishEach { queue, producer, block: BlockSpan { position, length }, messages, routed }
         },
     )
 }
@@ -193,7 +199,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => closed_queue_id().prop_map(|queue| Command::CloseQueue { queue }),
         1 => queue_id().prop_map(|queue| Command::PurgeQueue { queue }),
         20 => publish(),
-        8 => publish_routed(),
+        10 => publish_each(),
         4 => (queue_id(), "[abc]", position(), vec(0..3_u8, 0..2))
             .prop_map(|(queue, name, start, filter)| Command::CreateGroup { queue, name, start, filter }),
         1 => (queue_id(), group_id(), vec(0..3_u8, 0..2))

@@ -12,7 +12,7 @@ use skein_proto::{ids::Offset, storage as wire};
 pub use entry::{Commands, DecodedEntry, EntryHead, Proposed, decode_entry, encode_entry};
 pub use record::{KEY_BYTES_MAX, decode_record, encode_key, encode_record, queue_key_prefix};
 
-use crate::offsets::OffsetRange;
+use crate::{broker::IdHash, offsets::OffsetRange};
 
 /// Why bytes are not an entry or a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,9 +43,16 @@ pub enum DecodeError {
     /// The parts of a batch are not the whole.
     #[error("the parts of a batch are not the whole")]
     BatchRuns,
+    /// What stands for the id of a message has another length.
+    #[error("the hash of an id has {0} bytes")]
+    IdHash(usize),
     /// Offsets go past the last possible one.
     #[error("offsets go past the last possible one")]
     OffsetOverflow,
+}
+
+fn id_from_wire(hash: &[u8]) -> Result<IdHash, DecodeError> {
+    hash.try_into().map(IdHash).map_err(|_| DecodeError::IdHash(hash.len()))
 }
 
 fn range_to_wire(range: OffsetRange) -> wire::OffsetRange {

@@ -65,10 +65,10 @@ fn propose(command: &Command, payload: &Bytes) -> Proposed {
             let batch = payload.slice(start..start + block.length as usize);
             Proposed::publish(*queue, *producer, *count, batch, runs)
         }
-        Command::PublishRouted { queue, producer, follows, block, messages } => {
+        Command::PublishEach { queue, producer, block, messages, routed } => {
             let start = block.position as usize;
             let batch = payload.slice(start..start + block.length as usize);
-            Proposed::publish_routed(*queue, *producer, *follows, batch, messages)
+            Proposed::publish_each(*queue, *producer, batch, messages, *routed)
         }
         _ => Proposed::shard(command),
     }
@@ -78,7 +78,7 @@ fn propose(command: &Command, payload: &Bytes) -> Proposed {
 fn without_places(mut entry: DecodedEntry) -> DecodedEntry {
     if let Commands::Shard(commands) = &mut entry.commands {
         for command in commands {
-            if let Command::Publish { block, .. } | Command::PublishRouted { block, .. } = command {
+            if let Command::Publish { block, .. } | Command::PublishEach { block, .. } = command {
                 block.position = 0;
             }
         }

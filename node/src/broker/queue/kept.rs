@@ -25,7 +25,8 @@ impl Queue {
 
     /// Whether anything is kept longer than it may be.
     pub(in crate::broker) fn is_trim_due(&self, now_ms: u64) -> bool {
-        self.too_old(now_ms) > self.length_floor
+        let are_ids_due = |window_ms: u64| self.ids.is_long_due(window_ms, now_ms);
+        self.too_old(now_ms) > self.length_floor || self.settings.dedup_window_ms.is_some_and(are_ids_due)
     }
 
     /// Lets go of what is too old and what is too much.

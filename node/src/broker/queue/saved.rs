@@ -2,7 +2,7 @@
 
 use super::{
     super::{QueuePart, QueueRecord, Record, RecordKey, RestoreError, Retention},
-    Blocks, Group, OffsetRange, Queue, QueueId,
+    Blocks, Group, OffsetRange, Queue, QueueId, RecentIds,
 };
 
 impl Queue {
@@ -13,7 +13,9 @@ impl Queue {
         let pages = self.blocks.pages().map(|(number, page)| (QueuePart::Page(number), Record::Page(page)));
         let producers =
             self.producers.records().map(|(id, record)| (QueuePart::Producer(id), Record::Producer(record)));
-        let parts = [(QueuePart::Head, self.head())].into_iter().chain(groups).chain(pages).chain(producers);
+        let ids = self.ids.records().map(|(page, record)| (QueuePart::Ids(page), Record::Ids(record)));
+        let head = [(QueuePart::Head, self.head())].into_iter();
+        let parts = head.chain(groups).chain(pages).chain(producers).chain(ids);
         parts.map(|(part, record)| (self.key(part), record))
     }
 
@@ -32,6 +34,8 @@ impl Queue {
         );
         let producers = self.producers.take_changes();
         parts.extend(producers.map(|(id, record)| (QueuePart::Producer(id), record.map(Record::Producer))));
+        let ids = self.ids.take_changes().into_iter();
+        parts.extend(ids.map(|(page, record)| (QueuePart::Ids(page), record.map(Record::Ids))));
         parts.into_iter().map(|(part, record)| (self.key(part), record)).collect()
     }
 
@@ -40,7 +44,9 @@ impl Queue {
         let groups = self.groups.keys().chain(&self.changed_groups).copied().map(QueuePart::Group);
         let pages = self.blocks.saved_pages().map(QueuePart::Page);
         let producers = self.producers.ids().map(QueuePart::Producer);
-        [QueuePart::Head].into_iter().chain(groups).chain(pages).chain(producers).map(|part| self.key(part))
+        let ids = self.ids.saved_pages().map(QueuePart::Ids);
+        let head = [QueuePart::Head].into_iter();
+        head.chain(groups).chain(pages).chain(producers).chain(ids).map(|part| self.key(part))
     }
 
     pub(in crate::broker) fn restore_head(id: QueueId, record: QueueRecord) -> Result<Self, RestoreError> {
@@ -53,6 +59,7 @@ impl Queue {
             next_offset: record.next_offset,
             blocks: Blocks::starting_at(record.next_block),
             next_group: record.next_group,
+            ids: RecentIds::starting_at(record.first_id),
             // Records of earlier versions have none.
             length_floor: record.length_floor.max(record.first_offset),
             ..Self::new(id, record.name, record.settings, record.settings_revision, record.used_at_ms)
@@ -86,6 +93,9 @@ impl Queue {
                 self.blocks.restore_page(number, &page).map_err(contradiction)?;
             }
             (QueuePart::Producer(id), Record::Producer(record)) => self.producers.restore(id, &record),
+            (QueuePart::Ids(page), Record::Ids(record)) => {
+                self.ids.restore_page(page, &record).map_err(contradiction)?;
+            }
             _ => return Err(RestoreError::Misplaced(key)),
         }
         Ok(())
@@ -132,6 +142,7 @@ impl Queue {
             settings_revision: self.settings_revision,
             length_floor: self.length_floor,
             used_at_ms: self.used_at_ms,
+            first_id: self.ids.first_number(),
         })
     }
 

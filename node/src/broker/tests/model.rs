@@ -43,7 +43,7 @@ impl Model {
             }
             Command::PurgeQueue { queue }
             | Command::Publish { queue, .. }
-            | Command::PublishRouted { queue, .. }
+            | Command::PublishEach { queue, .. }
             | Command::CreateGroup { queue, .. }
             | Command::UpdateGroup { queue, .. }
             | Command::SeekGroup { queue, .. }

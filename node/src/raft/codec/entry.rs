@@ -8,11 +8,11 @@ use skein_proto::{
 };
 
 use super::{
-    DecodeError, catalog, range_from_wire, range_to_wire, required_range,
+    DecodeError, catalog, id_from_wire, range_from_wire, range_to_wire, required_range,
     settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
 use crate::broker::{
-    BatchRun, BlockSpan, CatalogCommand, Command, EntryMeta, Position, Return, RoutedMessage,
+    BatchRun, BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, Position, Return, Routed,
 };
 
 /// The tags of `EntryBody`'s fields. An entry is written field by field, since commands come encoded one by one.
@@ -78,29 +78,31 @@ impl Proposed {
         Self::of(WireCommand::Publish(wire::Publish { queue_id: queue.get(), producer, count, batch, runs }))
     }
 
-    /// What a topic routes to a queue: messages, and a batch of just these.
+    /// A batch whose messages are looked at one by one: these, and just these.
     #[must_use]
-    pub fn publish_routed(
+    pub fn publish_each(
         queue: QueueId,
         producer: Option<(ProducerId, Sequence)>,
-        follows: Option<Sequence>,
         batch: Bytes,
-        messages: &[RoutedMessage],
+        messages: &[EachMessage],
+        routed: Option<Routed>,
     ) -> Self {
         let producer = producer
             .map(|(id, sequence)| wire::ProducerBatch { producer_id: id.get(), sequence: sequence.get() });
-        let messages = messages.iter().map(|message| wire::RoutedMessage {
+        let messages = messages.iter().map(|message| wire::EachMessage {
             place: message.place,
             length: message.length,
             properties: properties_to_wire(message.properties),
             delay_ms: message.delay_ms,
+            id_hash: message.id.map(|id| Bytes::copy_from_slice(&id.0)).unwrap_or_default(),
         });
-        Self::of(WireCommand::PublishRouted(wire::PublishRouted {
+        let routed = routed.map(|routed| wire::Routed { follows: routed.follows.map_or(0, Sequence::get) });
+        Self::of(WireCommand::PublishEach(wire::PublishEach {
             queue_id: queue.get(),
             producer,
-            follows: follows.map_or(0, Sequence::get),
             batch,
             messages: messages.collect(),
+            routed,
         }))
     }
 
@@ -108,11 +110,11 @@ impl Proposed {
     ///
     /// # Panics
     /// For a publish, which is not complete without its batch: use [`Proposed::publish`] or
-    /// [`Proposed::publish_routed`].
+    /// [`Proposed::publish_each`].
     #[must_use]
     pub fn shard(command: &Command) -> Self {
         Self::of(match command {
-            Command::Publish { .. } | Command::PublishRouted { .. } => {
+            Command::Publish { .. } | Command::PublishEach { .. } => {
                 panic!("a publish was to be proposed without its batch")
             }
             Command::OpenQueue { queue, name, settings, revision } => {
@@ -257,14 +259,16 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
             block: span_in(payload, &command.batch)?,
             runs: runs_from_wire(&command)?,
         },
-        WireCommand::PublishRouted(command) => Command::PublishRouted {
+        WireCommand::PublishEach(command) => Command::PublishEach {
             queue: QueueId::new(command.queue_id),
             producer: command
                 .producer
                 .map(|producer| (ProducerId::new(producer.producer_id), Sequence::new(producer.sequence))),
-            follows: (command.follows != 0).then(|| Sequence::new(command.follows)),
             block: span_in(payload, &command.batch)?,
-            messages: routed_from_wire(&command)?,
+            messages: messages_from_wire(&command)?,
+            routed: command.routed.map(|routed| Routed {
+                follows: (routed.follows != 0).then(|| Sequence::new(routed.follows)),
+            }),
         },
         WireCommand::CreateGroup(command) => Command::CreateGroup {
             queue: QueueId::new(command.queue_id),
@@ -373,10 +377,12 @@ fn runs_from_wire(publish: &wire::Publish) -> Result<Vec<BatchRun>, DecodeError>
 }
 
 /// The messages' places rise, and together they are the batch.
-fn routed_from_wire(publish: &wire::PublishRouted) -> Result<Vec<RoutedMessage>, DecodeError> {
+fn messages_from_wire(publish: &wire::PublishEach) -> Result<Vec<EachMessage>, DecodeError> {
     let messages = publish.messages.iter().map(|message| {
-        let wire::RoutedMessage { place, length, properties, delay_ms } = *message;
-        Ok(RoutedMessage { place, length, properties: properties_from_wire(properties)?, delay_ms })
+        let wire::EachMessage { place, length, properties, delay_ms, ref id_hash } = *message;
+        let properties = properties_from_wire(properties)?;
+        let id = if id_hash.is_empty() { None } else { Some(id_from_wire(id_hash)?) };
+        Ok(EachMessage { place, length, properties, delay_ms, id })
     });
     let messages = messages.collect::<Result<Vec<_>, DecodeError>>()?;
     let length: u64 = messages.iter().map(|message| u64::from(message.length)).sum();

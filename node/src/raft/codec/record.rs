@@ -8,13 +8,13 @@ use skein_proto::{
 };
 
 use super::{
-    DecodeError, range_from_wire, range_to_wire, required_range,
+    DecodeError, id_from_wire, range_from_wire, range_to_wire, required_range,
     settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
 use crate::broker::{
     Binding, Block, BlockSpan, CatalogQueueRecord, CatalogRecord, CatalogTopicRecord, DeadLetterRun,
-    GiveUpReason, GivenUp, GroupRecord, PageRecord, ProducerRecord, PublishedBatch, QueuePart, QueueRecord,
-    Record, RecordKey, Returned, RoutedBatch, ShardRecord,
+    GiveUpReason, GivenUp, GroupRecord, IdsRecord, PageRecord, ProducerRecord, PublishedBatch, QueuePart,
+    QueueRecord, Record, RecordKey, Returned, RoutedBatch, ShardRecord,
 };
 
 /// The version that values begin with. A new one comes with whatever old readers would misread.
@@ -38,6 +38,7 @@ mod part {
     pub(super) const GROUP: u8 = 2;
     pub(super) const PAGE: u8 = 3;
     pub(super) const PRODUCER: u8 = 4;
+    pub(super) const IDS: u8 = 5;
 }
 
 /// A key as bytes, which sort as the keys do.
@@ -61,6 +62,10 @@ pub fn encode_key(key: RecordKey) -> Vec<u8> {
                 QueuePart::Producer(producer) => {
                     bytes.push(part::PRODUCER);
                     bytes.extend(producer.get().to_be_bytes());
+                }
+                QueuePart::Ids(number) => {
+                    bytes.push(part::IDS);
+                    bytes.extend(number.to_be_bytes());
                 }
             }
         }
@@ -95,6 +100,7 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
         Record::Group(record) => encode_value(&group_to_wire(record)),
         Record::Page(record) => encode_value(&page_to_wire(record)),
         Record::Producer(record) => encode_value(&producer_to_wire(record)),
+        Record::Ids(record) => encode_value(&ids_to_wire(record)),
         Record::Catalog(record) => encode_value(&wire::CatalogRecord {
             next_queue_id: record.next_queue.get(),
             revision: record.revision,
@@ -135,6 +141,9 @@ pub fn decode_record(key: &[u8], value: &[u8]) -> Result<(RecordKey, Record), De
         }
         RecordKey::Queue { part: QueuePart::Producer(_), .. } => {
             Record::Producer(producer_from_wire(Message::decode(value)?))
+        }
+        RecordKey::Queue { part: QueuePart::Ids(_), .. } => {
+            Record::Ids(ids_from_wire(Message::decode(value)?)?)
         }
         RecordKey::Catalog => {
             let wire::CatalogRecord { next_queue_id, revision, replicated_index, next_topic_id } =
@@ -184,6 +193,7 @@ fn decode_key(key: &[u8]) -> Result<RecordKey, DecodeError> {
                 }
                 part::PAGE => QueuePart::Page(number()?),
                 part::PRODUCER => QueuePart::Producer(ProducerId::new(number()?)),
+                part::IDS => QueuePart::Ids(number()?),
                 part::HEAD => return Err(length()),
                 unknown => {
                     return Err(DecodeError::Unknown { field: "queue part", value: unknown.into() });
@@ -241,6 +251,7 @@ fn queue_to_wire(record: &QueueRecord) -> wire::QueueRecord {
         settings_revision: record.settings_revision,
         length_floor: record.length_floor.get(),
         used_at_ms: record.used_at_ms,
+        first_id: record.first_id,
     }
 }
 
@@ -256,6 +267,7 @@ fn queue_from_wire(record: wire::QueueRecord) -> Result<QueueRecord, DecodeError
         settings_revision: record.settings_revision,
         length_floor: Offset::new(record.length_floor),
         used_at_ms: record.used_at_ms,
+        first_id: record.first_id,
     })
 }
 
@@ -413,4 +425,18 @@ fn topic_from_wire(record: wire::CatalogTopicRecord) -> CatalogTopicRecord {
         .map(|binding| Binding { queue: QueueId::new(binding.queue_id), filter: binding.filter.into() });
     let alternate = (alternate_queue_id != 0).then(|| QueueId::new(alternate_queue_id));
     CatalogTopicRecord { name, bindings: bindings.collect(), alternate, revision }
+}
+
+fn ids_to_wire(record: &IdsRecord) -> wire::IdsRecord {
+    let ids = record
+        .ids
+        .iter()
+        .map(|(at_ms, id)| wire::RememberedId { at_ms: *at_ms, id_hash: Bytes::copy_from_slice(&id.0) });
+    wire::IdsRecord { first_number: record.first_number, ids: ids.collect() }
+}
+
+fn ids_from_wire(record: wire::IdsRecord) -> Result<IdsRecord, DecodeError> {
+    let ids = record.ids.into_iter().map(|id| Ok((id.at_ms, id_from_wire(&id.id_hash)?)));
+    let ids = ids.collect::<Result<_, DecodeError>>()?;
+    Ok(IdsRecord { first_number: record.first_number, ids })
 }

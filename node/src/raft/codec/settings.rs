@@ -32,6 +32,7 @@ pub(super) fn settings_to_wire(settings: &Settings) -> wire::Settings {
         expires_ms: settings.expires_ms.unwrap_or_default(),
         lower_priority_percent: settings.lower_priority_percent,
         order_by_key: settings.order_by_key,
+        dedup_window_ms: settings.dedup_window_ms.unwrap_or_default(),
     }
 }
 
@@ -69,6 +70,7 @@ pub(super) fn settings_from_wire(settings: Option<wire::Settings>) -> Result<Set
         expires_ms: some(wire.expires_ms),
         lower_priority_percent: wire.lower_priority_percent,
         order_by_key: wire.order_by_key,
+        dedup_window_ms: some(wire.dedup_window_ms),
         dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
     })
 }

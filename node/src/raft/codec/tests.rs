@@ -11,9 +11,10 @@ use super::{
 use crate::{
     broker::{
         Backoff, BatchRun, Binding, Block, BlockSpan, CatalogCommand, CatalogQueueRecord, CatalogRecord,
-        CatalogTopicRecord, Command, DeadLetterRun, GiveUpReason, GivenUp, GroupRecord, Overflow, PageRecord,
-        Position, ProducerRecord, Properties, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey,
-        Retention, Return, Returned, RoutedBatch, RoutedMessage, Settings, ShardRecord,
+        CatalogTopicRecord, Command, DeadLetterRun, EachMessage, GiveUpReason, GivenUp, GroupRecord, IdHash,
+        IdsRecord, Overflow, PageRecord, Position, ProducerRecord, Properties, PublishedBatch, QueuePart,
+        QueueRecord, Record, RecordKey, Retention, Return, Returned, Routed, RoutedBatch, Settings,
+        ShardRecord,
     },
     offsets::OffsetRange,
 };
@@ -32,12 +33,12 @@ fn range() -> impl Strategy<Value = OffsetRange> {
 
 fn settings() -> impl Strategy<Value = Settings> {
     let limit = || option::of(1..u64::MAX);
-    let limits = (limit(), limit(), limit(), limit(), limit());
+    let limits = (limit(), limit(), limit(), limit(), limit(), limit());
     (any::<[u32; 6]>(), option::of("[a-z]{1,8}"), any::<(bool, bool, bool, bool)>(), limits).prop_map(
         |(numbers, dead_letter_queue, choices, limits)| {
             let [max_deliveries, lease_ms, delay_ms, delay_max_ms, multiplier, lower_priority_percent] =
                 numbers;
-            let (max_age_ms, max_messages, max_bytes, message_ttl_ms, expires_ms) = limits;
+            let (max_age_ms, max_messages, max_bytes, message_ttl_ms, expires_ms, dedup_window_ms) = limits;
             Settings {
                 max_deliveries,
                 dead_letter_queue,
@@ -53,6 +54,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                 expires_ms,
                 lower_priority_percent,
                 order_by_key: choices.3,
+                dedup_window_ms,
             }
         },
     )
@@ -147,31 +149,31 @@ fn shard_command() -> impl Strategy<Value = (Command, Bytes)> {
             let block = BlockSpan { position: 0, length };
             (Command::Publish { queue, producer, count, block, runs }, Bytes::from(batch))
         });
-    prop_oneof![2 => publish, 1 => publish_routed(), 9 => other.prop_map(|command| (command, Bytes::new()))]
+    prop_oneof![2 => publish, 1 => publish_each(), 9 => other.prop_map(|command| (command, Bytes::new()))]
 }
 
 /// With the batch.
-fn publish_routed() -> impl Strategy<Value = (Command, Bytes)> {
-    let message = (1..4_u32, 0..300_u32, properties(), 0..9_u64);
+fn publish_each() -> impl Strategy<Value = (Command, Bytes)> {
+    let id = option::of(any::<[u8; 16]>().prop_map(IdHash));
+    let message = (1..4_u32, 0..300_u32, properties(), 0..9_u64, id);
     let producer = option::of((any::<u64>(), any::<u64>()))
         .prop_map(|producer| producer.map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))));
-    (queue(), producer, option::of(1..9_u64), vec(message, 0..5)).prop_map(
-        |(queue, producer, follows, messages)| {
-            let mut next = 0;
-            let messages: Vec<_> = messages
-                .into_iter()
-                .map(|(skipped, length, properties, delay_ms)| {
-                    next += skipped;
-                    RoutedMessage { place: next, length, properties, delay_ms }
-                })
-                .collect();
-            let length = messages.iter().map(|message| message.length).sum();
-            let block = BlockSpan { position: 0, length };
-            let follows = follows.map(Sequence::new);
-            let batch = Bytes::from(vec![7; length as usize]);
-            (Command::PublishRouted { queue, producer, follows, block, messages }, batch)
-        },
-    )
+    let routed = option::of(option::of(1..9_u64))
+        .prop_map(|routed| routed.map(|follows| Routed { follows: follows.map(Sequence::new) }));
+    (queue(), producer, routed, vec(message, 0..5)).prop_map(|(queue, producer, routed, messages)| {
+        let mut next = 0;
+        let messages: Vec<_> = messages
+            .into_iter()
+            .map(|(skipped, length, properties, delay_ms, id)| {
+                next += skipped;
+                EachMessage { place: next, length, properties, delay_ms, id }
+            })
+            .collect();
+        let length = messages.iter().map(|message| message.length).sum();
+        let block = BlockSpan { position: 0, length };
+        let batch = Bytes::from(vec![7; length as usize]);
+        (Command::PublishEach { queue, producer, block, messages, routed }, batch)
+    })
 }
 
 fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
@@ -210,8 +212,8 @@ fn proposed(command: &Command, batch: &Bytes) -> Proposed {
         Command::Publish { queue, producer, count, runs, .. } => {
             Proposed::publish(*queue, *producer, *count, batch.clone(), runs)
         }
-        Command::PublishRouted { queue, producer, follows, messages, .. } => {
-            Proposed::publish_routed(*queue, *producer, *follows, batch.clone(), messages)
+        Command::PublishEach { queue, producer, messages, routed, .. } => {
+            Proposed::publish_each(*queue, *producer, batch.clone(), messages, *routed)
         }
         _ => Proposed::shard(command),
     }
@@ -219,14 +221,14 @@ fn proposed(command: &Command, batch: &Bytes) -> Proposed {
 
 fn span_of(command: &Command) -> Option<&BlockSpan> {
     match command {
-        Command::Publish { block, .. } | Command::PublishRouted { block, .. } => Some(block),
+        Command::Publish { block, .. } | Command::PublishEach { block, .. } => Some(block),
         _ => None,
     }
 }
 
 fn span_of_mut(command: &mut Command) -> Option<&mut BlockSpan> {
     match command {
-        Command::Publish { block, .. } | Command::PublishRouted { block, .. } => Some(block),
+        Command::Publish { block, .. } | Command::PublishEach { block, .. } => Some(block),
         _ => None,
     }
 }
@@ -241,7 +243,7 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
             Record::Shard(ShardRecord { time_ms, replicated_index, elapsed_ms, closed_queues })
         },
     );
-    let head = (".{0,9}", settings(), any::<[u64; 7]>(), group()).prop_map(
+    let head = (".{0,9}", settings(), any::<[u64; 8]>(), group()).prop_map(
         |(name, settings, numbers, next_group)| {
             let [first_offset, next_offset, length_floor] =
                 [numbers[0], numbers[1], numbers[5]].map(Offset::new);
@@ -256,6 +258,7 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
                 settings_revision: numbers[4],
                 length_floor,
                 used_at_ms: numbers[6],
+                first_id: numbers[7],
             })
         },
     );
@@ -290,6 +293,7 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
         (part(|number| QueuePart::Group(GroupId::new(number as u32))), group_record()),
         (part(QueuePart::Page), page_record()),
         (part(|number| QueuePart::Producer(ProducerId::new(number))), producer_record()),
+        (part(QueuePart::Ids), ids_record()),
         (Just(RecordKey::Catalog), catalog),
         (queue().prop_map(|queue| RecordKey::CatalogQueue { queue }), catalog_queue),
     ]
@@ -344,6 +348,11 @@ fn page_record() -> impl Strategy<Value = Record> {
         });
         Record::Page(PageRecord { blocks: blocks.collect() })
     })
+}
+
+fn ids_record() -> impl Strategy<Value = Record> {
+    let id = any::<(u64, [u8; 16])>().prop_map(|(at_ms, hash)| (at_ms, IdHash(hash)));
+    (any::<u64>(), vec(id, 0..5)).prop_map(|(first_number, ids)| Record::Ids(IdsRecord { first_number, ids }))
 }
 
 fn producer_record() -> impl Strategy<Value = Record> {

@@ -128,7 +128,7 @@ pub(super) async fn publish(
             wait_for_first(&mut waiting, &mut published, &counters).await;
         }
         let stamp = Stamp { producer: index, sequence, sent_ns: counters.now_ns() };
-        let confirm = producer.send(shape.message(sequence, bodies.make(stamp))).await?;
+        let confirm = producer.send(shape.message(index, sequence, bodies.make(stamp))).await?;
         waiting.push_back((confirm, stamp));
         counters.sent_count.fetch_add(1, Ordering::Relaxed);
         sequence += 1;

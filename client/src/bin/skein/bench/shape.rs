@@ -12,6 +12,9 @@ use crate::args;
 const WANTED: &str = "wanted";
 const OTHER: &str = "other";
 
+/// For how long ids are looked for.
+const DEDUP_WINDOW: Duration = Duration::from_secs(120);
+
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Shape {
     /// Give messages the priorities 0 to 9 in turn.
@@ -29,6 +32,9 @@ pub(crate) struct Shape {
     /// Give messages so many keys in turn, and let the queues keep the order of each.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "filter")]
     keys: Option<u64>,
+    /// Give each message an id, and let queues look for those of the last two minutes.
+    #[arg(long)]
+    dedup: bool,
     /// Publish to a topic with so many bindings, of which each message matches one, and which share out the queues.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     #[arg(conflicts_with_all = ["filter", "keys"])]
@@ -36,8 +42,8 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The message with this number.
-    pub(super) fn message(&self, sequence: u64, body: Bytes) -> Message {
+    /// The message of a producer with this number.
+    pub(super) fn message(&self, producer: u32, sequence: u64, body: Bytes) -> Message {
         let mut message = Message::new(body);
         if self.priority {
             message.priority = (sequence % 10) as u8;
@@ -51,6 +57,9 @@ impl Shape {
         if let Some(count) = self.bindings {
             message.key = format!("bench.{}.event", sequence % count).into();
         }
+        if self.dedup {
+            message.message_id = format!("{producer}-{sequence}");
+        }
         message.delay = self.delay;
         message.ttl = self.ttl;
         message
@@ -63,7 +72,11 @@ impl Shape {
 
     /// What queues are to be like.
     pub(super) fn settings(&self) -> QueueSettings {
-        QueueSettings { order_by_key: self.keys.is_some(), ..QueueSettings::default() }
+        QueueSettings {
+            order_by_key: self.keys.is_some(),
+            dedup_window: self.dedup.then_some(DEDUP_WINDOW),
+            ..QueueSettings::default()
+        }
     }
 
     /// Whether groups want the message with this number.
@@ -83,18 +96,18 @@ mod tests {
 
     #[test]
     fn messages_are_as_they_were_asked_for() {
-        let plain = Shape::default().message(7, Bytes::from_static(b"x"));
+        let plain = Shape::default().message(0, 7, Bytes::from_static(b"x"));
         assert_eq!(plain, Message::new("x"));
         let (delay, ttl) = (Some(Duration::from_millis(5)), Some(Duration::from_secs(9)));
         let shape = Shape { priority: true, delay, ttl, filter: true, ..Shape::default() };
-        let message = shape.message(17, Bytes::new());
+        let message = shape.message(0, 17, Bytes::new());
         assert_eq!((message.priority, message.delay, message.ttl), (7, delay, ttl));
         assert_eq!((&message.key[..], shape.wants(17)), (&b"other"[..], false));
         assert!(!shape.settings().order_by_key);
-        assert_eq!((&shape.message(18, Bytes::new()).key[..], shape.wants(18)), (&b"wanted"[..], true));
+        assert_eq!((&shape.message(0, 18, Bytes::new()).key[..], shape.wants(18)), (&b"wanted"[..], true));
         let keyed = Shape { keys: Some(10), ..Shape::default() };
         assert_eq!(
-            (&keyed.message(17, Bytes::new()).key[..], keyed.settings().order_by_key),
+            (&keyed.message(0, 17, Bytes::new()).key[..], keyed.settings().order_by_key),
             (&b"7"[..], true)
         );
     }

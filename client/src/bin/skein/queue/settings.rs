@@ -59,6 +59,9 @@ pub(crate) struct SettingsArgs {
     /// Messages with the same key go to one consumer at a time, in order.
     #[arg(long)]
     order_by_key: bool,
+    /// Store no message with the id of one that was published less than this long ago, such as 2m; an hour at most.
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    dedup_window: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,6 +99,7 @@ impl SettingsArgs {
             expires: self.expires,
             lower_priority_percent: self.lower_priority_percent,
             order_by_key: self.order_by_key,
+            dedup_window: self.dedup_window,
         }
     }
 
@@ -127,6 +131,7 @@ impl SettingsArgs {
         let update = with(update, self.expires, QueueUpdate::expires);
         let update = with(update, self.lower_priority_percent, QueueUpdate::lower_priority_percent);
         let update = with(update, self.order_by_key.then_some(true), QueueUpdate::order_by_key);
+        let update = with(update, self.dedup_window, QueueUpdate::dedup_window);
         with(update, self.single_active_consumer.then_some(true), QueueUpdate::single_active_consumer)
     }
 }
@@ -165,6 +170,7 @@ pub(crate) fn settings_text(settings: &QueueSettings) -> Vec<[String; 2]> {
         ("expires unused after", time(settings.expires, "never")),
         ("lower priority percent", count(settings.lower_priority_percent.map(u64::from), "none")),
         ("order by key", yes(settings.order_by_key)),
+        ("dedup window", time(settings.dedup_window, "none")),
     ];
     rows.map(|(name, value)| [name.to_owned(), value]).to_vec()
 }
@@ -188,6 +194,7 @@ pub(crate) fn add_settings(value: &mut Value, settings: &QueueSettings) {
     value["expires_ms"] = json!(ms(settings.expires));
     value["lower_priority_percent"] = json!(settings.lower_priority_percent);
     value["order_by_key"] = json!(settings.order_by_key);
+    value["dedup_window_ms"] = json!(ms(settings.dedup_window));
 }
 
 fn retention_name(retention: Retention) -> &'static str {
@@ -234,7 +241,7 @@ mod tests {
         args: SettingsArgs,
     }
 
-    const ALL: [&str; 31] = [
+    const ALL: [&str; 33] = [
         "skein",
         "--max-deliveries=5",
         "--dead-letter-queue",
@@ -265,6 +272,8 @@ mod tests {
         "--lower-priority-percent",
         "10",
         "--order-by-key",
+        "--dedup-window",
+        "2m",
         "--",
     ];
 
@@ -290,6 +299,7 @@ mod tests {
             "expires_ms": 600_000,
             "lower_priority_percent": 10,
             "order_by_key": true,
+            "dedup_window_ms": 120_000,
         });
         assert_eq!(value, expected);
         let shown = settings_text(&settings).into_iter().map(|[_, value]| value).collect::<Vec<_>>();
@@ -310,6 +320,7 @@ mod tests {
             "10m",
             "10",
             "yes",
+            "2m",
         ];
         assert_eq!(shown, expected);
     }
@@ -349,7 +360,8 @@ mod tests {
             .single_active_consumer(single_active_consumer)
             .expires(settings.expires.unwrap())
             .lower_priority_percent(settings.lower_priority_percent.unwrap())
-            .order_by_key(order_by_key);
+            .order_by_key(order_by_key)
+            .dedup_window(settings.dedup_window.unwrap());
         assert_eq!(all.into_update(&Setting::ALL), expected);
     }
 }

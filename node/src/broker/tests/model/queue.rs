@@ -1,5 +1,7 @@
 //! A queue of the model: every message ever published, and which are kept.
 
+mod each;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
@@ -7,8 +9,8 @@ use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 use super::group::{ModelGroup, State, UNTOUCHED};
 use crate::{
     broker::{
-        BatchRun, Block, BlockSlice, BlockSpan, Command, GiveUpReason, Outcome, Overflow, Position,
-        Properties, Retention, RoutedMessage, Settings, Shard, Waiting,
+        BatchRun, Block, BlockSlice, BlockSpan, Command, GiveUpReason, IdHash, Outcome, Overflow, Position,
+        Properties, Retention, Settings, Shard, Waiting,
     },
     offsets::OffsetRange,
 };
@@ -30,6 +32,8 @@ pub(super) struct ModelQueue {
     producers: BTreeMap<ProducerId, Vec<(Offset, u32)>>,
     /// For each producer, the places that were stored of each batch that was routed here.
     routed: BTreeMap<ProducerId, BTreeMap<Sequence, BTreeSet<u32>>>,
+    /// When each id was stored for the last time.
+    ids: BTreeMap<IdHash, u64>,
 }
 
 impl ModelQueue {
@@ -46,6 +50,7 @@ impl ModelQueue {
             next_group: 1,
             producers: BTreeMap::new(),
             routed: BTreeMap::new(),
+            ids: BTreeMap::new(),
         }
     }
 
@@ -54,6 +59,7 @@ impl ModelQueue {
             name.clone_into(&mut self.name);
             self.settings.clone_from(settings);
             self.revision = revision;
+            self.forget_ids(now_ms);
             if settings.dead_letter_queue.is_none() {
                 self.groups.values_mut().for_each(ModelGroup::drop_dead_letters);
             }
@@ -75,8 +81,8 @@ impl ModelQueue {
             Command::Publish { producer, count, block, runs, .. } => {
                 self.publish(*producer, *count, *block, runs, (index, now_ms))
             }
-            Command::PublishRouted { producer, follows, block, messages, .. } => {
-                self.publish_routed(*producer, *follows, *block, messages, (index, now_ms))
+            Command::PublishEach { producer, block, messages, routed, .. } => {
+                self.publish_each(*producer, *routed, *block, messages, (index, now_ms))
             }
             Command::CreateGroup { name, start, filter, .. } => self.create_group(name, *start, filter),
             Command::UpdateGroup { group, filter, .. } => match self.groups.get_mut(group) {
@@ -103,6 +109,7 @@ impl ModelQueue {
                 Outcome::Settled
             }
             Command::Trim { .. } => {
+                self.forget_ids(now_ms);
                 self.enforce_limits(now_ms);
                 Outcome::Trimmed
             }
@@ -127,15 +134,8 @@ impl ModelQueue {
         (index, now_ms): (u64, u64),
     ) -> Outcome {
         let first = Offset::new(self.messages.len() as u64);
-        if let Some((id, sequence)) = producer {
-            let batches = self.producers.entry(id).or_default();
-            let expected = Sequence::new(batches.len() as u64 + 1);
-            if sequence > expected {
-                return Outcome::SequenceGap { expected };
-            }
-            if let Some(&(first_offset, count)) = batches.get(sequence.get() as usize - 1) {
-                return Outcome::Published { first_offset, count, duplicate: true };
-            }
+        if let Some(outcome) = self.not_next(producer) {
+            return outcome;
         }
         if !self.has_room(count.into(), span.length.into()) {
             return Outcome::QueueFull;
@@ -154,62 +154,38 @@ impl ModelQueue {
         Outcome::Published { first_offset: first, count, duplicate: false }
     }
 
-    fn publish_routed(
-        &mut self,
-        producer: Option<(ProducerId, Sequence)>,
-        follows: Option<Sequence>,
-        span: BlockSpan,
-        messages: &[RoutedMessage],
-        at: (u64, u64),
-    ) -> Outcome {
-        let first_offset = Offset::new(self.messages.len() as u64);
-        let mut stored = BTreeSet::new();
-        if let Some((id, sequence)) = producer {
-            let batches = self.routed.entry(id).or_default();
-            match (batches.get(&sequence), follows, batches.last_key_value()) {
-                (Some(places), ..) => stored.clone_from(places),
-                (None, Some(expected), last) if last.is_none_or(|(last, _)| *last != expected) => {
-                    return Outcome::SequenceGap { expected };
-                }
-                _ => {}
-            }
+    /// What becomes of a batch that is not the producer's next one.
+    fn not_next(&mut self, producer: Option<(ProducerId, Sequence)>) -> Option<Outcome> {
+        let (id, sequence) = producer?;
+        let batches = self.producers.entry(id).or_default();
+        let expected = Sequence::new(batches.len() as u64 + 1);
+        if sequence > expected {
+            return Some(Outcome::SequenceGap { expected });
         }
-        let mut position = span.position;
-        let mut spans: Vec<(u32, BatchRun)> = Vec::new();
-        let mut count = 0;
-        for &RoutedMessage { place, length, properties, delay_ms } in messages {
-            if !stored.contains(&place) {
-                count += 1;
-                match spans.last_mut() {
-                    Some((start, run))
-                        if *start + run.length == position
-                            && (run.properties, run.delay_ms) == (properties, delay_ms) =>
-                    {
-                        run.count += 1;
-                        run.length += length;
-                    }
-                    _ => spans.push((position, BatchRun { count: 1, length, properties, delay_ms })),
-                }
-            }
-            position += length;
-        }
-        if count == 0 {
-            return Outcome::Published { first_offset, count, duplicate: true };
-        }
-        if !self.has_room(messages.len() as u64, span.length.into()) {
-            return Outcome::QueueFull;
-        }
-        if let Some((id, sequence)) = producer {
-            let places = messages.iter().map(|message| message.place);
-            self.routed.entry(id).or_default().entry(sequence).or_default().extend(places);
-        }
-        self.append(&spans, at);
-        Outcome::Published { first_offset, count, duplicate: false }
+        let &(first_offset, count) = batches.get(sequence.get() as usize - 1)?;
+        Some(Outcome::Published { first_offset, count, duplicate: true })
     }
 
     /// Appends blocks, each with where it begins.
-    fn append(&mut self, spans: &[(u32, BatchRun)], (index, now_ms): (u64, u64)) {
+    fn append(&mut self, spans: &[(u32, BatchRun)], at: (u64, u64)) {
+        self.append_with_holes(spans, &[], at);
+    }
+
+    /// Appends blocks, and leaves offsets free that never had a message.
+    fn append_with_holes(&mut self, spans: &[(u32, BatchRun)], holes: &[usize], (index, now_ms): (u64, u64)) {
+        let nothing = |offset: usize| Block {
+            index,
+            first: Offset::new(offset as u64),
+            published_at_ms: now_ms,
+            span: BlockSpan { position: 0, length: 0 },
+            count: 1,
+            properties: Properties::default(),
+        };
+        let is_hole = |offset: usize| holes.contains(&offset);
         for &(position, run) in spans {
+            while is_hole(self.messages.len()) {
+                self.messages.push(nothing(self.messages.len()));
+            }
             let first = Offset::new(self.messages.len() as u64);
             let mut properties = run.properties;
             if run.delay_ms > 0 {
@@ -219,9 +195,18 @@ impl ModelQueue {
             let block = Block { index, first, published_at_ms: now_ms, span, count: run.count, properties };
             self.messages.extend(vec![block; run.count as usize]);
         }
-        self.kept.resize(self.messages.len(), true);
-        for group in self.groups.values_mut() {
-            group.states.resize(self.messages.len(), UNTOUCHED);
+        while is_hole(self.messages.len()) {
+            self.messages.push(nothing(self.messages.len()));
+        }
+        for offset in self.kept.len()..self.messages.len() {
+            self.kept.push(!is_hole(offset));
+            for group in self.groups.values_mut() {
+                group.states.push(if is_hole(offset) { State::Acked } else { UNTOUCHED });
+            }
+        }
+        if !holes.is_empty() && (self.groups.is_empty() || self.settings.retention == Retention::Limits) {
+            self.first = self.next_kept(self.first).unwrap_or(self.messages.len());
+            self.length_floor = self.length_floor.max(self.first);
         }
         self.enforce_limits(now_ms);
     }

@@ -1,0 +1,147 @@
+//! Deduplication by message id: whoever publishes it, and through whichever node, a message is stored once within the
+//! window, and again after it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use futures::StreamExt as _;
+use skein_client::{Client, Message, Offset, QueueSettings, QueueUpdate, Reason};
+use skein_cluster_tests::{
+    by_hand::{body, expect_nothing, take_bodies},
+    faults::kill::{KILL_LEADER, kill_leader},
+    scenario,
+};
+use tokio::{task::JoinSet, time};
+
+/// A whole test.
+const LIMIT: Duration = Duration::from_secs(90);
+
+const QUEUE: &str = "orders";
+const GROUP: &str = "mail";
+
+/// Longer than a test.
+const WINDOW: Duration = Duration::from_secs(120);
+
+const PUBLISHERS: usize = 4;
+const MESSAGES: usize = 200;
+
+fn message(id: &str, text: &str) -> Message {
+    Message { message_id: id.to_owned(), ..Message::new(text.to_owned()) }
+}
+
+async fn bodies(client: &Client) -> Result<Vec<String>> {
+    let mut messages = client.browse(QUEUE, Offset::new(0), None).await?;
+    let mut bodies = Vec::new();
+    while let Some(message) = messages.next().await {
+        bodies.push(body(&message?.message));
+    }
+    Ok(bodies)
+}
+
+async fn queue(client: &Client, window: Duration) -> Result<()> {
+    let settings = QueueSettings { dedup_window: Some(window), ..QueueSettings::default() };
+    client.create_queue(QUEUE, settings).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_is_stored_once_within_the_window() {
+    scenario::run("a_message_is_stored_once_within_the_window", LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        queue(&client, Duration::from_secs(4)).await?;
+        let began = time::Instant::now();
+        let first =
+            client.send(QUEUE, vec![message("a", "0"), message("b", "1"), message("a", "again")]).await?;
+        ensure!(first == Offset::new(0), "{first}");
+        // Those without an id are never the same.
+        client.send(QUEUE, vec![message("", "2"), message("", "3"), message("b", "again")]).await?;
+        let producer = client.producer(QUEUE).build().await?;
+        let repeated = producer.send(message("a", "again")).await?;
+        let new = producer.send(message("c", "4")).await?;
+        ensure!(repeated.await? < new.await?, "both are confirmed, in order");
+        producer.close().await?;
+        let mut consumer = client.consumer(QUEUE, GROUP).build().await?;
+        let taken = take_bodies(&mut consumer, 5).await?;
+        ensure!(taken == ["0", "1", "2", "3", "4"], "{taken:?}");
+        expect_nothing(&mut consumer).await?;
+        let group = client.get_group(QUEUE, GROUP).await?;
+        ensure!(group.unacked_count == 0, "nobody waits for what was not stored: {group:?}");
+
+        time::sleep_until(began + Duration::from_secs(5)).await;
+        client.send(QUEUE, vec![message("a", "after the window")]).await?;
+        ensure!(take_bodies(&mut consumer, 1).await? == ["after the window"], "it is new again");
+        client.update_queue(QUEUE, QueueUpdate::new().no_dedup_window()).await?;
+        client.send(QUEUE, vec![message("a", "5"), message("a", "6")]).await?;
+        ensure!(take_bodies(&mut consumer, 2).await? == ["5", "6"], "ids do not count any more");
+        let hours = QueueUpdate::new().dedup_window(Duration::from_secs(3_601));
+        let refused = client.update_queue(QUEUE, hours).await;
+        ensure!(refused.is_err_and(|error| error.reason() == Reason::InvalidSetting), "it is too long");
+        Ok(())
+    })
+    .await;
+}
+
+/// Publishes all messages with their ids, one by one, as others do at the same time.
+async fn publish_all(client: Client) -> Result<()> {
+    let producer = client.producer(QUEUE).batch_messages(10).build().await?;
+    for number in 0..MESSAGES {
+        let confirm = producer.send(message(&number.to_string(), &number.to_string())).await?;
+        if number % 10 == 9 {
+            confirm.await?;
+            time::sleep(Duration::from_millis(60)).await;
+        }
+    }
+    producer.close().await.context("a message was not confirmed")?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_publishers_of_the_same_ids_store_each_once_through_failovers() {
+    let name = "several_publishers_of_the_same_ids_store_each_once_through_failovers";
+    scenario::run(name, LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        queue(&client, WINDOW).await?;
+        let mut publishers = JoinSet::new();
+        for _ in 0..PUBLISHERS {
+            publishers.spawn(publish_all(client.clone()));
+        }
+        scenario.require(KILL_LEADER);
+        for _ in 0..2 {
+            time::sleep(Duration::from_millis(400)).await;
+            let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, QUEUE).await?;
+            time::sleep(Duration::from_millis(200)).await;
+            scenario.cluster.restart(dead)?;
+        }
+        while let Some(published) = publishers.join_next().await {
+            published??;
+        }
+        let expected: Vec<_> = (0..MESSAGES).map(|number| number.to_string()).collect();
+        let mut found = bodies(&client).await?;
+        found.sort_by_key(|body| body.parse::<usize>().ok());
+        ensure!(found == expected, "{found:?}");
+
+        // A node that was away has heard of them all: it answers the same when it leads.
+        let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, QUEUE).await?;
+        scenario.cluster.restart(dead)?;
+        publish_all(client.clone()).await?;
+        ensure!(bodies(&client).await?.len() == MESSAGES, "the next leader stored some again");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_comes_through_a_topic_counts_as_well() {
+    scenario::run("what_comes_through_a_topic_counts_as_well", LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        queue(&client, WINDOW).await?;
+        client.create_topic("events", None).await?;
+        client.bind("events", QUEUE, None).await?;
+        client.send(QUEUE, vec![message("a", "0")]).await?;
+        let batch = vec![message("a", "again"), message("b", "1"), message("b", "again")];
+        client.publish_to_topic("events", batch, true).await?;
+        ensure!(bodies(&client).await? == ["0", "1"], "two of them were there");
+        Ok(())
+    })
+    .await;
+}
