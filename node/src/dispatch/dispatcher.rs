@@ -194,7 +194,6 @@ impl Dispatcher {
         let until_ms = now_ms.saturating_add(u64::from(group.rules().lease_ms));
         for range in held {
             // What it held was within its credit.
-            self.alarms.set(key, group.sort_below(key.queue, range.end(), stored));
             for Work { range, attempt } in group.resume(*range, consumer.messages_left()) {
                 for (part, bytes) in kept_parts(group, key.queue, range, stored) {
                     consumer.grant(Lease { range: part, until_ms, attempt, bytes });

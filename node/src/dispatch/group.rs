@@ -126,7 +126,9 @@ impl Group {
     /// Leases what nobody holds of a range that an earlier leader delivered, up to so many messages. Gives the parts,
     /// and their attempts. Of a key that is only the first one: what comes before it was not done after all.
     pub(super) fn resume(&mut self, range: OffsetRange, count_max: u32) -> Vec<Work> {
-        let range = range.intersect(OffsetRange::between(Offset::ZERO, self.next_offset));
+        // Where keys matter, what was not looked at yet has to be looked at before anybody gets it.
+        let end = if self.rules.by_key { self.fresh_from } else { self.next_offset };
+        let range = range.intersect(OffsetRange::between(Offset::ZERO, end));
         if !range.is_empty() && range.end() > self.fresh_from {
             // That leader delivered in order: what lies before it may have been delivered as well.
             self.ready.insert(OffsetRange::between(self.fresh_from, range.end()), 0, 0);
@@ -178,15 +180,10 @@ impl Group {
     /// Sorts what is fresh, unless it may be delivered in order; no more than is needed where only keys matter.
     pub(super) fn sort(&mut self, queue: QueueId, stored: &dyn Stored) -> Alarms {
         let room = LOOKAHEAD_MESSAGES_MAX.saturating_sub(self.keys.len());
-        self.sort_below(queue, OffsetRange::new(self.fresh_from, room).end(), stored)
-    }
-
-    /// Sorts what is fresh, up to an offset where only keys matter, unless it may be delivered in order.
-    pub(super) fn sort_below(&mut self, queue: QueueId, below: Offset, stored: &dyn Stored) -> Alarms {
         let mut alarms = Alarms::default();
         let end = match (stored.is_ordinary(queue), self.rules.by_key) {
             (true, false) => self.fresh_from,
-            (true, true) => self.next_offset.min(below),
+            (true, true) => self.next_offset.min(OffsetRange::new(self.fresh_from, room).end()),
             (false, _) => self.next_offset,
         };
         let fresh = OffsetRange::between(self.fresh_from, end);
