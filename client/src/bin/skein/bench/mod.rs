@@ -3,6 +3,7 @@
 mod body;
 mod load;
 mod processes;
+mod replay;
 mod report;
 mod shape;
 mod tally;
@@ -12,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, ensure};
 use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use skein_client::{Client, Position};
+use skein_client::{Client, Position, QueueSettings, Retention};
 use tokio::{
     signal,
     sync::watch,
@@ -47,6 +48,7 @@ Examples:
   skein bench --groups 4 --json                                   every message to four groups
   skein bench --priority --ttl 10m --json                         what some features cost
   skein bench --queues 4 --bindings 1000 --consumers 4 --json     through a topic
+  skein bench --consumers 0 --seconds 30 --replay --json          how fast a backlog is read
   skein bench --pids $(pgrep -d, skein-node) --json               with the brokers' CPU, memory and disk";
 
 #[derive(Debug, Args)]
@@ -81,6 +83,9 @@ pub(crate) struct BenchArgs {
     /// Broker processes on this machine, to measure their CPU, memory and disk writes.
     #[arg(long, value_delimiter = ',', value_name = "PID,...")]
     pids: Vec<u32>,
+    /// Keep everything that is acked, and read all of it again in the end, one consumer for each queue.
+    #[arg(long)]
+    replay: bool,
     /// Keep the queues.
     #[arg(long)]
     keep: bool,
@@ -96,7 +101,7 @@ pub(crate) async fn run(
     let run_id = rand::random::<u32>();
     let queues: Vec<_> = (0..args.queues).map(|queue| format!("bench-{run_id:08x}-{queue}")).collect();
     for queue in &queues {
-        client.create_queue(queue, args.shape.settings()).await.context("cannot create the queues")?;
+        client.create_queue(queue, settings(&args)).await.context("cannot create the queues")?;
         for group in groups(&args) {
             create_group(client, queue, &group, &args.shape).await.context("cannot create the groups")?;
         }
@@ -117,6 +122,12 @@ pub(crate) async fn run(
     let lost_count = report.lost_count();
     ensure!(lost_count == 0, "{lost_count} confirmed messages were never received");
     Ok(())
+}
+
+/// What queues are to be like.
+fn settings(args: &BenchArgs) -> QueueSettings {
+    let retention = if args.replay { Retention::Limits } else { Retention::default() };
+    QueueSettings { retention, ..args.shape.settings() }
 }
 
 /// Creates the topic to publish to, and binds the queues in turn; nothing where queues are published to.
@@ -190,6 +201,10 @@ async fn measure(
         verdict = verdict.map(|verdict| verdict.and(Verdict::of(&published, &by_group)));
         consumed.extend(by_group);
     }
+    let replayed = match args.replay {
+        true => Some(replay::replay(&connect.client().await?, queues, args.credit).await?),
+        false => None,
+    };
     Ok(Report {
         measured_for,
         counts,
@@ -199,6 +214,7 @@ async fn measure(
         verdict,
         usage: (!args.pids.is_empty()).then(|| processes.usage(&before, &after)),
         body_bytes: args.size.max(BODY_BYTES_MIN),
+        replayed,
     })
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use super::{load::Counts, processes::Usage, tally::Verdict};
+use super::{load::Counts, processes::Usage, replay::Replayed, tally::Verdict};
 
 /// Latencies above this are recorded as this: an hour says enough.
 const LATENCY_NS_MAX: u64 = 3_600 * 1_000_000_000;
@@ -62,6 +62,8 @@ pub(super) struct Report {
     /// None when no processes were given.
     pub(super) usage: Option<Usage>,
     pub(super) body_bytes: usize,
+    /// None when nothing was read again.
+    pub(super) replayed: Option<Replayed>,
 }
 
 impl Report {
@@ -89,6 +91,12 @@ impl Report {
                 json!(rounded(usage.cpu.as_secs_f64() * 1e6 / confirmed_count, 3));
             value["broker_rss_mib"] = json!(rounded(usage.rss_bytes_max as f64 / (1 << 20) as f64, 1));
             value["written_per_payload"] = json!(rounded(usage.written_bytes as f64 / payload_bytes, 3));
+        }
+        if let Some(Replayed { messages, body_bytes, took }) = self.replayed {
+            let seconds = took.as_secs_f64();
+            value["replayed"] = json!(messages);
+            value["replayed_per_s"] = json!(rounded(messages as f64 / seconds, 0));
+            value["replayed_mb_per_s"] = json!(rounded(body_bytes as f64 / 1e6 / seconds, 1));
         }
         value
     }
@@ -124,6 +132,11 @@ mod tests {
                 written_bytes: 310_000,
             }),
             body_bytes: 100,
+            replayed: Some(Replayed {
+                messages: 500,
+                body_bytes: 50_000_000,
+                took: Duration::from_millis(250),
+            }),
         }
     }
 
@@ -135,6 +148,13 @@ mod tests {
         assert_eq!((&value["lost"], &value["duplicated"]), (&json!(1), &json!(2)));
         let p50 = value["confirm_ms"]["p50"].as_f64().unwrap();
         assert!((0.499..=0.501).contains(&p50), "{p50}");
+    }
+
+    #[test]
+    fn what_was_read_again_has_its_own_rates() {
+        let value = report().to_json();
+        assert_eq!((&value["replayed_per_s"], &value["replayed_mb_per_s"]), (&json!(2_000.0), &json!(200.0)));
+        assert!(Report { replayed: None, ..report() }.to_json().get("replayed").is_none());
     }
 
     #[test]
