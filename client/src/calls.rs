@@ -56,6 +56,17 @@ pub struct NotSettled {
     pub message: String,
 }
 
+/// How a batch is sent with a single call.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sending {
+    /// A new one unless one is given.
+    pub(crate) producer_id: Option<ProducerId>,
+    /// Refused when no queue of the topic gets one of its messages.
+    pub(crate) mandatory: bool,
+    /// Its messages come from another queue.
+    pub(crate) is_moved: bool,
+}
+
 impl Client {
     /// Publishes messages as one batch, all or none, and returns the offset of the first; the others follow. A retry
     /// inside does not publish them twice. For more than a few messages a second use a [`Producer`](crate::Producer).
@@ -64,28 +75,29 @@ impl Client {
     /// When the queue does not exist, the batch is empty or too large (4 MiB, 16,384 messages), or the cluster does
     /// not answer; only in that last case may it have been published.
     pub async fn send(&self, queue: &str, messages: Vec<Message>) -> Result<Offset, Error> {
-        let confirm = self.send_batch(None, queue, messages, false).await?;
+        let confirm = self.send_batch(queue, messages, Sending::default()).await?;
         Ok(Offset::new(confirm.first_offset))
     }
 
-    /// The same as the first batch of a producer of this id: however often it is sent, it is stored once.
+    /// Moves messages to a queue: the same as the first batch of a producer of this id. However often it is sent, it is
+    /// stored once, whatever ids its messages have.
     pub(crate) async fn send_as(
         &self,
         producer_id: ProducerId,
         queue: &str,
         messages: Vec<Message>,
     ) -> Result<Offset, Error> {
-        let confirm = self.send_batch(Some(producer_id), queue, messages, false).await?;
+        let sending = Sending { producer_id: Some(producer_id), is_moved: true, ..Sending::default() };
+        let confirm = self.send_batch(queue, messages, sending).await?;
         Ok(Offset::new(confirm.first_offset))
     }
 
-    /// The first batch of a producer, to a queue or a topic; of a new producer unless one is given.
+    /// The first batch of a producer, to a queue or a topic.
     pub(crate) async fn send_batch(
         &self,
-        producer_id: Option<ProducerId>,
         destination: &str,
         messages: Vec<Message>,
-        mandatory: bool,
+        sending: Sending,
     ) -> Result<node::Confirm, Error> {
         let mut batch = BytesMut::new();
         if messages.len() > limits::BATCH_MESSAGES_MAX {
@@ -100,10 +112,11 @@ impl Client {
         }
         let request = node::SendRequest {
             queue: destination.to_owned(),
-            producer_id: producer_id.map_or_else(random_producer_id, ProducerId::get),
+            producer_id: sending.producer_id.map_or_else(random_producer_id, ProducerId::get),
             sequence: Sequence::FIRST.get(),
             batch: batch.freeze(),
-            mandatory,
+            mandatory: sending.mandatory,
+            ignore_message_ids: sending.is_moved,
         };
         let shard = self.shard_to_publish_to(destination).await?;
         let answer = self

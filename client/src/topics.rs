@@ -6,6 +6,7 @@ use skein_proto::{
 };
 
 use crate::{
+    calls::Sending,
     client::{Client, Repeat},
     error::Error,
     filter::Filter,
@@ -183,7 +184,8 @@ impl Client {
         messages: Vec<Message>,
         mandatory: bool,
     ) -> Result<Routed, Error> {
-        let confirm = self.send_batch(None, topic, messages, mandatory).await?;
+        let sending = Sending { mandatory, ..Sending::default() };
+        let confirm = self.send_batch(topic, messages, sending).await?;
         Ok(Routed { copies: confirm.routed_copies, unrouted: confirm.unrouted_messages })
     }
 

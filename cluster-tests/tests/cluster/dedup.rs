@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
-use skein_client::{Client, Message, Offset, QueueSettings, QueueUpdate, Reason};
+use skein_client::{Client, Message, Offset, QueueSettings, QueueUpdate, Reason, RedriveOptions};
 use skein_cluster_tests::{
-    by_hand::{body, expect_nothing, take_bodies},
+    by_hand::{body, expect_nothing, next, take_bodies},
     faults::kill::{KILL_LEADER, kill_leader},
-    scenario,
+    scenario, wait,
 };
 use tokio::{task::JoinSet, time};
 
@@ -126,6 +126,36 @@ async fn several_publishers_of_the_same_ids_store_each_once_through_failovers() 
         publish_all(client.clone()).await?;
         ensure!(bodies(&client).await?.len() == MESSAGES, "the next leader stored some again");
         Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_moved_is_no_duplicate() {
+    scenario::run("a_message_that_is_moved_is_no_duplicate", LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        let settings = QueueSettings { dedup_window: Some(WINDOW), ..QueueSettings::default() };
+        client.create_queue("dead", settings.clone()).await?;
+        let dead_letter_queue = Some("dead".to_owned());
+        let settings = QueueSettings { dead_letter_queue, max_deliveries: Some(1), ..settings };
+        client.create_queue(QUEUE, settings).await?;
+        client.send(QUEUE, vec![message("a", "0")]).await?;
+        let mut consumer = client.consumer(QUEUE, GROUP).build().await?;
+        for round in 0..3 {
+            let delivery = next(&mut consumer).await.with_context(|| format!("in round {round}"))?;
+            delivery.nack().await?;
+            wait::until("the message to be moved", LIMIT, async || {
+                let group = client.get_group(QUEUE, GROUP).await?;
+                ensure!(group.dead_lettered_count == round + 1, "{group:?}");
+                Ok(())
+            })
+            .await?;
+            let moved = client.redrive("dead", RedriveOptions::default(), |_| {}).await?;
+            ensure!(moved.moved_count == 1, "{moved:?}");
+        }
+        ensure!(take_bodies(&mut consumer, 1).await? == ["0"], "it came back each time");
+        client.send(QUEUE, vec![message("a", "again")]).await?;
+        expect_nothing(&mut consumer).await
     })
     .await;
 }

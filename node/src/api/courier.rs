@@ -38,6 +38,8 @@ impl Courier for ApiCourier {
             sequence: Sequence::FIRST.get(),
             batch,
             mandatory: false,
+            // It was published once, and is only moved.
+            ignore_message_ids: true,
         };
         async move {
             let sent = api.send_anywhere(request).await;

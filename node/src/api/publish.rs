@@ -50,6 +50,8 @@ pub(super) struct Submission {
     pub(super) batch: Bytes,
     /// What it is of a batch that was published to a topic; nothing for one that was published to the queue.
     pub(super) routed: Option<Routed>,
+    /// Its messages are stored whatever their ids.
+    pub(super) ignores_ids: bool,
     pub(super) message_bytes_max: usize,
 }
 
@@ -70,9 +72,11 @@ impl Api {
         message_bytes_max: usize,
     ) -> Result<SendResponse, Status> {
         self.ensure_open(queue).await?;
-        let SendRequest { producer_id: producer, sequence, batch, .. } = request;
+        let SendRequest { producer_id: producer, sequence, batch, ignore_message_ids: ignores_ids, .. } =
+            request;
         let group = Arc::clone(self.group(queue.shard)?);
-        let submission = Submission { producer, sequence, batch, routed: None, message_bytes_max };
+        let submission =
+            Submission { producer, sequence, batch, routed: None, ignores_ids, message_bytes_max };
         let pending = self.submit(&group, queue, submission).await?;
         let outcome = pending.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
         let confirm = confirm(sequence, outcome, &queue.name)?;
@@ -114,12 +118,13 @@ impl Api {
         queue: &QueueRef,
         submission: Submission,
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
-        let Submission { producer, sequence, batch, routed, message_bytes_max } = submission;
+        let Submission { producer, sequence, batch, routed, ignores_ids, message_bytes_max } = submission;
         let deliver_at_ms_max = self.clock.wall_ms() + limits::DELAY_MS_MAX;
         let (by_key, dedups) = group.replica().with_messages(|shard| {
             let settings = shard.queue(queue.id).map(broker::Queue::settings);
             settings.map_or((false, false), |queue| (queue.order_by_key, queue.dedup_window_ms.is_some()))
         });
+        let dedups = dedups && !ignores_ids;
         let one_by_one = routed.is_some() || dedups;
         let message_limits =
             MessageLimits { bytes_max: message_bytes_max, deliver_at_ms_max, by_key, one_by_one };
@@ -190,7 +195,8 @@ impl Publisher {
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
         let message_bytes_max = self.api.message_bytes_max;
         let producer = self.producer;
-        let submission = Submission { producer, sequence, batch, routed, message_bytes_max };
+        let submission =
+            Submission { producer, sequence, batch, routed, ignores_ids: false, message_bytes_max };
         self.api.submit(&self.group, &self.queue, submission).await
     }
 

@@ -55,7 +55,7 @@ impl Api {
         self: Arc<Self>,
         request: SendRequest,
     ) -> Result<SendResponse, Status> {
-        let SendRequest { queue: topic, producer_id, sequence, batch, mandatory } = request;
+        let SendRequest { queue: topic, producer_id, sequence, batch, mandatory, .. } = request;
         let mut router = TopicRouter::new(self, topic, producer_id, mandatory);
         let confirm = router.pass_on(sequence, batch).await?.await?;
         Ok(SendResponse { confirm: Some(confirm) })

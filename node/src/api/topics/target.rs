@@ -89,6 +89,7 @@ impl Target {
                     sequence,
                     batch,
                     routed: Some(routed),
+                    ignores_ids: false,
                     message_bytes_max: api.message_bytes_max,
                 };
                 let outcome = api.submit(group, queue, submission).await?;
