@@ -14,8 +14,8 @@ use super::{
 };
 use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 
-/// One consumer group. Every offset below `next_offset` is in exactly one state: leased, ready, delayed, fresh, or
-/// none of the dispatcher's business (acked, given up, or on its way back to the core).
+/// One consumer group. Every offset below `next_offset` is in exactly one state: leased, ready, in its key's line,
+/// delayed, fresh, or none of the dispatcher's business (acked, given up, or on its way back to the core).
 #[derive(Debug)]
 pub(super) struct Group {
     rules: Rules,

@@ -50,7 +50,8 @@ impl KeyLines {
 
     /// The messages of a range that wait and could go now, with their attempts.
     pub(super) fn open_in(&self, range: OffsetRange) -> impl Iterator<Item = (Offset, u32)> {
-        self.overlapping(range).filter(|(offset, _)| self.open.contains(offset))
+        let open = self.open.range(offsets(range));
+        open.filter_map(|&offset| Some((offset, self.waiting.get(&offset)?.attempts)))
     }
 
     /// Puts messages into their line, where they wait. Whichever of them held it up does so no more.

@@ -86,6 +86,10 @@ impl Dispatcher {
             reached = ended.range.end();
         }
         refuse(&mut settlements, OffsetRange::between(reached, range.end()), group.fresh_from);
+        if group.rules().by_key {
+            // What follows may be for another consumer, also when this one takes no more.
+            self.work.insert(key);
+        }
         self.offer_turn(id);
         self.offer_turn_to_active(key);
         self.forget_if_done(id);

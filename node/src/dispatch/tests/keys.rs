@@ -39,6 +39,18 @@ fn of_each_key_one_message_is_out_at_a_time() {
 }
 
 #[test]
+fn an_ack_of_who_takes_no_more_lets_others_go_on() {
+    let mut dispatcher = dispatcher(4);
+    let delivered = poll(&mut dispatcher, 0);
+    let holder = delivered.iter().find(|delivery| delivery.first.get() == 2).unwrap().consumer;
+    dispatcher.detach(holder);
+    dispatcher.ack(holder, range_of(2, 1));
+    let next = poll(&mut dispatcher, 0);
+    assert_eq!(offsets(&next), [3]);
+    assert_ne!(next[0].consumer, holder);
+}
+
+#[test]
 fn what_comes_back_is_waited_for() {
     let mut dispatcher = dispatcher(4);
     poll(&mut dispatcher, 0);
