@@ -183,7 +183,7 @@ impl Queue {
     ) {
         let mut position = batch.span.position;
         let mut last: Option<(BlockSpan, BatchRun)> = None;
-        let mut holes = Vec::new();
+        let mut holes: Vec<OffsetRange> = Vec::new();
         for message in messages {
             let EachMessage { length, properties, delay_ms, .. } = *message;
             let start = position;
@@ -191,7 +191,12 @@ impl Queue {
             if !places.contains(message.offset()) {
                 if let Gaps::Keep = gaps {
                     last.take().into_iter().for_each(|(span, run)| self.push_run(batch, span, &run));
-                    holes.push(OffsetRange::new(self.next_offset, 1));
+                    match holes.last_mut() {
+                        Some(OffsetRange { first, count }) if first.plus(*count) == self.next_offset => {
+                            *count += 1;
+                        }
+                        _ => holes.push(OffsetRange::new(self.next_offset, 1)),
+                    }
                     self.next_offset = self.next_offset.plus(1);
                 }
                 continue;

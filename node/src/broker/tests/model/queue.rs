@@ -292,7 +292,8 @@ impl ModelQueue {
         let mut bytes = over(bytes, self.settings.max_bytes);
         while bytes > 0
             && let Some(offset) = self.next_kept(floor)
-            && self.messages[offset].end().get() < self.messages.len() as u64
+            && let Some(newest) = (0..self.messages.len()).rfind(|&offset| self.is_kept(offset))
+            && self.messages[offset].end() < self.messages[newest].end()
         {
             let block = self.messages[offset];
             messages = messages.saturating_sub(block.end().get() - offset as u64);
