@@ -3,7 +3,9 @@
 use skein_proto::{
     broker::{self, Reason, topics_client::TopicsClient},
     ids::ShardId,
+    limits,
 };
+use tonic::transport::Channel;
 
 use crate::{
     calls::Sending,
@@ -57,7 +59,7 @@ impl Client {
         let answer = self
             .call(Repeat::Always, None, |channel| {
                 let request = request.clone();
-                async move { TopicsClient::new(channel).create_topic(request).await }
+                async move { service(channel).create_topic(request).await }
             })
             .await?;
         Ok(answer.created)
@@ -75,7 +77,7 @@ impl Client {
         let answer = self
             .call(Repeat::Always, None, |channel| {
                 let request = request.clone();
-                async move { TopicsClient::new(channel).update_topic(request).await }
+                async move { service(channel).update_topic(request).await }
             })
             .await?;
         Ok(answer.topic.unwrap_or_default().into())
@@ -90,7 +92,7 @@ impl Client {
         let deleted = self
             .call(Repeat::Always, None, |channel| {
                 let request = broker::DeleteTopicRequest { name: name.to_owned() };
-                async move { TopicsClient::new(channel).delete_topic(request).await }
+                async move { service(channel).delete_topic(request).await }
             })
             .await;
         match deleted {
@@ -119,7 +121,7 @@ impl Client {
             let answer = self
                 .call(Repeat::Always, None, |channel| {
                     let request = broker::ListTopicsRequest { after: after.clone(), ..Default::default() };
-                    async move { TopicsClient::new(channel).list_topics(request).await }
+                    async move { service(channel).list_topics(request).await }
                 })
                 .await?;
             topics.extend(answer.topics.into_iter().map(Topic::from));
@@ -144,7 +146,7 @@ impl Client {
         let answer = self
             .call(Repeat::Always, None, |channel| {
                 let request = request.clone();
-                async move { TopicsClient::new(channel).bind(request).await }
+                async move { service(channel).bind(request).await }
             })
             .await?;
         Ok(answer.changed)
@@ -163,7 +165,7 @@ impl Client {
         let answer = self
             .call(Repeat::Always, None, |channel| {
                 let request = request.clone();
-                async move { TopicsClient::new(channel).unbind(request).await }
+                async move { service(channel).unbind(request).await }
             })
             .await?;
         Ok(answer.changed)
@@ -198,11 +200,15 @@ impl Client {
         let answer = self
             .call(Repeat::Always, None, |channel| {
                 let request = broker::GetTopicRequest { name: name.to_owned(), catalog_revision_min: 0 };
-                async move { TopicsClient::new(channel).get_topic(request).await }
+                async move { service(channel).get_topic(request).await }
             })
             .await?;
         Ok(answer.topic.unwrap_or_default())
     }
+}
+
+fn service(channel: Channel) -> TopicsClient<Channel> {
+    TopicsClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)
 }
 
 impl From<broker::Topic> for Topic {

@@ -78,5 +78,8 @@ pub fn is_valid_name(name: &str) -> bool {
         && name.bytes().all(allowed)
 }
 
+/// The most bytes of filters that the bindings of one topic have, with 16 more for each.
+pub const TOPIC_FILTER_BYTES_MAX: usize = 2 << 20;
+
 /// The most bindings of one topic.
 pub const TOPIC_BINDINGS_MAX: usize = 10_000;

@@ -156,6 +156,8 @@ impl Publisher {
         let refused = tokio::select! {
             refused = self.take_batches(&mut inbound, &pending) => refused,
             refused = self.must_end() => Some(refused),
+            // Whoever answers has refused one, or has nobody to answer.
+            () = pending.closed() => None,
         };
         if let Some(status) = refused {
             // Fails when the client is gone.

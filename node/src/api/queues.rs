@@ -97,9 +97,17 @@ impl Api {
     ) -> Result<DeleteQueueResponse, Status> {
         names::check_queue_name(&request.name)?;
         let queue = (request.queue_id != 0).then(|| QueueId::new(request.queue_id));
+        let was_bound = self.groups.catalog().replica().with_catalog(|catalog| {
+            catalog.queue(&request.name).is_some_and(|queue| catalog.is_bound(queue.queue))
+        });
         let command = CatalogCommand::DeleteQueue { name: request.name.clone(), queue };
         match self.propose_to_catalog(&command).await? {
-            CatalogOutcome::Deleted { .. } => Ok(DeleteQueueResponse {}),
+            CatalogOutcome::Deleted { .. } => {
+                if was_bound {
+                    self.tell_others().await;
+                }
+                Ok(DeleteQueueResponse {})
+            }
             CatalogOutcome::NotFound => Err(status::queue_not_found(&request.name)),
             CatalogOutcome::InUseByTopic { by } => {
                 let name = request.name;

@@ -97,6 +97,22 @@ pub(super) fn connection_broke(cause: &Status) -> Status {
     status(Code::Unavailable, Reason::OutcomeUnknown, message)
 }
 
+/// A queue of a topic could not take its share, and others may have theirs.
+pub(super) fn partly_stored(cause: &Status) -> Status {
+    let message = format!(
+        "one of the topic's queues could not take the batch ({}), and others may have it; sending it again with the \
+         same producer_id and sequence is safe",
+        cause.message()
+    );
+    status(Code::Unavailable, Reason::OutcomeUnknown, message)
+}
+
+/// A producer counts its batches from 1.
+pub(super) fn no_sequence() -> Status {
+    let message = "the batch has a producer_id and no sequence; count batches from 1, or leave both out";
+    status(Code::FailedPrecondition, Reason::SequenceGap, message)
+}
+
 /// The node stopped leading while a stream was open, with nothing of the caller's in flight.
 pub(super) fn leader_moved() -> Status {
     status(Code::Unavailable, Reason::NoLeader, "this node stopped leading the queue's shard; connect again")

@@ -27,6 +27,9 @@ use crate::broker::{Catalog, CatalogCommand, CatalogOutcome, Topic};
 const PAGE: u32 = 100;
 const PAGE_MAX: u32 = 1_000;
 
+/// A page ends with the topic that brings its bindings to so many.
+const PAGE_BINDINGS_MAX: usize = 1_000;
+
 /// How long a change of a topic waits for the other nodes to hear of it.
 const HEARD_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -58,7 +61,7 @@ impl Api {
             }
             outcome => return Err(refused(&outcome, &name, &alternate_queue)),
         };
-        self.tell_others(&name).await;
+        self.tell_others().await;
         Ok(CreateTopicResponse { topic: Some(self.describe_topic(&name)?), created })
     }
 
@@ -74,7 +77,7 @@ impl Api {
             CatalogOutcome::TopicChanged => {}
             outcome => return Err(refused(&outcome, &name, &alternate_queue)),
         }
-        self.tell_others(&name).await;
+        self.tell_others().await;
         Ok(UpdateTopicResponse { topic: Some(self.describe_topic(&name)?) })
     }
 
@@ -87,7 +90,7 @@ impl Api {
         names::check_topic_name(&name)?;
         match self.propose_to_catalog(&CatalogCommand::DeleteTopic { name: name.clone() }).await? {
             CatalogOutcome::TopicDeleted => {
-                self.tell_others(&name).await;
+                self.tell_others().await;
                 Ok(DeleteTopicResponse {})
             }
             outcome => Err(refused(&outcome, &name, "")),
@@ -123,14 +126,17 @@ impl Api {
             CatalogOutcome::TopicUnchanged => false,
             outcome => return Err(refused(&outcome, topic, queue)),
         };
-        self.tell_others(topic).await;
+        self.tell_others().await;
         Ok(changed)
     }
 
     /// Describes a topic as this node knows it.
     pub(super) async fn get_topic(&self, request: &GetTopicRequest) -> Result<GetTopicResponse, Status> {
-        names::check_topic_name(&request.name)?;
         self.wait_for_catalog(request.catalog_revision_min).await;
+        if request.name.is_empty() && request.catalog_revision_min > 0 {
+            return Ok(GetTopicResponse { topic: None });
+        }
+        names::check_topic_name(&request.name)?;
         if let Ok(topic) = self.describe_topic(&request.name) {
             return Ok(GetTopicResponse { topic: Some(topic) });
         }
@@ -141,12 +147,21 @@ impl Api {
     /// Lists topics from what this node has seen.
     pub(super) fn list_topics(&self, request: &ListTopicsRequest) -> ListTopicsResponse {
         let asked = if request.page_size == 0 { PAGE } else { request.page_size.min(PAGE_MAX) };
-        let mut topics: Vec<_> = self.groups.catalog().replica().with_catalog(|catalog| {
+        let (count, mut topics): (usize, Vec<_>) = self.groups.catalog().replica().with_catalog(|catalog| {
             let named = catalog.topics_after(&request.after);
             let named = named.filter(|topic| topic.name.starts_with(&request.prefix));
-            named.take(asked as usize + 1).map(|topic| self.topic_info(catalog, topic)).collect()
+            let mut bindings_left = PAGE_BINDINGS_MAX;
+            let fits = |topic: &&Topic| {
+                let fits = bindings_left > 0;
+                bindings_left = bindings_left.saturating_sub(topic.bindings.len());
+                fits
+            };
+            let mut page: Vec<_> = named.take(asked as usize + 1).collect();
+            let count = page.len();
+            page = page.into_iter().take_while(fits).collect();
+            (count, page.into_iter().map(|topic| self.topic_info(catalog, topic)).collect())
         });
-        let more = topics.len() > asked as usize;
+        let more = count > topics.len().min(asked as usize);
         topics.truncate(asked as usize);
         ListTopicsResponse { topics, more }
     }
@@ -178,11 +193,11 @@ impl Api {
     }
 
     /// Waits until every node that can be reached has heard of a change that this one has applied, or for a while.
-    async fn tell_others(&self, topic: &str) {
+    pub(super) async fn tell_others(&self) {
         let revision = self.groups.catalog().replica().with_catalog(Catalog::revision);
         let reachable: Vec<NodeId> = self.sightings.borrow().reachable.iter().copied().collect();
         let asked = reachable.into_iter().filter_map(|node| self.connections.clients(node)).map(|channel| {
-            let request = GetTopicRequest { name: topic.to_owned(), catalog_revision_min: revision };
+            let request = GetTopicRequest { name: String::new(), catalog_revision_min: revision };
             async move { forward::topics(channel).get_topic(route::forwarded(request)).await }
         });
         // Whoever does not answer cannot be asked to pass messages on either, or hears of it when it can.
@@ -223,7 +238,8 @@ fn refused(outcome: &CatalogOutcome, topic: &str, queue: &str) -> Status {
         CatalogOutcome::TooManyBindings => {
             let max = skein_proto::limits::TOPIC_BINDINGS_MAX;
             let message = format!(
-                "topic {topic:?} has {max} bindings, which is the most; take some away, or bind another topic's queue"
+                "topic {topic:?} has as many bindings as it may: {max}, or 2 MiB of filters; take some away, or use \
+                 another topic"
             );
             status::status(Code::ResourceExhausted, status::Reason::TooMany, message)
         }

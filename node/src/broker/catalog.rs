@@ -111,6 +111,12 @@ impl Catalog {
         self.queue_names.get(&queue).map(String::as_str)
     }
 
+    /// Whether a topic names a queue.
+    #[must_use]
+    pub fn is_bound(&self, queue: QueueId) -> bool {
+        self.topics.name(queue)
+    }
+
     /// The topic of this name.
     #[must_use]
     pub fn topic(&self, name: &str) -> Option<&Topic> {

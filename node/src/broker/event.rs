@@ -58,7 +58,7 @@ pub enum Event {
         /// Not to be delivered before this wall-clock time; 0 for at once.
         not_before_ms: u64,
     },
-    /// Messages came back and were given up.
+    /// Messages were given up: they came back too often, or nobody took them in time.
     GivenUp {
         /// The queue.
         queue: QueueId,

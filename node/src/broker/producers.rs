@@ -235,9 +235,8 @@ impl Producer {
         if self.routed.len() == PRODUCER_BATCHES_IN_FLIGHT_MAX && oldest > Some(sequence) {
             return RoutedCheck::TooOld;
         }
-        let last = self.routed.last_key_value().map(|(last, _)| *last);
         match follows {
-            Some(expected) if last != follows => RoutedCheck::Gap { expected },
+            Some(expected) if !self.routed.contains_key(&expected) => RoutedCheck::Gap { expected },
             _ => RoutedCheck::Store(places.clone()),
         }
     }

@@ -29,7 +29,7 @@ pub struct Settings {
     pub expires_ms: Option<u64>,
     /// How much of what is delivered are less urgent messages, while more urgent ones wait, in percent.
     pub lower_priority_percent: u32,
-    /// Messages with the same key go to one consumer at a time, in order.
+    /// Of messages with the same key one is out at a time, in order.
     pub order_by_key: bool,
     /// For how long the ids of messages are remembered, so that none is stored twice.
     pub dedup_window_ms: Option<u64>,

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skein_proto::{
     ids::{QueueId, TopicId},
-    limits::TOPIC_BINDINGS_MAX,
+    limits::{TOPIC_BINDINGS_MAX, TOPIC_FILTER_BYTES_MAX},
 };
 
 use super::CatalogTopicRecord;
+
+/// What a binding counts as besides its filter.
+const BINDING_BYTES: usize = 16;
 
 /// A topic as the catalog knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +81,11 @@ impl Topics {
         self.next
     }
 
+    /// Whether any of them names this queue.
+    pub(super) fn name(&self, queue: QueueId) -> bool {
+        self.by_queue.contains_key(&queue)
+    }
+
     /// A topic whose alternate this queue is.
     pub(super) fn with_alternate(&self, queue: QueueId) -> Option<&Topic> {
         let topics = self.by_queue.get(&queue)?.iter().filter_map(|id| self.by_id.get(id));
@@ -122,7 +130,9 @@ impl Topics {
         if topic.bindings.contains(&binding) {
             return Some(Bound::AlreadySo);
         }
-        if topic.bindings.len() >= TOPIC_BINDINGS_MAX {
+        let cost = |binding: &Binding| binding.filter.len() + BINDING_BYTES;
+        let bytes: usize = topic.bindings.iter().chain([&binding]).map(cost).sum();
+        if topic.bindings.len() >= TOPIC_BINDINGS_MAX || bytes > TOPIC_FILTER_BYTES_MAX {
             return Some(Bound::TooMany);
         }
         let (id, queue) = (topic.id, binding.queue);

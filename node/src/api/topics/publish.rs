@@ -1,11 +1,17 @@
 //! Publishing to a topic: each batch goes to the queues that want any of it, and is confirmed when all of them have it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future, stream::BoxStream};
 use skein_proto::{
-    ids::QueueId,
+    ids::{ProducerId, QueueId},
     limits,
     node::{
         Confirm, PublishBatch, PublishOpen, PublishOpened, PublishRequest, PublishResponse, Reason, Routed,
@@ -47,6 +53,16 @@ struct OpenTarget {
     target: Target,
     /// The last batch of which it got anything; 0 for none.
     last_sequence: u64,
+    /// The last one that it has confirmed.
+    confirmed: Arc<AtomicU64>,
+}
+
+impl OpenTarget {
+    /// The batch that must be there before the next one: the last one, while nobody knows whether it is. Later on the
+    /// queue may have forgotten it.
+    fn follows(&self) -> u64 {
+        if self.last_sequence > self.confirmed.load(Ordering::Relaxed) { self.last_sequence } else { 0 }
+    }
 }
 
 impl Api {
@@ -95,6 +111,7 @@ impl TopicRouter {
         let refused = tokio::select! {
             refused = self.take_batches(&mut inbound, &pending) => refused,
             _ = stopping.wait_for(|stopping| *stopping) => Some(status::shutting_down()),
+            () = pending.closed() => None,
         };
         if let Some(status) = refused {
             // Fails when the client is gone.
@@ -132,18 +149,28 @@ impl TopicRouter {
         let deliver_at_ms_max = self.api.clock.wall_ms() + limits::DELAY_MS_MAX;
         let limits = MessageLimits { deliver_at_ms_max, ..MessageLimits::up_to(self.api.message_bytes_max) };
         let Checked { count, .. } = batch::check(&batch, &limits).map_err(status::from_batch)?;
-        let fan_out = FanOut::of(batch, &*self.table()?);
+        if self.producer != 0 && sequence == 0 {
+            return Err(status::no_sequence());
+        }
+        let table = self.table()?;
+        let fan_out = FanOut::of(batch, &table);
         let unrouted = fan_out.unrouted;
         if self.mandatory && unrouted > 0 {
             return Err(self.not_routed(unrouted));
         }
         let mut confirmed = Vec::with_capacity(fan_out.places.len());
         for (&queue, places) in &fan_out.places {
-            confirmed.push(self.pass_to(queue, sequence, fan_out.share(places), places).await?);
+            match self.pass_to(&table, queue, sequence, fan_out.share(places), places).await {
+                Ok(confirm) => confirmed.push(confirm),
+                Err(refused) if confirmed.is_empty() => return Err(refused),
+                Err(refused) => return Err(partly(refused)),
+            }
         }
+        let is_whole = confirmed.len() < 2;
         let queue_confirms = future::join_all(confirmed);
         let confirm = async move {
-            let confirms = queue_confirms.await.into_iter().collect::<Result<Vec<_>, Status>>()?;
+            let confirms = queue_confirms.await.into_iter().collect::<Result<Vec<_>, Status>>();
+            let confirms = confirms.map_err(|refused| if is_whole { refused } else { partly(refused) })?;
             let duplicate = !confirms.is_empty() && confirms.iter().all(|confirm| confirm.duplicate);
             let routed_copies = confirms.iter().map(|confirm| confirm.routed_copies).sum();
             Ok(Confirm {
@@ -160,6 +187,7 @@ impl TopicRouter {
 
     async fn pass_to(
         &mut self,
+        table: &RoutingTable,
         id: QueueId,
         sequence: u64,
         share: Bytes,
@@ -167,16 +195,20 @@ impl TopicRouter {
     ) -> Result<Confirmed, Status> {
         let copies = u32::try_from(places.len()).expect("no more than the messages of a batch");
         let gone = Confirm { sequence, ..Confirm::default() };
-        let Some(open) = self.target(id).await? else {
+        let Some(open) = self.target(table, id).await? else {
             // Deleted a moment ago, bindings and all.
             return Ok(future::ready(Ok(gone)).boxed());
         };
-        let routed = Routed { follows: open.last_sequence, places: places.to_vec() };
+        let routed = Routed { follows: open.follows(), places: places.to_vec() };
         open.last_sequence = sequence;
+        let last_confirmed = Arc::clone(&open.confirmed);
         let confirmed = open.target.send(sequence, share, routed).await?;
         let confirm = async move {
             match confirmed.await {
-                Ok(confirm) => Ok(Confirm { routed_copies: copies, ..confirm }),
+                Ok(confirm) => {
+                    last_confirmed.fetch_max(sequence, Ordering::Relaxed);
+                    Ok(Confirm { routed_copies: copies, ..confirm })
+                }
                 Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => Ok(gone),
                 Err(status) => Err(status),
             }
@@ -185,20 +217,29 @@ impl TopicRouter {
     }
 
     /// The way to a queue. Nothing when the queue does not exist any more.
-    async fn target(&mut self, id: QueueId) -> Result<Option<&mut OpenTarget>, Status> {
+    async fn target(&mut self, table: &RoutingTable, id: QueueId) -> Result<Option<&mut OpenTarget>, Status> {
         if !self.targets.contains_key(&id) {
             let queue = self.api.groups.catalog().replica().with_catalog(|catalog| {
                 let name = catalog.queue_name(id)?;
                 Some(QueueRef::new(name, catalog.queue(name)?))
             });
             let Some(queue) = queue else { return Ok(None) };
-            let target = match Target::open(&self.api, queue, self.producer).await {
+            let target = match Target::open(&self.api, queue, self.producer_at(table)).await {
                 Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => return Ok(None),
                 target => target?,
             };
-            self.targets.insert(id, OpenTarget { target, last_sequence: 0 });
+            self.targets.insert(id, OpenTarget { target, last_sequence: 0, confirmed: Arc::default() });
         }
         Ok(self.targets.get_mut(&id))
+    }
+
+    /// As whom the producer publishes to the topic's queues: one that publishes to several topics, or to a queue as
+    /// well, has sequences of its own in each of them. 0 for one that asks for no deduplication.
+    fn producer_at(&self, table: &RoutingTable) -> u64 {
+        match self.producer {
+            0 => 0,
+            producer => ProducerId::mixed([producer, table.topic().get()]).get(),
+        }
     }
 
     /// How the topic routes now. Lets go of queues that get nothing any more.
@@ -221,6 +262,22 @@ impl TopicRouter {
             self.topic, self.topic
         );
         status::status(Code::FailedPrecondition, Reason::NotRouted, message)
+    }
+}
+
+/// One queue could not take its share for the moment, and others may have theirs: so nobody must think that nothing was
+/// stored. What has to be told as it is, such as that the queue is full, is.
+fn partly(refused: Status) -> Status {
+    match status::reason_of(&refused) {
+        Some(
+            Reason::NoLeader
+            | Reason::NotLeader
+            | Reason::OverBudget
+            | Reason::DiskFull
+            | Reason::ShuttingDown
+            | Reason::Busy,
+        ) => status::partly_stored(&refused),
+        _ => refused,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use skein_proto::ids::QueueId;
+use skein_proto::ids::{QueueId, TopicId};
 
 use crate::{
     api::filter::{self, Filter, Word},
@@ -23,6 +23,7 @@ const TABLES_MAX: usize = 1_000;
 /// The bindings of a topic at one revision.
 #[derive(Debug)]
 pub(super) struct RoutingTable {
+    topic: TopicId,
     revision: u64,
     /// Those that are bound, by the numbers that stand for them below.
     queues: Vec<QueueId>,
@@ -52,6 +53,8 @@ struct Words {
     exactly: BTreeMap<Vec<u8>, Self>,
     any: Option<Box<Self>>,
     any_number: Option<Box<Self>>,
+    /// It comes after a `#`, and stays whatever words come.
+    stays: bool,
 }
 
 impl RoutingTables {
@@ -76,6 +79,7 @@ impl RoutingTable {
         let queues: BTreeSet<_> = topic.bindings.iter().map(|binding| binding.queue).collect();
         let queues: Vec<_> = queues.into_iter().collect();
         let mut table = Self {
+            topic: topic.id,
             revision: topic.revision,
             all: Vec::new(),
             by_key: BTreeMap::new(),
@@ -116,6 +120,11 @@ impl RoutingTable {
             (None, Some(words)) => self.by_words.add(&words, Bound { queue, more }),
             (None, None) => self.others.push((filter, queue)),
         }
+    }
+
+    /// The topic.
+    pub(super) const fn topic(&self) -> TopicId {
+        self.topic
     }
 
     /// The catalog's revision when the topic changed last.
@@ -165,23 +174,41 @@ impl Words {
                 self.exactly.entry(word.clone()).or_default().add(rest, bound);
             }
             Some((Word::Any, rest)) => self.any.get_or_insert_default().add(rest, bound),
-            Some((Word::AnyNumber, rest)) => self.any_number.get_or_insert_default().add(rest, bound),
+            Some((Word::AnyNumber, rest)) => {
+                let after = self.any_number.get_or_insert_default();
+                after.stays = true;
+                after.add(rest, bound);
+            }
         }
     }
 
-    /// Visits the bindings whose patterns these words match, some of them perhaps more than once.
+    /// Visits the bindings whose patterns these words match, each once. Follows all patterns side by side, so that the
+    /// work for a word is bounded by how many there are, however many `#` they have.
     fn visit(&self, words: &[&[u8]], visit: &mut impl FnMut(&Bound)) {
+        let mut reached = Vec::new();
+        self.reach(&mut reached);
+        for word in words {
+            let mut next = Vec::new();
+            for place in reached {
+                if place.stays {
+                    place.reach(&mut next);
+                }
+                place.exactly.get(*word).into_iter().for_each(|after| after.reach(&mut next));
+                place.any.iter().for_each(|after| after.reach(&mut next));
+            }
+            // A place that stays may be reached again from one before it.
+            next.sort_unstable_by_key(|place| std::ptr::from_ref(*place));
+            next.dedup_by_key(|place| std::ptr::from_ref(*place));
+            reached = next;
+        }
+        reached.into_iter().flat_map(|place| &place.here).for_each(visit);
+    }
+
+    /// Adds the place, and those after a `#` that stands for no word.
+    fn reach<'a>(&'a self, reached: &mut Vec<&'a Self>) {
+        reached.push(self);
         if let Some(after) = &self.any_number {
-            (0..=words.len()).for_each(|skipped| after.visit(&words[skipped..], visit));
-        }
-        let Some((word, rest)) = words.split_first() else {
-            return self.here.iter().for_each(visit);
-        };
-        if let Some(after) = self.exactly.get(*word) {
-            after.visit(rest, visit);
-        }
-        if let Some(after) = &self.any {
-            after.visit(rest, visit);
+            after.reach(reached);
         }
     }
 }
@@ -192,7 +219,6 @@ mod tests {
     use prost::Message as _;
     use skein_proto::{
         broker::Message,
-        ids::TopicId,
         node::{self as wire, filter::Filter as Choice},
     };
 
@@ -219,6 +245,17 @@ mod tests {
                 .prop_map(move |parts| Some(wire::Filter { filter: Some(Choice::All(list(parts))) })),
             1 => part().prop_map(|part| Some(wire::Filter { filter: Some(Choice::Not(Box::new(part))) })),
         ]
+    }
+
+    #[test]
+    fn many_wildcards_take_no_longer_than_few() {
+        let mut words = Words::default();
+        let part = [Word::AnyNumber, Word::Exactly(b"a".to_vec())];
+        let pattern: Vec<_> = part.iter().cycle().take(24).cloned().collect();
+        words.add(&pattern, Bound { queue: 7, more: None });
+        let mut found = Vec::new();
+        words.visit(&vec![&b"a"[..]; 400], &mut |bound| found.push(bound.queue));
+        assert_eq!(found, [7]);
     }
 
     proptest! {

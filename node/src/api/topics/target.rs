@@ -1,6 +1,6 @@
 //! The way from a topic to one queue: to its shard here, or over a stream to the node that leads it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
@@ -11,7 +11,7 @@ use skein_proto::{
         publish_request::Request as Outbound,
     },
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 
@@ -30,6 +30,15 @@ use crate::{
 /// Batches that wait for the stream to take them.
 const REQUESTS_MAX: usize = 16;
 
+/// How long the other node may take to open the stream.
+const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A batch that another node is to answer. Its bytes count until then, whether or not anybody waits.
+pub(super) struct Waiting {
+    reply: oneshot::Sender<Result<Confirm, Status>>,
+    _permit: OwnedSemaphorePermit,
+}
+
 pub(super) type Confirmed = BoxFuture<'static, Result<Confirm, Status>>;
 
 /// One queue's end of a topic.
@@ -41,7 +50,7 @@ pub(super) enum Target {
         api: Arc<Api>,
         requests: mpsc::Sender<PublishRequest>,
         /// In the order of the requests.
-        waiting: mpsc::Sender<oneshot::Sender<Result<Confirm, Status>>>,
+        waiting: mpsc::Sender<Waiting>,
     },
 }
 
@@ -53,14 +62,14 @@ impl Target {
                 let group = Arc::clone(api.group(queue.shard)?);
                 Ok(Self::Local { api: Arc::clone(api), group, queue, producer })
             }
-            Route::Remote(channel) => Self::connect(api, channel, queue.name, producer).await,
+            Route::Remote(channel) => Self::connect(api, channel, queue, producer).await,
         }
     }
 
     async fn connect(
         api: &Arc<Api>,
         channel: Channel,
-        queue: String,
+        QueueRef { name: queue, shard, .. }: QueueRef,
         producer_id: u64,
     ) -> Result<Self, Status> {
         let (requests, outbound) = mpsc::channel(REQUESTS_MAX);
@@ -68,7 +77,9 @@ impl Target {
         // Cannot fail: the channel is empty and its receiver is here.
         let _ = requests.try_send(PublishRequest { request: Some(Outbound::Open(open)) });
         let publish = route::forwarded(ReceiverStream::new(outbound));
-        let responses = forward::broker(channel).publish(publish).await.map_err(forward::failed)?;
+        let mut broker = forward::broker(channel);
+        let opened = tokio::time::timeout(CONNECT_WAIT_MAX, broker.publish(publish)).await;
+        let responses = opened.map_err(|_| status::no_leader(shard))?.map_err(forward::failed)?;
         let (waiting, to_answer) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
         tasks::spawn(answer(responses.into_inner(), to_answer));
         Ok(Self::Remote { api: Arc::clone(api), requests, waiting })
@@ -106,11 +117,10 @@ impl Target {
                 let batch = PublishBatch { sequence, batch, routed: Some(routed) };
                 let request = PublishRequest { request: Some(Outbound::Batch(batch)) };
                 // When the stream has ended, the reply is dropped here or there, which says so.
-                if waiting.send(reply).await.is_ok() {
+                if waiting.send(Waiting { reply, _permit: permit }).await.is_ok() {
                     let _ = requests.send(request).await;
                 }
                 let confirm = async move {
-                    let _permit = permit;
                     let unknown = |_| Err(status::from_propose(ProposeError::OutcomeUnknown));
                     outcome.await.unwrap_or_else(unknown)
                 };
@@ -121,24 +131,21 @@ impl Target {
 }
 
 /// Hands out the answers of another node. What is not answered when the stream ends fails for the same reason.
-async fn answer(
-    mut responses: Streaming<PublishResponse>,
-    mut waiting: mpsc::Receiver<oneshot::Sender<Result<Confirm, Status>>>,
-) {
+async fn answer(mut responses: Streaming<PublishResponse>, mut waiting: mpsc::Receiver<Waiting>) {
     let ended = loop {
         match responses.message().await {
             Ok(Some(response)) => {
                 for confirm in response.confirms {
-                    let Some(reply) = waiting.recv().await else { return };
+                    let Some(next) = waiting.recv().await else { return };
                     // Fails when the publisher is gone.
-                    let _ = reply.send(Ok(confirm));
+                    let _ = next.reply.send(Ok(confirm));
                 }
             }
             Ok(None) => break status::leader_moved(),
             Err(status) => break forward::failed(status),
         }
     };
-    while let Some(reply) = waiting.recv().await {
-        let _ = reply.send(Err(ended.clone()));
+    while let Some(next) = waiting.recv().await {
+        let _ = next.reply.send(Err(ended.clone()));
     }
 }

@@ -13,7 +13,7 @@ const WANTED: &str = "wanted";
 const OTHER: &str = "other";
 
 /// For how long ids are looked for.
-const DEDUP_WINDOW: Duration = Duration::from_secs(120);
+const DEDUP_WINDOW: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Shape {
@@ -32,7 +32,7 @@ pub(crate) struct Shape {
     /// Give messages so many keys in turn, and let the queues keep the order of each.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "filter")]
     keys: Option<u64>,
-    /// Give each message an id, and let queues look for those of the last two minutes.
+    /// Give each message an id, and let queues look for those of the last three seconds.
     #[arg(long)]
     dedup: bool,
     /// Publish to a topic with so many bindings, of which each message matches one, and which share out the queues.

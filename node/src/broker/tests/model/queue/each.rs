@@ -70,9 +70,9 @@ impl ModelQueue {
     ) -> Result<BTreeSet<u32>, Outcome> {
         let Some((id, sequence)) = producer else { return Ok(BTreeSet::new()) };
         let batches = self.routed.entry(id).or_default();
-        match (batches.get(&sequence), routed.follows, batches.last_key_value()) {
-            (Some(places), ..) => Ok(places.clone()),
-            (None, Some(expected), last) if last.is_none_or(|(last, _)| *last != expected) => {
+        match (batches.get(&sequence), routed.follows) {
+            (Some(places), _) => Ok(places.clone()),
+            (None, Some(expected)) if !batches.contains_key(&expected) => {
                 Err(Outcome::SequenceGap { expected })
             }
             _ => Ok(BTreeSet::new()),
