@@ -136,7 +136,13 @@ impl Bodies {
                 }
                 Err(error) => error,
             };
-            let Some(damaged) = error.damaged_index().filter(|_| !is_repaired) else {
+            // What the disk cannot read is as good as damaged: the others have it. Where the whole disk is gone, the
+            // node ends at its next write, while this waits.
+            let damaged = match &error {
+                ReadError::Io { .. } => Some(index),
+                other => other.damaged_index(),
+            };
+            let Some(damaged) = damaged.filter(|_| !is_repaired) else {
                 return Err(error.into());
             };
             self.group.repairs().report(shard, damaged);
