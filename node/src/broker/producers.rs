@@ -15,8 +15,13 @@ use crate::offsets::{OffsetRange, OffsetSet};
 pub const PRODUCER_IDLE_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// The most producers that a queue remembers; beyond it the longest idle is forgotten. With 64 batches each of 16 bytes
-/// this bounds a queue's memory for them at some 10 MiB.
+/// this bounds a queue's memory for them at some 10 MiB, without what topics route.
 pub const QUEUE_PRODUCERS_MAX: usize = 10_000;
+
+/// The most ranges of places that a queue remembers of what topics route to it; beyond it the longest idle producer is
+/// forgotten as well. At some 50 bytes each that is 50 MB, and a single producer cannot have as many: 64 batches of
+/// half as many ranges as messages.
+const ROUTED_RANGES_MAX: usize = 1_000_000;
 
 /// The offsets that a batch got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,8 @@ pub(super) struct Producers {
     by_id: BTreeMap<ProducerId, Producer>,
     /// The same producers, longest idle first.
     by_use: BTreeSet<(u64, ProducerId)>,
+    /// How many ranges all of them have of what was routed. Follows from `by_id`.
+    routed_ranges: usize,
     changed: BTreeSet<ProducerId>,
 }
 
@@ -123,9 +130,15 @@ impl Producers {
     ) {
         let producer = self.get_or_insert(id, now_ms);
         let places = producer.routed.entry(sequence).or_default();
+        let before = places.range_count();
         stored.iter().for_each(|range| places.insert(range));
-        if producer.routed.len() > PRODUCER_BATCHES_IN_FLIGHT_MAX {
-            producer.routed.pop_first();
+        let after = places.range_count();
+        let is_full = producer.routed.len() > PRODUCER_BATCHES_IN_FLIGHT_MAX;
+        let oldest = if is_full { producer.routed.pop_first() } else { None };
+        let forgotten = oldest.map_or(0, |(_, places)| places.range_count());
+        self.routed_ranges = self.routed_ranges + after - before - forgotten;
+        while self.routed_ranges > ROUTED_RANGES_MAX && self.by_id.len() > 1 {
+            self.forget_longest_idle();
         }
     }
 
@@ -144,6 +157,7 @@ impl Producers {
         let places = |batch: &RoutedBatch| (batch.sequence, batch.places.iter().copied().collect());
         let routed = record.routed.iter().map(places).collect();
         let restored = Producer { last: record.last, used_at_ms: record.used_at_ms, recent, routed };
+        self.routed_ranges += restored.routed_ranges();
         self.by_id.insert(id, restored);
         self.by_use.insert((record.used_at_ms, id));
     }
@@ -205,7 +219,8 @@ impl Producers {
 
     fn forget_longest_idle(&mut self) {
         if let Some((_, id)) = self.by_use.pop_first() {
-            self.by_id.remove(&id);
+            let forgotten = self.by_id.remove(&id);
+            self.routed_ranges -= forgotten.map_or(0, |producer| producer.routed_ranges());
             self.changed.insert(id);
         }
     }
@@ -239,6 +254,10 @@ impl Producer {
             Some(expected) if !self.routed.contains_key(&expected) => RoutedCheck::Gap { expected },
             _ => RoutedCheck::Store(places.clone()),
         }
+    }
+
+    fn routed_ranges(&self) -> usize {
+        self.routed.values().map(OffsetSet::range_count).sum()
     }
 
     fn record(&self) -> ProducerRecord {

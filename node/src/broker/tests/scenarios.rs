@@ -286,3 +286,35 @@ fn records_that_contradict_each_other_are_refused() {
     let swapped = (RecordKey::Shard, all[1].1.clone());
     assert!(matches!(Shard::restore([swapped].into_iter()), Err(RestoreError::Misplaced(RecordKey::Shard))));
 }
+
+#[test]
+fn what_is_remembered_of_routed_batches_is_bounded() {
+    let mut shard = shard_with_queue(None);
+    // Every second message, in as many batches as a producer may have on their way: half a million ranges.
+    let each = |producer: u64, sequence: u64| Command::PublishEach {
+        queue: QUEUE,
+        producer: Some((ProducerId::new(producer), Sequence::new(sequence))),
+        block: BlockSpan { position: 0, length: 8_000 },
+        messages: (0..8_000)
+            .map(|place| EachMessage {
+                place: 2 * place,
+                length: 1,
+                properties: Properties::default(),
+                delay_ms: 0,
+                id: None,
+            })
+            .collect(),
+        routed: Some(Routed { follows: None }),
+    };
+    let duplicates = |shard: &mut Shard, producer| match shard.apply(meta(9, 0), &[each(producer, 1)])[..] {
+        [Outcome::Published { duplicate, .. }] => duplicate,
+        ref other => panic!("{other:?}"),
+    };
+    for producer in 1..=2 {
+        for sequence in 1..=PRODUCER_BATCHES_IN_FLIGHT_MAX as u64 {
+            shard.apply(meta(9, 0), &[each(producer, sequence)]);
+        }
+    }
+    assert!(!duplicates(&mut shard, 1), "the first one was forgotten when there were a million");
+    assert!(duplicates(&mut shard, 2), "the other one was not");
+}
