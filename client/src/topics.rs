@@ -187,7 +187,13 @@ impl Client {
         mandatory: bool,
     ) -> Result<Routed, Error> {
         let sending = Sending { mandatory, ..Sending::default() };
-        let confirm = self.send_batch(topic, messages, sending).await?;
+        let confirm = match self.send_batch(topic, messages, sending).await {
+            // One queue is; others may have got them.
+            Err(Error::NotAccepted(cause)) if cause.reason == Reason::QueueFull => {
+                return Err(Error::OutcomeUnknown(cause));
+            }
+            sent => sent?,
+        };
         Ok(Routed { copies: confirm.routed_copies, unrouted: confirm.unrouted_messages })
     }
 
@@ -199,7 +205,7 @@ impl Client {
     async fn look_up_topic(&self, name: &str) -> Result<broker::Topic, Error> {
         let answer = self
             .call(Repeat::Always, None, |channel| {
-                let request = broker::GetTopicRequest { name: name.to_owned(), catalog_revision_min: 0 };
+                let request = broker::GetTopicRequest { name: name.to_owned() };
                 async move { service(channel).get_topic(request).await }
             })
             .await?;

@@ -62,6 +62,7 @@ fn opened(node: &Node, open: &node::PublishOpen) -> Result<node::PublishResponse
         message_bytes_max: 1 << 20,
         batch_bytes_max: 4 << 20,
         batch_messages_max: 16_384,
+        is_topic: false,
     };
     Ok(node::PublishResponse { opened: Some(opened), confirms: Vec::new() })
 }

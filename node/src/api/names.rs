@@ -113,13 +113,17 @@ impl Api {
 }
 
 pub(super) fn check_queue_name(name: &str) -> Result<(), Status> {
-    if limits::is_valid_name(name) { Ok(()) } else { Err(status::invalid_name("queue", name)) }
+    check_name("queue", name)
 }
 
 pub(super) fn check_topic_name(name: &str) -> Result<(), Status> {
-    if limits::is_valid_name(name) { Ok(()) } else { Err(status::invalid_name("topic", name)) }
+    check_name("topic", name)
 }
 
 pub(super) fn check_group_name(name: &str) -> Result<(), Status> {
-    if limits::is_valid_name(name) { Ok(()) } else { Err(status::invalid_name("group", name)) }
+    check_name("group", name)
+}
+
+fn check_name(kind: &str, name: &str) -> Result<(), Status> {
+    if limits::is_valid_name(name) { Ok(()) } else { Err(status::invalid_name(kind, name)) }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use sha2::{Digest as _, Sha256};
 use skein_proto::{
-    ids::{ProducerId, Sequence},
+    ids::{ProducerId, Sequence, ShardId},
     limits,
     node::{
         Confirm, PublishBatch, PublishOpen, PublishOpened, PublishRequest, PublishResponse, Routed,
@@ -35,7 +35,7 @@ const RESPONSES_MAX: usize = 16;
 /// Confirms in one response.
 const CONFIRMS_PER_RESPONSE_MAX: usize = limits::PRODUCER_BATCHES_IN_FLIGHT_MAX;
 
-type Responses = BoxStream<'static, Result<PublishResponse, Status>>;
+pub(super) type Responses = BoxStream<'static, Result<PublishResponse, Status>>;
 
 /// A batch on its way, or why the stream ends here.
 enum Pending {
@@ -94,21 +94,32 @@ impl Api {
         let group = Arc::clone(self.group(queue.shard)?);
         // Before the client sends what it has, which would be in vain, again and again.
         self.ensure_room(&group)?;
-        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
-        let opened = PublishOpened {
-            shard_id: queue.shard.get(),
-            message_bytes_max: self.message_bytes_max as u64,
-            batch_bytes_max: limits::BATCH_BYTES_MAX as u64,
-            batch_messages_max: limits::BATCH_MESSAGES_MAX as u32,
-        };
-        let first = PublishResponse { opened: Some(opened), confirms: Vec::new() };
-        // Cannot fail: the channel is empty and its receiver is here.
-        let _ = responses.try_send(Ok(first));
+        let (responses, stream) = self.opened(queue.shard, false);
         let (pending, waiting) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
         tasks::spawn(answer(queue.name.clone(), waiting, responses));
         let publisher = Publisher { api: self, group, queue, producer: open.producer_id };
         tasks::spawn(publisher.take(inbound, pending));
-        Ok(ReceiverStream::new(stream).boxed())
+        Ok(stream)
+    }
+
+    /// The responses of a publish stream, of which the first is there.
+    pub(super) fn opened(
+        &self,
+        shard: ShardId,
+        is_topic: bool,
+    ) -> (mpsc::Sender<Result<PublishResponse, Status>>, Responses) {
+        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
+        let opened = PublishOpened {
+            shard_id: shard.get(),
+            message_bytes_max: self.message_bytes_max as u64,
+            batch_bytes_max: limits::BATCH_BYTES_MAX as u64,
+            batch_messages_max: limits::BATCH_MESSAGES_MAX as u32,
+            is_topic,
+        };
+        let first = PublishResponse { opened: Some(opened), confirms: Vec::new() };
+        // Cannot fail: the channel is empty and its receiver is here.
+        let _ = responses.try_send(Ok(first));
+        (responses, ReceiverStream::new(stream).boxed())
     }
 
     /// Checks and admits a batch and sends it on its way.
@@ -132,20 +143,15 @@ impl Api {
         let permit = self.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
         self.ensure_room(group)?;
         let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
-        let publish = match routed {
-            None if !one_by_one => Proposed::publish(queue.id, producer, count, batch, &runs),
-            None => {
-                let places: Vec<u32> = (0..count).collect();
-                let messages = each_message(&places, &runs, &batch, dedups)?;
-                Proposed::publish_each(queue.id, producer, batch, &messages, None)
-            }
-            Some(routed) => {
-                let follows = (routed.follows != 0).then(|| Sequence::new(routed.follows));
-                let messages = each_message(&routed.places, &runs, &batch, dedups)?;
-                let routed = Some(broker::Routed { follows });
-                Proposed::publish_each(queue.id, producer, batch, &messages, routed)
-            }
-        };
+        if !one_by_one {
+            let publish = Proposed::publish(queue.id, producer, count, batch, &runs);
+            return Ok(group.propose_later(publish, Some(permit)).await);
+        }
+        let follows = |routed: &Routed| (routed.follows != 0).then(|| Sequence::new(routed.follows));
+        let origin = routed.as_ref().map(|routed| broker::Routed { follows: follows(routed) });
+        let places = routed.map_or_else(|| (0..count).collect(), |routed| routed.places);
+        let messages = each_message(&places, &runs, &batch, dedups)?;
+        let publish = Proposed::publish_each(queue.id, producer, batch, &messages, origin);
         Ok(group.propose_later(publish, Some(permit)).await)
     }
 }
@@ -173,15 +179,10 @@ impl Publisher {
         loop {
             // A place first: a client that reads no confirms gets no more batches taken.
             let place = pending.reserve().await.ok()?;
-            let batch = match inbound.message().await {
-                Ok(Some(PublishRequest { request: Some(Inbound::Batch(batch)) })) => batch,
-                Ok(Some(_)) => {
-                    let message = "a publish stream opens once; what follows are batches";
-                    return Some(status::wrong_first_message(message));
-                }
-                Ok(None) | Err(_) => return None,
+            let PublishBatch { sequence, batch, routed } = match next_batch(inbound).await {
+                Ok(batch) => batch?,
+                Err(refused) => return Some(refused),
             };
-            let PublishBatch { sequence, batch, routed } = batch;
             match self.submit(sequence, batch, routed).await {
                 Ok(outcome) => place.send(Pending::Batch { sequence, outcome }),
                 Err(refused) => return Some(refused),
@@ -210,6 +211,20 @@ impl Publisher {
             _ = leadership.wait_for(|now| now.leader != Some(node)) => status::leader_moved(),
             _ = stopping.wait_for(|stopping| *stopping) => status::shutting_down(),
         }
+    }
+}
+
+/// The next batch of a stream. Nothing when its client has ended it.
+pub(super) async fn next_batch(
+    inbound: &mut Streaming<PublishRequest>,
+) -> Result<Option<PublishBatch>, Status> {
+    match inbound.message().await {
+        Ok(Some(PublishRequest { request: Some(Inbound::Batch(batch)) })) => Ok(Some(batch)),
+        Ok(Some(_)) => {
+            let message = "a publish stream opens once; what follows are batches";
+            Err(status::wrong_first_message(message))
+        }
+        Ok(None) | Err(_) => Ok(None),
     }
 }
 

@@ -20,7 +20,7 @@ use skein_proto::{
 use tonic::{Code, Status};
 
 pub use self::routing::RoutingTables;
-use super::{Api, filter, forward, names, route, status};
+use super::{Api, filter, names, status};
 use crate::broker::{Catalog, CatalogCommand, CatalogOutcome, Topic};
 
 /// Topics in one page of a list.
@@ -132,10 +132,6 @@ impl Api {
 
     /// Describes a topic as this node knows it.
     pub(super) async fn get_topic(&self, request: &GetTopicRequest) -> Result<GetTopicResponse, Status> {
-        self.wait_for_catalog(request.catalog_revision_min).await;
-        if request.name.is_empty() && request.catalog_revision_min > 0 {
-            return Ok(GetTopicResponse { topic: None });
-        }
         names::check_topic_name(&request.name)?;
         if let Ok(topic) = self.describe_topic(&request.name) {
             return Ok(GetTopicResponse { topic: Some(topic) });
@@ -147,23 +143,20 @@ impl Api {
     /// Lists topics from what this node has seen.
     pub(super) fn list_topics(&self, request: &ListTopicsRequest) -> ListTopicsResponse {
         let asked = if request.page_size == 0 { PAGE } else { request.page_size.min(PAGE_MAX) };
-        let (count, mut topics): (usize, Vec<_>) = self.groups.catalog().replica().with_catalog(|catalog| {
+        let mut page = ListTopicsResponse::default();
+        let mut bindings = 0;
+        self.groups.catalog().replica().with_catalog(|catalog| {
             let named = catalog.topics_after(&request.after);
-            let named = named.filter(|topic| topic.name.starts_with(&request.prefix));
-            let mut bindings_left = PAGE_BINDINGS_MAX;
-            let fits = |topic: &&Topic| {
-                let fits = bindings_left > 0;
-                bindings_left = bindings_left.saturating_sub(topic.bindings.len());
-                fits
-            };
-            let mut page: Vec<_> = named.take(asked as usize + 1).collect();
-            let count = page.len();
-            page = page.into_iter().take_while(fits).collect();
-            (count, page.into_iter().map(|topic| self.topic_info(catalog, topic)).collect())
+            for topic in named.filter(|topic| topic.name.starts_with(&request.prefix)) {
+                if page.topics.len() >= asked as usize || bindings >= PAGE_BINDINGS_MAX {
+                    page.more = true;
+                    return;
+                }
+                bindings += topic.bindings.len();
+                page.topics.push(self.topic_info(catalog, topic));
+            }
         });
-        let more = count > topics.len().min(asked as usize);
-        topics.truncate(asked as usize);
-        ListTopicsResponse { topics, more }
+        page
     }
 
     fn describe_topic(&self, name: &str) -> Result<TopicInfo, Status> {
@@ -194,27 +187,12 @@ impl Api {
 
     /// Waits until every node that can be reached has heard of a change that this one has applied, or for a while.
     pub(super) async fn tell_others(&self) {
-        let revision = self.groups.catalog().replica().with_catalog(Catalog::revision);
+        let index = *self.groups.catalog().replica().applied_index().borrow();
         let reachable: Vec<NodeId> = self.sightings.borrow().reachable.iter().copied().collect();
-        let asked = reachable.into_iter().filter_map(|node| self.connections.clients(node)).map(|channel| {
-            let request = GetTopicRequest { name: String::new(), catalog_revision_min: revision };
-            async move { forward::topics(channel).get_topic(route::forwarded(request)).await }
-        });
+        let others = reachable.into_iter().filter(|node| *node != self.node);
+        let heard = others.map(|node| self.transport.wait_applied(node, ShardId::CATALOG, index));
         // Whoever does not answer cannot be asked to pass messages on either, or hears of it when it can.
-        let _ = tokio::time::timeout(HEARD_WAIT_MAX, future::join_all(asked)).await;
-    }
-
-    async fn wait_for_catalog(&self, revision: u64) {
-        let replica = self.groups.catalog().replica();
-        let mut applied = replica.applied_index();
-        let seen = async {
-            while replica.with_catalog(Catalog::revision) < revision {
-                if applied.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(HEARD_WAIT_MAX, seen).await;
+        let _ = tokio::time::timeout(HEARD_WAIT_MAX, future::join_all(heard)).await;
     }
 }
 

@@ -8,7 +8,8 @@ use skein_proto::{
     peer::{
         self, AppendRequest, AppendResponse, AttendRequest, AttendResponse, HelloRequest, HelloResponse,
         ReadIndexRequest, ReadIndexResponse, StandingsRequest, StandingsResponse, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse, peer_server::Peer,
+        TransferLeaderResponse, VoteRequest, VoteResponse, WaitAppliedRequest, WaitAppliedResponse,
+        peer_server::Peer,
     },
 };
 use tokio::sync::watch;
@@ -225,6 +226,15 @@ impl Peer for PeerService {
             .await
             .ok_or_else(|| Status::failed_precondition("this node does not lead the shard"))?;
         Ok(Response::new(ReadIndexResponse { index }))
+    }
+
+    async fn wait_applied(
+        &self,
+        request: Request<WaitAppliedRequest>,
+    ) -> Result<Response<WaitAppliedResponse>, Status> {
+        let WaitAppliedRequest { shard_id, index } = request.into_inner();
+        self.group(shard_id)?.replica().wait_applied(index).await;
+        Ok(Response::new(WaitAppliedResponse {}))
     }
 }
 

@@ -183,6 +183,18 @@ impl Transport for PeerTransport {
             Ok(client.read_index(request).await?.into_inner().index)
         })
     }
+
+    fn wait_applied(
+        &self,
+        to: NodeId,
+        shard: ShardId,
+        index: u64,
+    ) -> BoxFuture<'static, Result<(), TransportError>> {
+        self.call(to, move |mut client| async move {
+            let request = Request::new(peer::WaitAppliedRequest { shard_id: shard.get(), index });
+            client.wait_applied(request).await.map(drop)
+        })
+    }
 }
 
 fn incomplete(error: convert::Incomplete) -> Status {

@@ -155,6 +155,14 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Asks a shard's leader for an index that a reader must have applied.
     fn read_index(&self, to: NodeId, shard: ShardId) -> BoxFuture<'static, Result<u64, TransportError>>;
+
+    /// Waits until a peer's replica of a shard has applied an entry.
+    fn wait_applied(
+        &self,
+        to: NodeId,
+        shard: ShardId,
+        index: u64,
+    ) -> BoxFuture<'static, Result<(), TransportError>>;
 }
 
 /// Makes openraft's clients for one shard.

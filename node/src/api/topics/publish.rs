@@ -9,13 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, future, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt as _, future};
 use skein_proto::{
     ids::{ProducerId, QueueId},
     limits,
     node::{
-        Confirm, PublishBatch, PublishOpen, PublishOpened, PublishRequest, PublishResponse, Reason, Routed,
-        SendRequest, SendResponse, publish_request::Request as Inbound,
+        Confirm, PublishBatch, PublishOpen, PublishRequest, PublishResponse, Reason, Routed, SendRequest,
+        SendResponse,
     },
 };
 use tokio::sync::mpsc;
@@ -28,15 +28,15 @@ use super::{
     target::{Confirmed, Target},
 };
 use crate::{
-    api::{Api, names::QueueRef, status},
+    api::{
+        Api,
+        names::QueueRef,
+        publish::{self, Responses},
+        status,
+    },
     batch::{self, Checked, MessageLimits},
     tasks,
 };
-
-/// Responses that wait for the client to read them.
-const RESPONSES_MAX: usize = 16;
-
-type Responses = BoxStream<'static, Result<PublishResponse, Status>>;
 
 /// Passes one producer's batches on to the queues of a topic.
 struct TopicRouter {
@@ -83,20 +83,12 @@ impl Api {
         open: PublishOpen,
         inbound: Streaming<PublishRequest>,
     ) -> Responses {
-        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
-        let opened = PublishOpened {
-            shard_id: self.entry_shard(&open.queue).get(),
-            message_bytes_max: self.message_bytes_max as u64,
-            batch_bytes_max: limits::BATCH_BYTES_MAX as u64,
-            batch_messages_max: limits::BATCH_MESSAGES_MAX as u32,
-        };
-        // Cannot fail: the channel is empty and its receiver is here.
-        let _ = responses.try_send(Ok(PublishResponse { opened: Some(opened), confirms: Vec::new() }));
+        let (responses, stream) = self.opened(self.entry_shard(&open.queue), true);
         let (pending, waiting) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
         tasks::spawn(answer(waiting, responses));
         let router = TopicRouter::new(self, open.queue, open.producer_id, open.mandatory);
         tasks::spawn(router.take(inbound, pending));
-        ReceiverStream::new(stream).boxed()
+        stream
     }
 }
 
@@ -127,15 +119,10 @@ impl TopicRouter {
         loop {
             // A place first: a client that reads no confirms gets no more batches taken.
             let place = pending.reserve().await.ok()?;
-            let batch = match inbound.message().await {
-                Ok(Some(PublishRequest { request: Some(Inbound::Batch(batch)) })) => batch,
-                Ok(Some(_)) => {
-                    let message = "a publish stream opens once; what follows are batches";
-                    return Some(status::wrong_first_message(message));
-                }
-                Ok(None) | Err(_) => return None,
+            let PublishBatch { sequence, batch, .. } = match publish::next_batch(inbound).await {
+                Ok(batch) => batch?,
+                Err(refused) => return Some(refused),
             };
-            let PublishBatch { sequence, batch, .. } = batch;
             match self.pass_on(sequence, batch).await {
                 Ok(confirmed) => place.send(confirmed),
                 Err(refused) => return Some(refused),

@@ -25,16 +25,16 @@ const TABLES_MAX: usize = 1_000;
 pub(super) struct RoutingTable {
     topic: TopicId,
     revision: u64,
-    /// Those that are bound, by the numbers that stand for them below.
-    queues: Vec<QueueId>,
+    /// All that are bound.
+    queues: BTreeSet<QueueId>,
     /// Get every message.
-    all: Vec<u32>,
+    all: Vec<QueueId>,
     /// Bindings that want one key, by it.
     by_key: BTreeMap<Vec<u8>, Vec<Bound>>,
     /// Bindings that want a pattern of words, by its words.
     by_words: Words,
     /// All other bindings.
-    others: Vec<(Filter, u32)>,
+    others: Vec<(Filter, QueueId)>,
     /// Gets what nobody else gets.
     alternate: Option<QueueId>,
 }
@@ -42,7 +42,7 @@ pub(super) struct RoutingTable {
 /// A binding that is found by a key or a pattern, and what else it asks for.
 #[derive(Debug)]
 struct Bound {
-    queue: u32,
+    queue: QueueId,
     more: Option<Filter>,
 }
 
@@ -76,8 +76,6 @@ impl RoutingTables {
 
 impl RoutingTable {
     pub(super) fn new(topic: &Topic) -> Self {
-        let queues: BTreeSet<_> = topic.bindings.iter().map(|binding| binding.queue).collect();
-        let queues: Vec<_> = queues.into_iter().collect();
         let mut table = Self {
             topic: topic.id,
             revision: topic.revision,
@@ -86,21 +84,19 @@ impl RoutingTable {
             by_words: Words::default(),
             others: Vec::new(),
             alternate: topic.alternate,
-            queues,
+            queues: topic.bindings.iter().map(|binding| binding.queue).collect(),
         };
         for binding in &topic.bindings {
-            let place = table.queues.partition_point(|queue| *queue < binding.queue);
-            let queue = u32::try_from(place).expect("bounded by TOPIC_BINDINGS_MAX");
             if binding.filter.is_empty() {
-                table.all.push(queue);
+                table.all.push(binding.queue);
             } else if let Some(filter) = filter::decode(&binding.filter).and_then(|f| Filter::new(&f).ok()) {
-                table.add(filter, queue);
+                table.add(filter, binding.queue);
             }
         }
         table
     }
 
-    fn add(&mut self, filter: Filter, queue: u32) {
+    fn add(&mut self, filter: Filter, queue: QueueId) {
         // A part that all messages of the binding must have is enough to find it by.
         let parts = match &filter {
             Filter::All(parts) => parts.as_slice(),
@@ -134,15 +130,16 @@ impl RoutingTable {
 
     /// Whether a queue gets anything.
     pub(super) fn names(&self, queue: QueueId) -> bool {
-        self.queues.binary_search(&queue).is_ok() || self.alternate == Some(queue)
+        self.queues.contains(&queue) || self.alternate == Some(queue)
     }
 
     /// The queues that get a message; of several bindings of one, it is named once.
     pub(super) fn queues_of(&self, message: &Fields<'_>, queues: &mut Vec<QueueId>) {
-        let mut found = self.all.clone();
+        queues.clear();
+        queues.extend(&self.all);
         let mut add = |bound: &Bound| {
             if bound.more.as_ref().is_none_or(|filter| filter.wants(message)) {
-                found.push(bound.queue);
+                queues.push(bound.queue);
             }
         };
         self.by_key.get(message.key()).into_iter().flatten().for_each(&mut add);
@@ -151,11 +148,9 @@ impl RoutingTable {
             self.by_words.visit(&words, &mut add);
         }
         let others = self.others.iter().filter(|(filter, _)| filter.wants(message));
-        found.extend(others.map(|(_, queue)| *queue));
-        found.sort_unstable();
-        found.dedup();
-        queues.clear();
-        queues.extend(found.into_iter().map(|queue| self.queues[queue as usize]));
+        queues.extend(others.map(|(_, queue)| *queue));
+        queues.sort_unstable();
+        queues.dedup();
         if queues.is_empty() {
             queues.extend(self.alternate);
         }
@@ -252,10 +247,10 @@ mod tests {
         let mut words = Words::default();
         let part = [Word::AnyNumber, Word::Exactly(b"a".to_vec())];
         let pattern: Vec<_> = part.iter().cycle().take(24).cloned().collect();
-        words.add(&pattern, Bound { queue: 7, more: None });
+        words.add(&pattern, Bound { queue: QueueId::new(7), more: None });
         let mut found = Vec::new();
         words.visit(&vec![&b"a"[..]; 400], &mut |bound| found.push(bound.queue));
-        assert_eq!(found, [7]);
+        assert_eq!(found, [QueueId::new(7)]);
     }
 
     proptest! {

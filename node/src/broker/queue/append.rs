@@ -232,8 +232,7 @@ impl Queue {
             self.changed_groups.insert(group.id());
         }
         if self.groups.is_empty() || self.settings.retention == Retention::Limits {
-            let next = self.blocks.first_ending_after(self.first_offset);
-            self.first_offset = next.map_or(self.next_offset, |block| block.first.max(self.first_offset));
+            self.first_offset = self.next_kept(self.first_offset).unwrap_or(self.next_offset);
             self.length_floor = self.length_floor.max(self.first_offset);
         } else {
             self.free_acked();

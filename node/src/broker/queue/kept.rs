@@ -54,10 +54,7 @@ impl Queue {
         }
         if self.groups.is_empty() || self.settings.retention == Retention::Limits {
             // The next message that is kept, should there be a hole here.
-            self.first_offset = self
-                .blocks
-                .first_ending_after(floor)
-                .map_or(self.next_offset, |block| block.first.max(floor));
+            self.first_offset = self.next_kept(floor).unwrap_or(self.next_offset);
             self.length_floor = self.first_offset;
             self.blocks.drop_below(self.first_offset);
         } else {
