@@ -82,6 +82,8 @@ pub(super) struct Batcher {
     last_failure: Option<Cause>,
     first_failure: Option<ConfirmError>,
     is_closed: bool,
+    /// It publishes to a topic, of whose queues one may have what another one refuses.
+    is_topic: bool,
 }
 
 #[derive(Debug)]
@@ -120,6 +122,7 @@ impl Batcher {
             last_failure: None,
             first_failure: None,
             is_closed: false,
+            is_topic: false,
         }
     }
 
@@ -219,6 +222,7 @@ impl Batcher {
         at_most(&mut self.limits.message_bytes, opened.message_bytes_max);
         at_most(&mut self.limits.batch_bytes, opened.batch_bytes_max);
         at_most(&mut self.limits.batch_messages, opened.batch_messages_max.into());
+        self.is_topic = opened.is_topic;
     }
 
     /// The node stored a batch. A confirm for one that is confirmed already is normal after a reconnect.
@@ -249,9 +253,15 @@ impl Batcher {
                     self.take_first(Err(ConfirmError::NotAccepted(cause.clone())), &mut settled);
                 }
             }
-            Scope::Sequences => self.fail_sent_before(cause, &mut settled),
+            Scope::Routing => {
+                self.fail_sent_more_than(1, cause, &mut settled);
+                if settled.is_empty() && self.in_flight_count > 0 {
+                    self.take_first(Err(ConfirmError::NotAccepted(cause.clone())), &mut settled);
+                }
+            }
+            Scope::Sequences => self.fail_possibly_stored(cause, &mut settled),
             Scope::Queue => {
-                self.fail_sent_before(cause, &mut settled);
+                self.fail_possibly_stored(cause, &mut settled);
                 self.seal();
                 while !self.batches.is_empty() {
                     self.take_first(Err(ConfirmError::NotAccepted(cause.clone())), &mut settled);
@@ -354,9 +364,15 @@ impl Batcher {
         settled.0.push((batch.outcome, outcome));
     }
 
-    /// What an earlier stream carried may have been stored then, whatever this one was told.
-    fn fail_sent_before(&mut self, cause: &Cause, settled: &mut Settled) {
-        while self.batches.front().is_some_and(|batch| batch.sent_count > 1) {
+    /// What an earlier stream carried may have been stored then, whatever this one was told. And what this one carried
+    /// may be in other queues of the topic than the one that refused it.
+    fn fail_possibly_stored(&mut self, cause: &Cause, settled: &mut Settled) {
+        let sent_in_vain = if self.is_topic { 0 } else { 1 };
+        self.fail_sent_more_than(sent_in_vain, cause, settled);
+    }
+
+    fn fail_sent_more_than(&mut self, count: u32, cause: &Cause, settled: &mut Settled) {
+        while self.batches.front().is_some_and(|batch| batch.sent_count > count) {
             self.take_first(Err(ConfirmError::OutcomeUnknown(cause.clone())), settled);
         }
     }
@@ -397,6 +413,8 @@ impl Settled {
 enum Scope {
     /// The one batch that it answers.
     Batch,
+    /// The same, by bindings that may have been others when it was sent before.
+    Routing,
     /// What the cluster remembers of this producer.
     Sequences,
     /// Whatever is published to the queue.
@@ -409,8 +427,8 @@ fn scope_of(reason: Reason) -> Scope {
         | Reason::BatchTooLarge
         | Reason::BatchEmpty
         | Reason::MalformedMessage
-        | Reason::InvalidProperty
-        | Reason::NotRouted => Scope::Batch,
+        | Reason::InvalidProperty => Scope::Batch,
+        Reason::NotRouted => Scope::Routing,
         Reason::SequenceGap | Reason::SequenceTooOld => Scope::Sequences,
         _ => Scope::Queue,
     }

@@ -11,7 +11,7 @@ use skein_cluster_tests::{
     faults::kill::{KILL_LEADER, kill_leader},
     scenario, wait,
 };
-use tokio::{task::JoinSet, time};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 /// A whole test.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -23,7 +23,9 @@ const GROUP: &str = "mail";
 const WINDOW: Duration = Duration::from_secs(120);
 
 const PUBLISHERS: usize = 4;
-const MESSAGES: usize = 200;
+
+/// So many messages are some of the load, at which something is to happen.
+const SOME: u64 = 100;
 
 fn message(id: &str, text: &str) -> Message {
     Message { message_id: id.to_owned(), ..Message::new(text.to_owned()) }
@@ -48,8 +50,9 @@ async fn queue(client: &Client, window: Duration) -> Result<()> {
 async fn a_message_is_stored_once_within_the_window() {
     scenario::run("a_message_is_stored_once_within_the_window", LIMIT, async |scenario| {
         let client = scenario.client().await?;
-        queue(&client, Duration::from_secs(4)).await?;
-        let began = time::Instant::now();
+        let window = Duration::from_secs(4);
+        queue(&client, window).await?;
+        let began = Instant::now();
         let first =
             client.send(QUEUE, vec![message("a", "0"), message("b", "1"), message("a", "again")]).await?;
         ensure!(first == Offset::new(0), "{first}");
@@ -67,9 +70,15 @@ async fn a_message_is_stored_once_within_the_window() {
         let group = client.get_group(QUEUE, GROUP).await?;
         ensure!(group.unacked_count == 0, "nobody waits for what was not stored: {group:?}");
 
-        time::sleep_until(began + Duration::from_secs(5)).await;
-        client.send(QUEUE, vec![message("a", "after the window")]).await?;
+        wait::until("the id to be forgotten", LIMIT, async || {
+            client.send(QUEUE, vec![message("a", "after the window")]).await?;
+            ensure!(client.get_queue(QUEUE).await?.message_count > 0, "it is still remembered");
+            Ok(())
+        })
+        .await?;
+        ensure!(began.elapsed() >= window, "it was forgotten too early");
         ensure!(take_bodies(&mut consumer, 1).await? == ["after the window"], "it is new again");
+        expect_nothing(&mut consumer).await?;
         client.update_queue(QUEUE, QueueUpdate::new().no_dedup_window()).await?;
         client.send(QUEUE, vec![message("a", "5"), message("a", "6")]).await?;
         ensure!(take_bodies(&mut consumer, 2).await? == ["5", "6"], "ids do not count any more");
@@ -81,18 +90,34 @@ async fn a_message_is_stored_once_within_the_window() {
     .await;
 }
 
-/// Publishes all messages with their ids, one by one, as others do at the same time.
-async fn publish_all(client: Client) -> Result<()> {
+/// Publishes the messages from the first one on with their ids, as others do at the same time, until told to stop.
+/// Gives how many there are, all of them confirmed.
+async fn publish_until(client: Client, stop: watch::Receiver<bool>) -> Result<usize> {
     let producer = client.producer(QUEUE).batch_messages(10).build().await?;
-    for number in 0..MESSAGES {
-        let confirm = producer.send(message(&number.to_string(), &number.to_string())).await?;
-        if number % 10 == 9 {
-            confirm.await?;
-            time::sleep(Duration::from_millis(60)).await;
+    let mut count = 0;
+    while !*stop.borrow() {
+        let mut confirms = Vec::new();
+        for number in count..count + 10 {
+            confirms.push(producer.send(message(&number.to_string(), &number.to_string())).await?);
         }
+        for confirm in confirms {
+            confirm.await.context("a message was not confirmed")?;
+        }
+        count += 10;
     }
-    producer.close().await.context("a message was not confirmed")?;
-    Ok(())
+    producer.close().await?;
+    Ok(count)
+}
+
+/// Waits until so many more messages are stored than are now.
+async fn grow(client: &Client, by: u64) -> Result<()> {
+    let wanted = client.get_queue(QUEUE).await?.message_count + by;
+    wait::until("the load to go on", LIMIT, async || {
+        let count = client.get_queue(QUEUE).await?.message_count;
+        ensure!(count >= wanted, "there are {count} of {wanted} messages");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -101,30 +126,34 @@ async fn several_publishers_of_the_same_ids_store_each_once_through_failovers() 
     scenario::run(name, LIMIT, async |scenario| {
         let client = scenario.client().await?;
         queue(&client, WINDOW).await?;
+        let stop = watch::Sender::new(false);
         let mut publishers = JoinSet::new();
         for _ in 0..PUBLISHERS {
-            publishers.spawn(publish_all(client.clone()));
+            publishers.spawn(publish_until(client.clone(), stop.subscribe()));
         }
         scenario.require(KILL_LEADER);
         for _ in 0..2 {
-            time::sleep(Duration::from_millis(400)).await;
+            grow(&client, SOME).await?;
             let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, QUEUE).await?;
-            time::sleep(Duration::from_millis(200)).await;
+            grow(&client, SOME).await?;
             scenario.cluster.restart(dead)?;
         }
+        stop.send_replace(true);
+        let mut most = 0;
         while let Some(published) = publishers.join_next().await {
-            published??;
+            most = most.max(published??);
         }
-        let expected: Vec<_> = (0..MESSAGES).map(|number| number.to_string()).collect();
-        let mut found = bodies(&client).await?;
-        found.sort_by_key(|body| body.parse::<usize>().ok());
-        ensure!(found == expected, "{found:?}");
+        let mut found: Vec<usize> =
+            bodies(&client).await?.iter().map(|body| body.parse()).collect::<Result<_, _>>()?;
+        found.sort_unstable();
+        ensure!(found == (0..most).collect::<Vec<_>>(), "of {most} messages these are stored: {found:?}");
 
         // A node that was away has heard of them all: it answers the same when it leads.
         let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, QUEUE).await?;
         scenario.cluster.restart(dead)?;
-        publish_all(client.clone()).await?;
-        ensure!(bodies(&client).await?.len() == MESSAGES, "the next leader stored some again");
+        let again = (0..most).map(|number| message(&number.to_string(), "again")).collect();
+        client.send(QUEUE, again).await?;
+        ensure!(bodies(&client).await?.len() == most, "the next leader stored some again");
         Ok(())
     })
     .await;

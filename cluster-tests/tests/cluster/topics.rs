@@ -2,19 +2,21 @@
 //! dies, and while bindings change.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
-use skein_client::{Client, ConfirmError, Filter, Message, Offset, Position, QueueSettings, Reason, Routed};
+use skein_client::{
+    Client, ConfirmError, Error, Filter, Message, Offset, Position, QueueSettings, Reason, Routed,
+};
 use skein_cluster_tests::{
     by_hand::{body, expect_nothing, take_bodies},
     faults::kill::{KILL_LEADER, kill_leader},
     scenario, wait,
 };
-use tokio::time;
+use tokio::sync::watch;
 
 /// A whole test.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -22,8 +24,13 @@ const LIMIT: Duration = Duration::from_secs(90);
 const TOPIC: &str = "events";
 const GROUP: &str = "all";
 
-/// What the load publishes, in the order of their numbers.
-const MESSAGES: usize = 3_000;
+/// Unconfirmed messages of the load.
+const WINDOW_MESSAGES: usize = 200;
+
+/// So many messages are some of the load, at which something is to happen.
+const SOME: u64 = 300;
+
+/// The keys of the load, in turn.
 const KINDS: [&str; 3] = ["orders.created", "orders.paid", "audit.login"];
 
 async fn queue(client: &Client, name: &str) -> Result<()> {
@@ -134,22 +141,37 @@ async fn what_a_topic_cannot_be_is_refused_by_reason() {
     .await;
 }
 
-/// Publishes all messages, and waits for their confirms.
-async fn publish_all(client: Client) -> Result<()> {
-    let producer = client.producer(TOPIC).window_messages(200).batch_messages(20).build().await?;
-    let mut confirms = Vec::new();
-    for number in 0..MESSAGES {
-        let message = message(KINDS[number % KINDS.len()], &number.to_string());
-        confirms.push(producer.send(message).await?);
-        if number % 20 == 0 {
-            time::sleep(Duration::from_millis(20)).await;
+/// Publishes messages of all kinds until told to stop, as many at a time as a window has room for. Gives how many there
+/// are, all of them confirmed.
+async fn publish_until(client: Client, stop: watch::Receiver<bool>) -> Result<usize> {
+    let producer = client.producer(TOPIC).batch_messages(20).build().await?;
+    let mut confirms = VecDeque::new();
+    let mut count = 0;
+    while !*stop.borrow() {
+        confirms.push_back(producer.send(message(KINDS[count % KINDS.len()], &count.to_string())).await?);
+        count += 1;
+        if confirms.len() == WINDOW_MESSAGES
+            && let Some(oldest) = confirms.pop_front()
+        {
+            oldest.await.context("a message was not confirmed")?;
         }
     }
     for confirm in confirms {
         confirm.await.context("a message was not confirmed")?;
     }
     producer.close().await?;
-    Ok(())
+    Ok(count)
+}
+
+/// Waits until a queue has so many more messages than it has now.
+async fn grow(client: &Client, queue: &str, by: u64) -> Result<()> {
+    let wanted = client.get_queue(queue).await?.message_count + by;
+    wait::until("the load to go on", LIMIT, async || {
+        let count = client.get_queue(queue).await?.message_count;
+        ensure!(count >= wanted, "{queue} has {count} of {wanted} messages");
+        Ok(())
+    })
+    .await
 }
 
 /// The numbers that a queue has got: each once, in order.
@@ -161,8 +183,8 @@ async fn numbers(client: &Client, queue: &str) -> Result<Vec<usize>> {
     Ok(numbers)
 }
 
-fn of_kinds(kinds: &[usize]) -> Vec<usize> {
-    (0..MESSAGES).filter(|number| kinds.contains(&(number % KINDS.len()))).collect()
+fn of_kinds(kinds: &[usize], count: usize) -> Vec<usize> {
+    (0..count).filter(|number| kinds.contains(&(number % KINDS.len()))).collect()
 }
 
 #[tokio::test]
@@ -181,18 +203,22 @@ async fn every_bound_queue_gets_each_message_once_through_failovers() {
             queue(&client, name).await?;
             client.bind(TOPIC, name, filter.clone()).await?;
         }
-        let load = tokio::spawn(publish_all(client.clone()));
+        let stop = watch::Sender::new(false);
+        let load = tokio::spawn(publish_until(client.clone(), stop.subscribe()));
         scenario.require(KILL_LEADER);
         for victim in ["orders", "audit"] {
-            time::sleep(Duration::from_millis(700)).await;
+            grow(&client, "everything", SOME).await?;
             let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, victim).await?;
-            time::sleep(Duration::from_millis(300)).await;
+            grow(&client, victim, SOME).await?;
             scenario.cluster.restart(dead)?;
         }
-        load.await??;
+        grow(&client, "everything", SOME).await?;
+        stop.send_replace(true);
+        let count = load.await??;
         for (name, (_, kinds)) in wanted {
-            let (found, expected) = (numbers(&client, name).await?, of_kinds(kinds));
-            let missing: BTreeSet<_> = expected.iter().filter(|number| !found.contains(number)).collect();
+            let (found, expected) = (numbers(&client, name).await?, of_kinds(kinds, count));
+            let had: BTreeSet<_> = found.iter().collect();
+            let missing: Vec<_> = expected.iter().filter(|number| !had.contains(number)).collect();
             ensure!(found == expected, "{name} lacks {missing:?}, or has others");
         }
         Ok(())
@@ -210,22 +236,27 @@ async fn bindings_change_without_losing_or_doubling_a_message() {
         }
         client.bind(TOPIC, "steady", None).await?;
         client.bind(TOPIC, "going", Some(Filter::key_matches("orders.*"))).await?;
-        let load = tokio::spawn(publish_all(client.clone()));
+        let stop = watch::Sender::new(false);
+        let load = tokio::spawn(publish_until(client.clone(), stop.subscribe()));
         scenario.require(KILL_LEADER);
         for round in 0..8 {
-            time::sleep(Duration::from_millis(250)).await;
+            grow(&client, "steady", SOME).await?;
             // One of the two has every order at any time: the new one is bound before the old one is unbound.
             let (from, to) = if round % 2 == 0 { ("going", "coming") } else { ("coming", "going") };
             client.bind(TOPIC, to, Some(Filter::key_matches("orders.*"))).await?;
             client.unbind(TOPIC, from, Some(Filter::key_matches("orders.*"))).await?;
             if round == 3 {
                 let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, "steady").await?;
-                time::sleep(Duration::from_millis(300)).await;
+                grow(&client, "steady", SOME).await?;
                 scenario.cluster.restart(dead)?;
             }
         }
-        load.await??;
-        ensure!(numbers(&client, "steady").await? == of_kinds(&[0, 1, 2]), "its binding never changed");
+        stop.send_replace(true);
+        let count = load.await??;
+        ensure!(
+            numbers(&client, "steady").await? == of_kinds(&[0, 1, 2], count),
+            "its binding never changed"
+        );
         let (coming, going) = (bodies(&client, "coming").await?, bodies(&client, "going").await?);
         let mut found = BTreeSet::new();
         for half in [coming, going] {
@@ -234,7 +265,7 @@ async fn bindings_change_without_losing_or_doubling_a_message() {
             ensure!(distinct.len() == numbers.len(), "a queue has a message twice");
             found.extend(distinct);
         }
-        let expected: BTreeSet<_> = of_kinds(&[0, 1]).into_iter().collect();
+        let expected: BTreeSet<_> = of_kinds(&[0, 1], count).into_iter().collect();
         let missing: Vec<_> = expected.difference(&found).collect();
         ensure!(found == expected, "neither of them has {missing:?}");
         Ok(())
@@ -275,6 +306,41 @@ async fn queues_consume_what_their_topic_passes_on() {
             Ok(())
         })
         .await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_one_queue_refuses_others_may_have_and_nobody_is_told_otherwise() {
+    let name = "what_one_queue_refuses_others_may_have_and_nobody_is_told_otherwise";
+    scenario::run(name, LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_topic(TOPIC, None).await?;
+        queue(&client, "open").await?;
+        client
+            .create_queue("full", QueueSettings { max_messages: Some(1), ..QueueSettings::default() })
+            .await?;
+        client.bind(TOPIC, "open", None).await?;
+        client.bind(TOPIC, "full", Some(Filter::key_equals("both"))).await?;
+        client.publish_to_topic(TOPIC, vec![message("both", "0")], true).await?;
+        // Each time both queues are asked, and one of them takes it.
+        let refused = client.publish_to_topic(TOPIC, vec![message("both", "1")], true).await;
+        ensure!(
+            matches!(&refused, Err(Error::OutcomeUnknown(cause)) if cause.reason == Reason::QueueFull),
+            "{refused:?}"
+        );
+        let producer = client.producer(TOPIC).build().await?;
+        let refused = producer.send(message("both", "2")).await?.await;
+        ensure!(
+            matches!(&refused, Err(ConfirmError::OutcomeUnknown(cause)) if cause.reason == Reason::QueueFull),
+            "{refused:?}"
+        );
+        // It goes on with what the full queue does not get.
+        producer.send(message("one", "3")).await?.await?;
+        ensure!(producer.close().await.is_err(), "not all was published");
+        ensure!(bodies(&client, "full").await? == ["0"], "it takes no more");
+        ensure!(bodies(&client, "open").await? == ["0", "1", "2", "3"], "it took them all");
+        Ok(())
     })
     .await;
 }

@@ -198,6 +198,40 @@ fn a_lost_or_full_queue_fails_everything_and_tells_what_may_have_been_stored() {
 }
 
 #[test]
+fn what_one_queue_of_a_topic_refuses_others_may_have() {
+    for reason in [Reason::QueueFull, Reason::SequenceGap] {
+        let (mut batcher, now) = (batcher(1), Instant::now());
+        batcher.opened(&node::PublishOpened { is_topic: true, ..Default::default() });
+        batcher.begin_stream();
+        let sent = [push(&mut batcher, now), push(&mut batcher, now)];
+        sequences(&mut batcher);
+        let never_sent = push(&mut batcher, now);
+        batcher.refuse(&cause(reason)).publish();
+        for confirm in sent {
+            assert!(matches!(confirm.try_get(), Some(Err(ConfirmError::OutcomeUnknown(_)))));
+        }
+        assert!(!matches!(never_sent.try_get(), Some(Err(ConfirmError::OutcomeUnknown(_)))));
+    }
+}
+
+#[test]
+fn what_is_not_routed_now_may_have_been_before() {
+    let (mut batcher, now) = (batcher(1), Instant::now());
+    batcher.begin_stream();
+    let sent_before = push(&mut batcher, now);
+    sequences(&mut batcher);
+    batcher.begin_stream();
+    sequences(&mut batcher);
+    batcher.refuse(&cause(Reason::NotRouted)).publish();
+    assert!(matches!(sent_before.try_get(), Some(Err(ConfirmError::OutcomeUnknown(_)))));
+    batcher.begin_stream();
+    let sent_once = push(&mut batcher, now);
+    sequences(&mut batcher);
+    batcher.refuse(&cause(Reason::NotRouted)).publish();
+    assert!(matches!(sent_once.try_get(), Some(Err(ConfirmError::NotAccepted(_)))));
+}
+
+#[test]
 fn forgotten_sequences_fail_only_what_may_have_been_stored() {
     let (mut batcher, now) = (batcher(1), Instant::now());
     batcher.begin_stream();
