@@ -145,11 +145,17 @@ async fn publish_one(client: &Client, args: &PublishArgs, body: &str, output: &O
     Ok(())
 }
 
-/// Offsets of what was published to a topic mean nothing.
+/// Offsets of what was published to a topic mean nothing. Queues are asked for first: publishing to them must not
+/// depend on whether topics can be looked up.
 async fn is_topic(client: &Client, destination: &str) -> anyhow::Result<bool> {
+    let not_a_queue = match client.get_queue(destination).await {
+        Ok(_) => return Ok(false),
+        Err(error) if error.reason() == Reason::QueueNotFound => error,
+        Err(error) => return Err(error.into()),
+    };
     match client.get_topic(destination).await {
         Ok(_) => Ok(true),
-        Err(error) if error.reason() == Reason::TopicNotFound => Ok(false),
+        Err(error) if error.reason() == Reason::TopicNotFound => Err(not_a_queue.into()),
         Err(error) => Err(error.into()),
     }
 }
