@@ -81,5 +81,8 @@ pub fn is_valid_name(name: &str) -> bool {
 /// The most bytes of filters that the bindings of one topic have, with 16 more for each.
 pub const TOPIC_FILTER_BYTES_MAX: usize = 2 << 20;
 
+/// The most nodes of one cluster: every write waits for a majority of them.
+pub const CLUSTER_NODES_MAX: usize = 7;
+
 /// The most bindings of one topic.
 pub const TOPIC_BINDINGS_MAX: usize = 10_000;

@@ -1,22 +1,24 @@
-//! The state of shard 0: which queues there are, and which shard carries each.
+//! The state of shard 0: which queues there are, which shard carries each, and which nodes the cluster has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skein_proto::ids::{QueueId, ShardId};
+use skein_proto::ids::{NodeId, QueueId, ShardId};
 
 use super::{
-    Binding, CatalogCommand, CatalogOutcome, CatalogQueueRecord, CatalogRecord, EntryMeta, Record, RecordKey,
-    RestoreError, Settings, Topic,
+    Binding, CatalogCommand, CatalogOutcome, CatalogQueueRecord, CatalogRecord, ClusterNode, EntryMeta,
+    NodeCommand, NodeOutcome, Record, RecordKey, RestoreError, Settings, Topic,
+    nodes::Nodes,
     topics::{Bound, Topics},
 };
 
-/// The names, ids, places and settings of all queues.
+/// The names, ids, places and settings of all queues; the topics; the nodes.
 #[derive(Debug)]
 pub struct Catalog {
     queues: BTreeMap<String, CatalogQueue>,
     /// Their names, by id.
     queue_names: BTreeMap<QueueId, String>,
     topics: Topics,
+    nodes: Nodes,
     next_queue: QueueId,
     revision: u64,
     replicated_index: u64,
@@ -50,6 +52,7 @@ impl Catalog {
             queues: BTreeMap::new(),
             queue_names: BTreeMap::new(),
             topics: Topics::new(),
+            nodes: Nodes::new(),
             next_queue: QueueId::new(1),
             revision: 0,
             replicated_index: 0,
@@ -83,6 +86,7 @@ impl Catalog {
                 CatalogCommand::DeleteTopic { name } => self.delete_topic(name),
                 CatalogCommand::Bind { topic, queue, filter } => self.bind(topic, queue, filter),
                 CatalogCommand::Unbind { topic, queue, filter } => self.unbind(topic, queue, filter),
+                CatalogCommand::Node(command) => self.change_nodes(command),
             })
             .collect()
     }
@@ -128,6 +132,17 @@ impl Catalog {
         self.topics.after(after)
     }
 
+    /// The nodes that the cluster has, is to have, or is to lose, by id; none before they were noted once.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &ClusterNode)> {
+        self.nodes.iter()
+    }
+
+    /// The id that the next invited node gets: every node below it is known here, or was and is no more.
+    #[must_use]
+    pub const fn next_node(&self) -> NodeId {
+        self.nodes.next_id()
+    }
+
     /// Counts the changes: two catalogs of one cluster with the same revision are the same.
     #[must_use]
     pub const fn revision(&self) -> u64 {
@@ -157,8 +172,11 @@ impl Catalog {
             .topics
             .records()
             .map(|(topic, record)| (RecordKey::CatalogTopic { topic }, Record::CatalogTopic(record)));
+        let nodes = self.nodes.iter();
+        let nodes = nodes
+            .map(|(node, record)| (RecordKey::CatalogNode { node }, Record::CatalogNode(record.clone())));
         let head = [(RecordKey::Catalog, self.head())];
-        let mut records: Vec<_> = head.into_iter().chain(queues).chain(topics).collect();
+        let mut records: Vec<_> = head.into_iter().chain(queues).chain(topics).chain(nodes).collect();
         records.sort_unstable_by_key(|(key, _)| *key);
         records
     }
@@ -172,7 +190,10 @@ impl Catalog {
         let topics = self.topics.take_changes().into_iter();
         let topics = topics
             .map(|(topic, record)| (RecordKey::CatalogTopic { topic }, record.map(Record::CatalogTopic)));
-        head.into_iter().chain(queues).chain(topics).collect()
+        let nodes = self.nodes.take_changes().into_iter();
+        let nodes =
+            nodes.map(|(node, record)| (RecordKey::CatalogNode { node }, record.map(Record::CatalogNode)));
+        head.into_iter().chain(queues).chain(topics).chain(nodes).collect()
     }
 
     /// The state that these records are of, in any order.
@@ -188,6 +209,7 @@ impl Catalog {
                     catalog.revision = record.revision;
                     catalog.replicated_index = record.replicated_index;
                     catalog.topics.restore_next(record.next_topic);
+                    catalog.nodes.restore_next(record.next_node);
                 }
                 (RecordKey::CatalogQueue { queue }, Record::CatalogQueue(record)) => {
                     let CatalogQueueRecord { name, shard, settings, settings_revision } = record;
@@ -206,6 +228,9 @@ impl Catalog {
                             what: "another topic has the same name",
                         });
                     }
+                }
+                (RecordKey::CatalogNode { node }, Record::CatalogNode(record)) => {
+                    catalog.nodes.restore(node, record);
                 }
                 _ => return Err(RestoreError::Misplaced(key)),
             }
@@ -348,6 +373,14 @@ impl Catalog {
         }
     }
 
+    fn change_nodes(&mut self, command: &NodeCommand) -> CatalogOutcome {
+        let outcome = self.nodes.apply(command);
+        if matches!(outcome, NodeOutcome::Changed | NodeOutcome::Invited(_) | NodeOutcome::Joined(_)) {
+            self.revision += 1;
+        }
+        CatalogOutcome::Node(outcome)
+    }
+
     /// The queue of this name, if one is named. Nothing when that does not exist.
     fn find_alternate(&self, name: Option<&str>) -> Option<Option<QueueId>> {
         match name {
@@ -411,6 +444,7 @@ impl Catalog {
             revision: self.revision,
             replicated_index: self.replicated_index,
             next_topic: self.topics.next_id(),
+            next_node: self.nodes.next_id(),
         })
     }
 }

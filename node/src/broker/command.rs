@@ -2,7 +2,7 @@
 
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
-use super::{BatchRun, IdHash, Properties, Settings};
+use super::{BatchRun, IdHash, NodeCommand, Properties, Settings};
 use crate::offsets::OffsetRange;
 
 /// What an entry says about itself, besides its commands.
@@ -254,4 +254,6 @@ pub enum CatalogCommand {
         /// Only if it is this one.
         queue: Option<QueueId>,
     },
+    /// Changes the cluster's nodes.
+    Node(NodeCommand),
 }

@@ -10,6 +10,7 @@ mod command;
 mod event;
 mod group;
 mod live;
+mod nodes;
 mod outcome;
 mod packed;
 mod page;
@@ -30,6 +31,7 @@ pub use command::{BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, Po
 pub use event::Event;
 pub use group::{DeadLetter, DeadLetterRun, GiveUpReason, GivenUp, Group, Returned};
 pub use live::{Live, LivePart};
+pub use nodes::{ClusterNode, NodeAddresses, NodeCommand, NodeOutcome, Standing};
 pub use outcome::{CatalogOutcome, Outcome};
 pub use producers::{PRODUCER_IDLE_MAX_MS, PublishedBatch, QUEUE_PRODUCERS_MAX};
 pub use properties::{BatchRun, Properties};

@@ -2,7 +2,7 @@
 
 use skein_proto::ids::{GroupId, Offset, QueueId, Sequence, ShardId};
 
-use super::Settings;
+use super::{NodeOutcome, Settings};
 
 /// What became of a [`Command`](super::Command).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,4 +152,6 @@ pub enum CatalogOutcome {
     TopicNotFound,
     /// The topic has as many bindings as it may.
     TooManyBindings,
+    /// Of a [`NodeCommand`](super::NodeCommand).
+    Node(NodeOutcome),
 }

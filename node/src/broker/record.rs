@@ -1,8 +1,8 @@
 //! The state cut into keyed records, so that a checkpoint rewrites only what changed.
 
-use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId};
+use skein_proto::ids::{GroupId, NodeId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId};
 
-use super::{Binding, Block, DeadLetterRun, IdHash, PublishedBatch, Returned, Settings};
+use super::{Binding, Block, ClusterNode, DeadLetterRun, IdHash, PublishedBatch, Returned, Settings};
 use crate::offsets::OffsetRange;
 
 /// The name of a record. Keys sort so that everything about a queue lies together, its [`QueuePart::Head`] first.
@@ -28,6 +28,11 @@ pub enum RecordKey {
     CatalogTopic {
         /// The topic.
         topic: TopicId,
+    },
+    /// A [`ClusterNode`].
+    CatalogNode {
+        /// The node.
+        node: NodeId,
     },
 }
 
@@ -67,6 +72,8 @@ pub enum Record {
     CatalogQueue(CatalogQueueRecord),
     /// Under [`RecordKey::CatalogTopic`].
     CatalogTopic(CatalogTopicRecord),
+    /// Under [`RecordKey::CatalogNode`].
+    CatalogNode(ClusterNode),
 }
 
 /// What concerns a whole shard.
@@ -184,6 +191,8 @@ pub struct CatalogRecord {
     pub replicated_index: u64,
     /// The id of the next topic.
     pub next_topic: TopicId,
+    /// The id of the next node.
+    pub next_node: NodeId,
 }
 
 /// A queue as the catalog knows it.

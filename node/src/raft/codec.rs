@@ -2,6 +2,7 @@
 
 mod catalog;
 mod entry;
+mod nodes;
 mod record;
 mod settings;
 #[cfg(test)]

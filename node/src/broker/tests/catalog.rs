@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use proptest::{collection::vec, prelude::*};
-use skein_proto::ids::{QueueId, ShardId};
+use skein_proto::ids::{NodeId, QueueId, ShardId};
 
 use super::{meta, settings};
-use crate::broker::{Catalog, CatalogCommand, CatalogOutcome, CatalogQueueRecord, Record, RecordKey};
+use crate::broker::{
+    Catalog, CatalogCommand, CatalogOutcome, CatalogQueueRecord, NodeAddresses, NodeCommand, Record,
+    RecordKey,
+};
 
 fn create(name: &str, dead_letter_queue: Option<&str>) -> CatalogCommand {
     CatalogCommand::CreateQueue {
@@ -130,10 +133,18 @@ fn topics_name_queues_that_exist() {
     check(&mut catalog, steps);
 }
 
+fn found() -> NodeCommand {
+    let founder = |id: u64| {
+        let name = format!("node-{id}");
+        (NodeId::new(id), NodeAddresses { grpc: name.clone(), http: name.clone(), clients: name })
+    };
+    NodeCommand::Found { nodes: (1..=3).map(founder).collect() }
+}
+
 proptest! {
     #[test]
     fn catalogs_survive_restarts(
-        steps in vec((0..6_u8, prop::option::of(0..6_u8), 0..8_u8, any::<bool>()), 0..60)
+        steps in vec((0..6_u8, prop::option::of(0..6_u8), 0..12_u8, any::<bool>()), 0..60)
     ) {
         let name = |number: u8| char::from(b'a' + number).to_string();
         let mut steady = Catalog::new();
@@ -149,7 +160,21 @@ proptest! {
                 5 if dead.is_none() => CatalogCommand::DeleteTopic { name: topic },
                 5 => CatalogCommand::UpdateTopic { name: topic, alternate: dead },
                 6 => CatalogCommand::Bind { topic, queue: dead.unwrap_or_default(), filter },
-                _ => CatalogCommand::Unbind { topic, queue: dead.unwrap_or_default(), filter },
+                7 => CatalogCommand::Unbind { topic, queue: dead.unwrap_or_default(), filter },
+                8 => CatalogCommand::Node(found()),
+                9 => CatalogCommand::Node(NodeCommand::Invite {
+                    token: steady.revision().to_string(),
+                    replaces: dead.map(|_| NodeId::new(u64::from(queue))),
+                }),
+                10 => CatalogCommand::Node(NodeCommand::Join {
+                    token: steady.revision().saturating_sub(1).to_string(),
+                    directory: topic,
+                    addresses: NodeAddresses::default(),
+                }),
+                _ if dead.is_some() => {
+                    CatalogCommand::Node(NodeCommand::Forget { node: NodeId::new(u64::from(queue)) })
+                }
+                _ => CatalogCommand::Node(NodeCommand::Remove { node: NodeId::new(u64::from(queue)) }),
             };
             let command = std::slice::from_ref(&command);
             prop_assert_eq!(steady.apply(meta(2, 0), command), restarted.apply(meta(2, 0), command));

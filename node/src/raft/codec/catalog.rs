@@ -6,7 +6,7 @@ use skein_proto::{
 };
 
 use super::{
-    DecodeError,
+    DecodeError, nodes,
     settings::{settings_from_wire, settings_to_wire},
 };
 use crate::broker::CatalogCommand;
@@ -48,6 +48,7 @@ pub(super) fn command_to_wire(command: &CatalogCommand) -> WireCommand {
         CatalogCommand::Unbind { topic, queue, filter } => {
             WireCommand::CatalogUnbind(bind_to_wire(topic, queue, filter))
         }
+        CatalogCommand::Node(command) => nodes::command_to_wire(command),
     }
 }
 
@@ -90,7 +91,7 @@ pub(super) fn command_from_wire(command: &WireCommand) -> Result<Option<CatalogC
             queue: command.queue.clone(),
             filter: command.filter.to_vec(),
         },
-        _ => return Ok(None),
+        command => return Ok(nodes::command_from_wire(command)?.map(CatalogCommand::Node)),
     }))
 }
 

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use prost::Message;
 use skein_proto::{
-    ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId},
+    ids::{GroupId, NodeId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId},
     storage as wire,
 };
 
 use super::{
-    DecodeError, id_from_wire, range_from_wire, range_to_wire, required_range,
+    DecodeError, id_from_wire, nodes, range_from_wire, range_to_wire, required_range,
     settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
 use crate::broker::{
@@ -30,6 +30,7 @@ mod kind {
     pub(super) const CATALOG: u8 = 3;
     pub(super) const CATALOG_QUEUE: u8 = 4;
     pub(super) const CATALOG_TOPIC: u8 = 5;
+    pub(super) const CATALOG_NODE: u8 = 6;
 }
 
 /// The byte after the queue id in the keys of a queue: which part it is.
@@ -78,6 +79,10 @@ pub fn encode_key(key: RecordKey) -> Vec<u8> {
             bytes.push(kind::CATALOG_TOPIC);
             bytes.extend(topic.get().to_be_bytes());
         }
+        RecordKey::CatalogNode { node } => {
+            bytes.push(kind::CATALOG_NODE);
+            bytes.extend(node.get().to_be_bytes());
+        }
     }
     bytes
 }
@@ -106,8 +111,10 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
             revision: record.revision,
             replicated_index: record.replicated_index,
             next_topic_id: record.next_topic.get(),
+            next_node_id: record.next_node.get(),
         }),
         Record::CatalogTopic(record) => encode_value(&topic_to_wire(record)),
+        Record::CatalogNode(record) => encode_value(&nodes::record_to_wire(record)),
         Record::CatalogQueue(record) => encode_value(&wire::CatalogQueueRecord {
             name: record.name.clone(),
             shard_id: record.shard.get(),
@@ -146,16 +153,19 @@ pub fn decode_record(key: &[u8], value: &[u8]) -> Result<(RecordKey, Record), De
             Record::Ids(ids_from_wire(Message::decode(value)?)?)
         }
         RecordKey::Catalog => {
-            let wire::CatalogRecord { next_queue_id, revision, replicated_index, next_topic_id } =
-                Message::decode(value)?;
+            let record: wire::CatalogRecord = Message::decode(value)?;
             Record::Catalog(CatalogRecord {
-                next_queue: QueueId::new(next_queue_id),
-                revision,
-                replicated_index,
-                next_topic: TopicId::new(next_topic_id.max(1)),
+                next_queue: QueueId::new(record.next_queue_id),
+                revision: record.revision,
+                replicated_index: record.replicated_index,
+                next_topic: TopicId::new(record.next_topic_id.max(1)),
+                next_node: NodeId::new(record.next_node_id.max(1)),
             })
         }
         RecordKey::CatalogTopic { .. } => Record::CatalogTopic(topic_from_wire(Message::decode(value)?)),
+        RecordKey::CatalogNode { .. } => {
+            Record::CatalogNode(nodes::record_from_wire(Message::decode(value)?)?)
+        }
         RecordKey::CatalogQueue { .. } => {
             let wire::CatalogQueueRecord { name, shard_id, settings, settings_revision } =
                 Message::decode(value)?;
@@ -180,6 +190,10 @@ fn decode_key(key: &[u8]) -> Result<RecordKey, DecodeError> {
         kind::CATALOG_TOPIC => {
             let topic = rest.try_into().map_err(|_| length())?;
             Ok(RecordKey::CatalogTopic { topic: TopicId::new(u64::from_be_bytes(topic)) })
+        }
+        kind::CATALOG_NODE => {
+            let node = rest.try_into().map_err(|_| length())?;
+            Ok(RecordKey::CatalogNode { node: NodeId::new(u64::from_be_bytes(node)) })
         }
         kind::QUEUE => {
             let (&queue, rest) = rest.split_first_chunk().ok_or_else(length)?;

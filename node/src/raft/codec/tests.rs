@@ -1,20 +1,22 @@
 //! What is encoded comes back; anything else is refused.
 
+mod catalog;
+
 use bytes::Bytes;
 use proptest::{collection::vec, option, prelude::*};
-use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId};
+use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
+use self::catalog::{catalog_command, keyed_catalog_record};
 use super::{
     Commands, DecodeError, EntryHead, Proposed, decode_entry, decode_record, encode_entry, encode_key,
     encode_record, queue_key_prefix,
 };
 use crate::{
     broker::{
-        Backoff, BatchRun, Binding, Block, BlockSpan, CatalogCommand, CatalogQueueRecord, CatalogRecord,
-        CatalogTopicRecord, Command, DeadLetterRun, EachMessage, GiveUpReason, GivenUp, GroupRecord, IdHash,
-        IdsRecord, Overflow, PageRecord, Position, ProducerRecord, Properties, PublishedBatch, QueuePart,
-        QueueRecord, Record, RecordKey, Retention, Return, Returned, Routed, RoutedBatch, Settings,
-        ShardRecord,
+        Backoff, BatchRun, Block, BlockSpan, CatalogCommand, Command, DeadLetterRun, EachMessage,
+        GiveUpReason, GivenUp, GroupRecord, IdHash, IdsRecord, Overflow, PageRecord, Position,
+        ProducerRecord, Properties, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey, Retention,
+        Return, Returned, Routed, RoutedBatch, Settings, ShardRecord,
     },
     offsets::OffsetRange,
 };
@@ -176,37 +178,6 @@ fn publish_each() -> impl Strategy<Value = (Command, Bytes)> {
     })
 }
 
-fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
-    prop_oneof![
-        (".{0,9}", settings(), any::<u32>()).prop_map(|(name, settings, shard_count)| {
-            CatalogCommand::CreateQueue { name, settings, shard_count }
-        }),
-        (".{0,9}", settings(), settings()).prop_map(|(name, expected, settings)| {
-            CatalogCommand::UpdateQueue { name, expected, settings }
-        }),
-        (".{0,9}", option::of(1..9_u64)).prop_map(|(name, queue)| {
-            CatalogCommand::DeleteQueue { name, queue: queue.map(QueueId::new) }
-        }),
-        (".{0,9}", option::of("[a-z]{1,8}"), any::<bool>()).prop_map(|(name, alternate, is_new)| {
-            if is_new {
-                CatalogCommand::CreateTopic { name, alternate }
-            } else {
-                CatalogCommand::UpdateTopic { name, alternate }
-            }
-        }),
-        ".{0,9}".prop_map(|name| CatalogCommand::DeleteTopic { name }),
-        (".{0,9}", ".{0,9}", vec(any::<u8>(), 0..5), any::<bool>()).prop_map(
-            |(topic, queue, filter, binds)| {
-                if binds {
-                    CatalogCommand::Bind { topic, queue, filter }
-                } else {
-                    CatalogCommand::Unbind { topic, queue, filter }
-                }
-            }
-        ),
-    ]
-}
-
 fn proposed(command: &Command, batch: &Bytes) -> Proposed {
     match command {
         Command::Publish { queue, producer, count, runs, .. } => {
@@ -262,40 +233,14 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
             })
         },
     );
-    let catalog =
-        any::<([u64; 3], u32)>().prop_map(|([next_queue, revision, replicated_index], next_topic)| {
-            let next_topic = TopicId::new(u64::from(next_topic) + 1);
-            Record::Catalog(CatalogRecord {
-                next_queue: QueueId::new(next_queue),
-                revision,
-                replicated_index,
-                next_topic,
-            })
-        });
-    let catalog_queue = (".{0,9}", any::<(u32, u64)>(), settings()).prop_map(
-        |(name, (shard, settings_revision), settings)| {
-            let shard = ShardId::new(shard);
-            Record::CatalogQueue(CatalogQueueRecord { name, shard, settings, settings_revision })
-        },
-    );
-    let binding = (queue(), vec(any::<u8>(), 0..5)).prop_map(|(queue, filter)| Binding { queue, filter });
-    let alternate = option::of((1..9_u64).prop_map(QueueId::new));
-    let catalog_topic = (".{0,9}", vec(binding, 0..4), alternate, any::<u64>()).prop_map(
-        |(name, bindings, alternate, revision)| {
-            Record::CatalogTopic(CatalogTopicRecord { name, bindings, alternate, revision })
-        },
-    );
-    let topic = any::<u64>().prop_map(|topic| RecordKey::CatalogTopic { topic: TopicId::new(topic) });
     prop_oneof![
         (Just(RecordKey::Shard), shard),
-        (topic, catalog_topic),
         (part(|_| QueuePart::Head), head),
         (part(|number| QueuePart::Group(GroupId::new(number as u32))), group_record()),
         (part(QueuePart::Page), page_record()),
         (part(|number| QueuePart::Producer(ProducerId::new(number))), producer_record()),
         (part(QueuePart::Ids), ids_record()),
-        (Just(RecordKey::Catalog), catalog),
-        (queue().prop_map(|queue| RecordKey::CatalogQueue { queue }), catalog_queue),
+        keyed_catalog_record(),
     ]
 }
 
