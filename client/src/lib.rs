@@ -37,6 +37,7 @@ mod consumer;
 mod error;
 mod filter;
 mod message;
+mod nodes;
 mod outcome;
 mod position;
 mod producer;
@@ -71,6 +72,7 @@ pub use crate::{
     },
     filter::{Filter, ParseFilterError},
     message::Message,
+    nodes::Invitation,
     position::Position,
     producer::{Confirm, Producer, ProducerBuilder},
     queues::{Group, Queue},
@@ -79,7 +81,7 @@ pub use crate::{
     serve::{HandlerError, SERVER_GROUP},
     settings::{Overflow, QueueSettings, QueueUpdate, Retention, Setting},
     topics::{Binding, Routed, Topic},
-    topology::{Node, Shard, Topology},
+    topology::{Node, NodeStanding, Shard, Topology},
 };
 
 /// Compiles the examples of the guide.

@@ -228,7 +228,7 @@ mod tests {
     use skein_proto::ids::NodeId;
 
     use super::*;
-    use crate::topology::{Node, Shard};
+    use crate::topology::{Node, NodeStanding, Shard};
 
     const SHARD: ShardId = ShardId::new(1);
     const PATIENT: u32 = 3;
@@ -242,13 +242,18 @@ mod tests {
             http_address: String::new(),
             reachable: id != 1,
             low_on_disk: false,
+            standing: NodeStanding::Member,
+            replaces: None,
+            drained: false,
         };
         let shard = Shard {
             id: SHARD,
             leader: leader.map(NodeId::new),
             term: 1,
             replicas: Vec::new(),
+            learners: Vec::new(),
             applied_index: 0,
+            activity: String::new(),
         };
         let nodes = [1, 2, 3].map(node).to_vec();
         router.learn(Topology { cluster_id: "c".into(), nodes, shards: vec![shard] });

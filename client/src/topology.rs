@@ -29,6 +29,35 @@ pub struct Node {
     pub reachable: bool,
     /// Its disk is nearly full: it takes no publishes for the shards it leads.
     pub low_on_disk: bool,
+    /// Whether it belongs to the cluster.
+    pub standing: NodeStanding,
+    /// The node whose place it takes, as long as that one is not gone.
+    pub replaces: Option<NodeId>,
+    /// It shall lead no shards.
+    pub drained: bool,
+}
+
+/// Whether a node belongs to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeStanding {
+    /// It may join and has not yet.
+    Invited,
+    /// It has, or is being given, a replica of every shard.
+    Member,
+    /// Its replicas are being taken away.
+    Leaving,
+}
+
+impl NodeStanding {
+    /// What it is called in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Invited => "invited",
+            Self::Member => "member",
+            Self::Leaving => "leaving",
+        }
+    }
 }
 
 /// One Raft group.
@@ -40,10 +69,15 @@ pub struct Shard {
     pub leader: Option<NodeId>,
     /// The Raft term that the leader belongs to.
     pub term: u64,
-    /// The nodes that keep a copy.
+    /// The nodes that keep a copy that counts, by id.
     pub replicas: Vec<NodeId>,
+    /// Those whose copy is being brought up to date, and does not count yet.
+    pub learners: Vec<NodeId>,
     /// The newest entry that the node that answered has applied.
     pub applied_index: u64,
+    /// What is being done about its replicas, or waited for; empty when nothing is, or the node that answered does not
+    /// lead it. [`Client::topology_of_leaders`](crate::Client::topology_of_leaders) asks those that do.
+    pub activity: String,
 }
 
 impl Topology {
@@ -106,10 +140,17 @@ impl From<broker::Node> for Node {
     fn from(wire: broker::Node) -> Self {
         Self {
             id: NodeId::new(wire.node_id),
-            grpc_address: wire.grpc_address,
-            http_address: wire.http_address,
             reachable: wire.reachable,
             low_on_disk: wire.low_on_disk,
+            standing: match wire.standing() {
+                broker::NodeStanding::Invited => NodeStanding::Invited,
+                broker::NodeStanding::Leaving => NodeStanding::Leaving,
+                broker::NodeStanding::Member | broker::NodeStanding::Unspecified => NodeStanding::Member,
+            },
+            replaces: node_id(wire.replaces_node_id),
+            drained: wire.drained,
+            grpc_address: wire.grpc_address,
+            http_address: wire.http_address,
         }
     }
 }
@@ -121,6 +162,8 @@ impl From<broker::Shard> for Shard {
             leader: node_id(wire.leader_node_id),
             term: wire.term,
             replicas: wire.replica_node_ids.into_iter().map(NodeId::new).collect(),
+            learners: wire.learner_node_ids.into_iter().map(NodeId::new).collect(),
+            activity: wire.activity,
             applied_index: wire.applied_index,
         }
     }
@@ -142,13 +185,18 @@ mod tests {
             http_address: String::new(),
             reachable: true,
             low_on_disk: false,
+            standing: NodeStanding::Member,
+            replaces: None,
+            drained: false,
         };
         let shard = Shard {
             id: ShardId::new(1),
             leader: node_id(leader),
             term,
             replicas: [1, 2, 3].map(NodeId::new).to_vec(),
+            learners: Vec::new(),
             applied_index: 0,
+            activity: String::new(),
         };
         Topology { cluster_id: "c".into(), nodes: [1, 2, 3].map(node).to_vec(), shards: vec![shard] }
     }

@@ -13,7 +13,7 @@ use skein_proto::ids::NodeId;
 use self::file::{Contradiction, File};
 use crate::{
     disk,
-    peer::Members,
+    peer::{Member, Members},
     raft::{Scrubbing, Timers},
 };
 
@@ -51,8 +51,10 @@ pub enum ConfigError {
 /// A checked configuration. See `deploy/node.example.toml` for what each field means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// This node.
-    pub node: NodeId,
+    /// Which of `members` this node is, unless it joins a cluster that exists.
+    pub node: Option<NodeId>,
+    /// Where other nodes and clients reach it.
+    pub advertised: Member,
     /// Where it keeps everything.
     pub data_dir: PathBuf,
     /// Where gRPC listens.
@@ -61,7 +63,7 @@ pub struct Config {
     pub listen_http: SocketAddr,
     /// Message shards of the cluster.
     pub shard_count: u32,
-    /// The nodes that form the cluster.
+    /// The nodes that form the cluster; for a node that joins, those that it asks first.
     pub members: Members,
     /// Limits on what clients may do.
     pub limits: Limits,
@@ -168,7 +170,7 @@ members = [
             [include_str!("../../deploy/compose.toml"), include_str!("../../deploy/kubernetes/node.toml")]
         {
             for node_id in 1..=3 {
-                assert_eq!(parse_as(Some(node_id), shared).unwrap().node, NodeId::new(node_id));
+                assert_eq!(parse_as(Some(node_id), shared).unwrap().node, Some(NodeId::new(node_id)));
             }
         }
     }
@@ -176,7 +178,7 @@ members = [
     #[test]
     fn the_id_comes_from_the_file_or_from_whoever_starts_the_node() {
         let shared = GOOD.replace("node_id = 1\ndata", "data");
-        assert_eq!(parse_as(Some(2), &shared).unwrap().node, NodeId::new(2));
+        assert_eq!(parse_as(Some(2), &shared).unwrap().node, Some(NodeId::new(2)));
         assert_eq!(parse_as(Some(1), GOOD).unwrap(), parse(GOOD).unwrap());
         let refusals = [
             (
@@ -207,6 +209,25 @@ members = [
         assert!(parse(&nowhere).unwrap_err().contains("\"queue.example.org\" is not an address"));
         let taken = outside.replace("queue.example.org:7102", "127.0.0.1:7101");
         assert!(parse(&taken).unwrap_err().contains("127.0.0.1:7101 is listed for node 1 and for node 2"));
+    }
+
+    #[test]
+    fn a_node_that_joins_says_where_it_is_reached_and_gets_its_id_from_the_cluster() {
+        let advertise = "[advertise]\ngrpc = \"new:7101\"\nhttp = \"new:7201\"\n[cluster]";
+        let joins = GOOD.replace("node_id = 1\ndata", "data").replace("[cluster]", advertise);
+        let two =
+            joins.replace("  { node_id = 3, grpc = \"127.0.0.1:7103\", http = \"127.0.0.1:7203\" },\n", "");
+        for joins in [&joins, &two] {
+            let config = parse(joins).unwrap();
+            assert_eq!(config.node, None);
+            assert_eq!((&*config.advertised.grpc, &*config.advertised.clients), ("new:7101", "new:7101"));
+        }
+        let both = GOOD.replace("[cluster]", advertise);
+        assert!(parse(&both).unwrap_err().contains("node.toml:2: advertise is for a node that joins"));
+        assert!(parse_as(Some(2), &joins).unwrap_err().contains("leave node_id out"));
+        let nowhere = joins.replace("new:7201", "new");
+        assert!(parse(&nowhere).unwrap_err().contains("\"new\" is not an address"));
+        assert_eq!(parse(GOOD).unwrap().advertised.grpc, "127.0.0.1:7101");
     }
 
     #[test]

@@ -9,10 +9,16 @@ use std::{
 use serde::{Deserialize, Serialize};
 use skein_proto::ids::NodeId;
 
-use crate::disk::{self, DirLock, Disk};
+use crate::{
+    disk::{self, DirLock, Disk},
+    random::random_u64,
+};
 
 /// The file that says whose directory this is.
 const IDENTITY_FILE: &str = "node.json";
+
+/// The file with the name of a directory that is to join a cluster.
+const NAME_FILE: &str = "joining.json";
 
 /// The layout of the directory. A node refuses one that it does not know.
 const FORMAT: u32 = 1;
@@ -29,6 +35,15 @@ pub struct DataDir {
 pub struct Owner {
     format: u32,
     node_id: u64,
+    /// The id that the configuration had for the node when it joined a cluster that existed, and was given another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    configured_id: Option<u64>,
+    /// It joined a cluster that existed.
+    #[serde(default)]
+    joined: bool,
+    /// It was removed from its cluster.
+    #[serde(default)]
+    removed: bool,
     /// The cluster.
     pub cluster_id: String,
     /// Message shards of the cluster.
@@ -80,15 +95,26 @@ pub enum DataDirError {
     },
     /// It belongs to another node.
     #[error(
-        "data_dir {dir} belongs to node {owner}, and this is node {node}; write that node's own data_dir"
+        "data_dir {dir} belongs to {owner}, and the configuration says {configured}; write that node's own data_dir"
     )]
     OtherNode {
         /// The directory.
         dir: PathBuf,
         /// Whose it is.
-        owner: u64,
+        owner: String,
         /// Who we are.
-        node: NodeId,
+        configured: String,
+    },
+    /// Its node is none any more.
+    #[error(
+        "data_dir {dir} belongs to node {node}, which was removed from its cluster and cannot come back; to let this \
+         machine join again, delete the directory, run `skein cluster add`, and start with the token that it prints"
+    )]
+    Removed {
+        /// The directory.
+        dir: PathBuf,
+        /// The node.
+        node: u64,
     },
     /// The cluster has another number of shards.
     #[error(
@@ -124,32 +150,59 @@ impl DataDir {
     ///
     /// # Errors
     /// When it belongs to somebody else, or says something that cannot be read.
-    pub fn owner(&self, node: NodeId, shard_count: u32) -> Result<Option<Owner>, DataDirError> {
+    pub fn owner(&self, node: Option<NodeId>, shard_count: u32) -> Result<Option<Owner>, DataDirError> {
         let file = self.dir.join(IDENTITY_FILE);
-        let text = match disk::read_text(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(DataDirError::Io {
-                    dir: self.dir.clone(),
-                    doing: "read node.json in it",
-                    source,
-                });
-            }
-        };
+        let Some(text) = self.read(&file, "read node.json in it")? else { return Ok(None) };
         let owner: Owner =
             serde_json::from_str(&text).map_err(|source| DataDirError::Unreadable { file, source })?;
         let dir = self.dir.clone();
         if owner.format != FORMAT {
             return Err(DataDirError::Newer { dir, found: owner.format });
         }
-        if owner.node_id != node.get() {
-            return Err(DataDirError::OtherNode { dir, owner: owner.node_id, node });
+        if owner.removed {
+            return Err(DataDirError::Removed { dir, node: owner.node_id });
         }
-        if owner.shards != shard_count {
+        let configured_id = if owner.joined { owner.configured_id } else { Some(owner.node_id) };
+        if configured_id != node.map(NodeId::get) {
+            let configured = node.map_or_else(|| "no node_id".to_owned(), |node| format!("node_id = {node}"));
+            return Err(DataDirError::OtherNode { dir, owner: owner.describe(), configured });
+        }
+        // Whoever joined was told.
+        if owner.shards != shard_count && !owner.joined {
             return Err(DataDirError::OtherShards { dir, found: owner.shards, configured: shard_count });
         }
         Ok(Some(owner))
+    }
+
+    /// The name of a directory that is to join a cluster, drawn once: with the token that one directory has joined with,
+    /// no other one can.
+    ///
+    /// # Errors
+    /// When the file system fails.
+    pub fn name(&self) -> Result<String, DataDirError> {
+        let file = self.dir.join(NAME_FILE);
+        if let Some(text) = self.read(&file, "read joining.json in it")? {
+            return serde_json::from_str(&text).map_err(|source| DataDirError::Unreadable { file, source });
+        }
+        let name = format!("{:016x}{:016x}", random_u64(), random_u64());
+        self.write(NAME_FILE, &format!("{name:?}\n"), "write joining.json in it")?;
+        Ok(name)
+    }
+
+    fn read(&self, file: &Path, doing: &'static str) -> Result<Option<String>, DataDirError> {
+        match disk::read_text(file) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DataDirError::Io { dir: self.dir.clone(), doing, source }),
+        }
+    }
+
+    fn write(&self, file: &str, text: &str, doing: &'static str) -> Result<(), DataDirError> {
+        disk::replace_text(self.disk.as_ref(), &self.dir, file, text).map_err(|source| DataDirError::Io {
+            dir: self.dir.clone(),
+            doing,
+            source,
+        })
     }
 
     /// Writes down whose directory it is, durably.
@@ -158,9 +211,7 @@ impl DataDir {
     /// When the file system fails.
     pub fn claim(&self, owner: &Owner) -> Result<(), DataDirError> {
         let text = serde_json::to_string_pretty(owner).expect("an owner is plain data");
-        disk::replace_text(self.disk.as_ref(), &self.dir, IDENTITY_FILE, &text).map_err(|source| {
-            DataDirError::Io { dir: self.dir.clone(), doing: "write node.json in it", source }
-        })
+        self.write(IDENTITY_FILE, &text, "write node.json in it")
     }
 
     /// Where the log lies.
@@ -180,7 +231,49 @@ impl Owner {
     /// A node of a cluster that is being formed.
     #[must_use]
     pub fn new(node: NodeId, cluster_id: String, shards: u32) -> Self {
-        Self { format: FORMAT, node_id: node.get(), cluster_id, shards, formed: false }
+        Self {
+            format: FORMAT,
+            node_id: node.get(),
+            configured_id: None,
+            joined: false,
+            removed: false,
+            cluster_id,
+            shards,
+            formed: false,
+        }
+    }
+
+    /// A node that joined a cluster, where the configuration had another id for it, or none.
+    #[must_use]
+    pub fn joined(node: NodeId, configured: Option<NodeId>, cluster_id: String, shards: u32) -> Self {
+        let configured_id = configured.map(NodeId::get);
+        Self { configured_id, joined: true, formed: true, ..Self::new(node, cluster_id, shards) }
+    }
+
+    /// The node.
+    #[must_use]
+    pub const fn node(&self) -> NodeId {
+        NodeId::new(self.node_id)
+    }
+
+    /// Whether the node joined a cluster that others had formed.
+    #[must_use]
+    pub const fn has_joined(&self) -> bool {
+        self.joined
+    }
+
+    /// The same when it was removed from its cluster.
+    #[must_use]
+    pub fn removed(self) -> Self {
+        Self { removed: true, ..self }
+    }
+
+    fn describe(&self) -> String {
+        match (self.joined, self.configured_id) {
+            (true, Some(id)) => format!("node {}, which was configured as node_id = {id}", self.node_id),
+            (true, None) => format!("node {}, which joined without a node_id", self.node_id),
+            (false, _) => format!("node {}", self.node_id),
+        }
     }
 }
 
@@ -193,17 +286,35 @@ mod tests {
     fn a_directory_is_bound_to_its_node_and_cluster_and_to_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        let (one, two) = (NodeId::new(1), NodeId::new(2));
+        let (one, two) = (Some(NodeId::new(1)), Some(NodeId::new(2)));
         let held = DataDir::open(dir.path(), Arc::clone(&disk)).unwrap();
         assert_eq!(held.owner(one, 8).unwrap(), None);
         assert!(matches!(DataDir::open(dir.path(), Arc::clone(&disk)), Err(DataDirError::InUse { .. })));
 
-        let owner = Owner::new(one, "c0ffee".to_owned(), 8);
+        let owner = Owner::new(NodeId::new(1), "c0ffee".to_owned(), 8);
         held.claim(&owner).unwrap();
         drop(held);
         let again = DataDir::open(dir.path(), disk).unwrap();
         assert_eq!(again.owner(one, 8).unwrap(), Some(owner));
-        assert!(matches!(again.owner(two, 8), Err(DataDirError::OtherNode { owner: 1, .. })));
+        assert!(matches!(again.owner(two, 8), Err(DataDirError::OtherNode { .. })));
+        assert!(matches!(again.owner(None, 8), Err(DataDirError::OtherNode { .. })));
         assert!(matches!(again.owner(one, 9), Err(DataDirError::OtherShards { found: 8, .. })));
+    }
+
+    #[test]
+    fn a_directory_joins_under_one_name_and_is_of_no_use_once_its_node_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DataDir::open(dir.path(), Arc::new(RealDisk)).unwrap();
+        let name = held.name().unwrap();
+        assert_eq!(held.name().unwrap(), name);
+        let configured = Some(NodeId::new(3));
+        let owner = Owner::joined(NodeId::new(4), configured, "c0ffee".to_owned(), 8);
+        held.claim(&owner).unwrap();
+        // It may be configured for another number of shards: it was told the cluster's.
+        assert_eq!(held.owner(configured, 9).unwrap(), Some(owner.clone()));
+        let refused = held.owner(Some(NodeId::new(4)), 8).unwrap_err().to_string();
+        assert!(refused.contains("belongs to node 4, which was configured as node_id = 3"), "{refused}");
+        held.claim(&owner.removed()).unwrap();
+        assert!(matches!(held.owner(configured, 8), Err(DataDirError::Removed { node: 4, .. })));
     }
 }

@@ -42,8 +42,9 @@ pub enum FormationError {
     #[error(
         "this node's data_dir is empty, but its cluster {cluster_id} is formed and node {node} is one \
         of its members: \
-         its log is lost. Restore the directory, or remove the node from the cluster and add it under a new id; \
-         starting it empty could lose what the cluster has confirmed"
+         its log is lost, and starting it empty could lose what the cluster has confirmed. Restore the directory; or \
+         let this node take the lost one's place under a new id: run `skein cluster replace {node}`, and start it with \
+         --join-token and the token which that prints"
     )]
     LostDirectory {
         /// The cluster.
@@ -87,18 +88,20 @@ pub enum FormationError {
     },
 }
 
-/// Joins this node's cluster, forming it with the others the first time.
+/// Joins this node's cluster, forming it with the others the first time. `node` is this node, and `owner` what its data
+/// directory says of it.
 ///
 /// # Errors
 /// See [`FormationError`].
 pub async fn join(
     config: &Config,
+    node: NodeId,
+    mut owner: Option<Owner>,
     dir: &DataDir,
     connections: &Arc<Connections>,
     identity: &watch::Sender<Identity>,
 ) -> Result<Owner, FormationError> {
-    let mut owner = dir.owner(config.node, config.shard_count)?;
-    let joiner = Joiner { config, dir, connections, identity };
+    let joiner = Joiner { config, node, dir, connections, identity };
     if let Some(owner) = &owner {
         joiner.announce(owner);
         if owner.formed {
@@ -108,10 +111,10 @@ pub async fn join(
     let founder = *config.members.keys().next().expect("a checked configuration lists at least this node");
     let mut owner = match owner.take() {
         Some(owner) => owner,
-        None if founder == config.node => joiner.found().await?,
+        None if founder == node => joiner.found().await?,
         None => joiner.adopt(founder).await?,
     };
-    if founder == config.node {
+    if founder == node {
         joiner.wait_for_all(&owner).await?;
     } else {
         joiner.wait_formed(founder, &owner).await?;
@@ -125,6 +128,7 @@ pub async fn join(
 
 struct Joiner<'a> {
     config: &'a Config,
+    node: NodeId,
     dir: &'a DataDir,
     connections: &'a Arc<Connections>,
     identity: &'a watch::Sender<Identity>,
@@ -134,7 +138,7 @@ impl Joiner<'_> {
     async fn found(&self) -> Result<Owner, FormationError> {
         self.ask_all(async |peer| match self.ask(peer, |_| true).await?.cluster_id {
             none if none.is_empty() => Ok(()),
-            cluster_id => Err(FormationError::LostDirectory { cluster_id, node: self.config.node }),
+            cluster_id => Err(FormationError::LostDirectory { cluster_id, node: self.node }),
         })
         .await?;
         let cluster_id = format!("{:016x}{:016x}", random_u64(), random_u64());
@@ -144,16 +148,13 @@ impl Joiner<'_> {
     async fn adopt(&self, founder: NodeId) -> Result<Owner, FormationError> {
         let hello = self.ask(founder, |hello| !hello.cluster_id.is_empty()).await?;
         if hello.formed {
-            return Err(FormationError::LostDirectory {
-                cluster_id: hello.cluster_id,
-                node: self.config.node,
-            });
+            return Err(FormationError::LostDirectory { cluster_id: hello.cluster_id, node: self.node });
         }
         self.join_as(hello.cluster_id)
     }
 
     fn join_as(&self, cluster_id: String) -> Result<Owner, FormationError> {
-        let owner = Owner::new(self.config.node, cluster_id, self.config.shard_count);
+        let owner = Owner::new(self.node, cluster_id, self.config.shard_count);
         self.dir.claim(&owner)?;
         self.announce(&owner);
         Ok(owner)
@@ -197,7 +198,7 @@ impl Joiner<'_> {
         &self,
         ask: impl AsyncFn(NodeId) -> Result<(), FormationError>,
     ) -> Result<(), FormationError> {
-        let others = self.config.members.keys().filter(|node| **node != self.config.node);
+        let others = self.config.members.keys().filter(|node| **node != self.node);
         futures::future::try_join_all(others.map(|node| ask(*node))).await.map(drop)
     }
 
@@ -229,7 +230,7 @@ impl Joiner<'_> {
 
     /// One question. No answer, or a refusal, is as good as none: the node may be starting.
     async fn hello(&self, node: NodeId) -> Option<HelloResponse> {
-        let request = HelloRequest { node_id: self.config.node.get(), ..HelloRequest::default() };
+        let request = HelloRequest { node_id: self.node.get(), ..HelloRequest::default() };
         let answer = self.connections.peer(node)?.hello(request).await.ok()?;
         Some(answer.into_inner())
     }

@@ -22,6 +22,7 @@ pub mod free_space;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod http;
+pub mod joining;
 pub mod log;
 pub mod node;
 pub mod offsets;

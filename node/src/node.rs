@@ -1,7 +1,7 @@
 //! One node: the only place where the parts are wired together, and where they are taken apart again.
 //!
-//! Starting: data directory → gRPC listener (answers Hello) → cluster formed or found → log → raft groups → shards →
-//! API → HTTP. Stopping: streams end with a hint → leaders move → groups stop → log closes.
+//! Starting: data directory → cluster joined, if it exists → gRPC listener (answers Hello) → cluster formed or found → log
+//! → raft groups → shards → API → HTTP. Stopping: streams end with a hint → leaders move → groups stop → log closes.
 
 use std::{
     collections::BTreeMap,
@@ -35,14 +35,15 @@ use crate::{
     },
     clock::Clock,
     config::Config,
-    controller,
+    controller::{self, Activities, LeaderBalance, ReplicaKeeper, RosterKeeper, Steady},
     datadir::{DataDir, DataDirError, Owner},
     disk::{Disk, RealDisk},
     formation::{self, FormationError},
     free_space::{self, DiskState},
     http,
+    joining::{self, JoinError},
     log::{Log, LogFailure, LogOptions, OpenError},
-    peer::{Connections, Identity, Incoming, PeerService, PeerTransport, Presence, Sightings},
+    peer::{Connections, Identity, Incoming, Members, PeerService, PeerTransport, Presence, Sightings},
     raft::{GroupFailure, Groups, GroupsParts, OpenGroupsError, Succession, Transport, UpkeepFailure},
     shard::{ShardServers, dead_letters::Courier},
     tasks,
@@ -83,9 +84,12 @@ pub enum StartError {
     /// A member's address.
     #[error("an address in cluster.members is malformed")]
     Address(#[from] tonic::transport::Error),
-    /// The cluster.
+    /// Forming the cluster.
     #[error(transparent)]
     Formation(#[from] FormationError),
+    /// Joining it.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The log.
     #[error(transparent)]
     Log(#[from] OpenError),
@@ -109,38 +113,78 @@ pub enum NodeFailure {
     /// The groups' upkeep.
     #[error(transparent)]
     Upkeep(#[from] UpkeepFailure),
+    /// The cluster goes on without it.
+    #[error(
+        "this node was removed from the cluster, as node {by} says; its data_dir is of no use any more and can be deleted"
+    )]
+    Removed {
+        /// Who says so.
+        by: NodeId,
+    },
+}
+
+/// Who this node is when it starts.
+struct Seat {
+    node: NodeId,
+    /// Nothing while its cluster is yet to be formed.
+    owner: Option<Owner>,
+    /// The nodes that it knows before the catalog tells it more.
+    members: Members,
+}
+
+impl Seat {
+    fn new(config: &Config, owner: Option<Owner>) -> Self {
+        let mut members = config.members.clone();
+        let joined = owner.as_ref().filter(|owner| owner.has_joined()).map(Owner::node);
+        if let Some(node) = joined {
+            // It may be listed as the node whose place it took.
+            members.retain(|_, member| member.grpc != config.advertised.grpc);
+            members.insert(node, config.advertised.clone());
+        }
+        let node = joined.or(config.node).expect("a node that did not join is configured with an id");
+        Self { node, owner, members }
+    }
+
+    fn identity(&self, config: &Config) -> Identity {
+        let joined = self.owner.as_ref().filter(|owner| owner.has_joined());
+        Identity {
+            node: self.node,
+            cluster_id: joined.map(|owner| owner.cluster_id.clone()),
+            formed: joined.is_some(),
+            shard_count: joined.map_or(config.shard_count, |owner| owner.shards),
+            members: config.members.clone(),
+            roster: None,
+        }
+    }
 }
 
 /// A running node.
 pub struct Node {
     config: Config,
+    owner: Owner,
     groups: Arc<Groups>,
     log: Log,
     stopping: watch::Sender<bool>,
     closed: watch::Sender<bool>,
     failures: mpsc::UnboundedReceiver<NodeFailure>,
     servers: Vec<tokio::task::JoinHandle<()>>,
-    _dir: DataDir,
+    dir: DataDir,
 }
 
 impl Node {
-    /// Starts a node, and returns once it takes calls.
+    /// Starts a node, and returns once it takes calls, if only to say that it is not up to date yet. One without a
+    /// cluster joins one with `token`.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub async fn start(config: Config, token: Option<&str>) -> Result<Self, StartError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let dir = DataDir::open(&config.data_dir, Arc::clone(&disk))?;
         let grpc_listener = listen("listen.grpc", config.listen_grpc).await?;
         let http_listener = listen("listen.http", config.listen_http).await?;
-        let (identity, identity_watch) = watch::channel(Identity {
-            node: config.node,
-            cluster_id: None,
-            formed: false,
-            shard_count: config.shard_count,
-            members: config.members.clone(),
-        });
-        let connections = Arc::new(Connections::new(config.members.clone(), identity_watch.clone())?);
+        let seat = Seat::new(&config, joining::join(&config, token, &dir).await?);
+        let (identity, identity_watch) = watch::channel(seat.identity(&config));
+        let connections = Arc::new(Connections::new(seat.members.clone(), identity_watch.clone())?);
         let (closed, closed_watch) = watch::channel(false);
         let slot = Arc::new(OnceLock::new());
         let incoming = Incoming { identity: identity_watch.clone() };
@@ -152,21 +196,27 @@ impl Node {
         let routes = routes(peers, incoming, &clients).add_service(health_service);
         let mut servers = vec![tasks::spawn(serve_grpc(grpc_listener, routes, closed_watch.clone()))];
 
-        let owner = formation::join(&config, &dir, &connections, &identity).await?;
+        let owner = match seat.owner.clone() {
+            Some(owner) if owner.has_joined() => owner,
+            owner => formation::join(&config, seat.node, owner, &dir, &connections, &identity).await?,
+        };
         let (failure_sender, failures) = mpsc::unbounded_channel();
         let log = open_log(&config, &dir, Arc::clone(&disk), failure_sender.clone())?;
         tasks::spawn(watch_disk(&config, disk, &log, disk_state));
         let transport: Arc<dyn Transport> = Arc::new(PeerTransport::new(Arc::clone(&connections)));
-        let groups = open_groups(&config, &dir, &log, &transport, failure_sender).await?;
+        let groups = open_groups(&config, &owner, &dir, &log, &transport, failure_sender.clone()).await?;
         // Cannot fail: it is set once, here.
         let _ = slot.set(Arc::clone(&groups));
-        initialize(&config, &groups).await?;
+        if !owner.has_joined() {
+            initialize(&config, seat.node, &groups).await?;
+        }
 
         let (stopping, stopping_watch) = watch::channel(false);
         let watches = Watches { disk: disk_watch, stopping: stopping_watch };
-        let api = build_api(&config, owner, &groups, &log, connections, transport, watches);
+        let controllers = Controllers { owner: &owner, seat, identity, failures: failure_sender };
+        let api = build_api(&config, controllers, &groups, &log, connections, transport, watches);
         tasks::spawn(report_health(Arc::clone(&api), health));
-        clients.open(Arc::clone(&api));
+        tasks::spawn(open_to_clients(Arc::clone(&api), owner.has_joined(), clients));
         let http_state = http::HttpState { api, log: log.clone() };
         servers.push(tasks::spawn(async move {
             let closed = async move { wait_true(closed_watch).await };
@@ -175,18 +225,25 @@ impl Node {
             }
         }));
         tracing::info!(
-            node = %config.node, grpc = %config.listen_grpc, http = %config.listen_http, "the node takes calls"
+            node = %owner.node(), grpc = %config.listen_grpc, http = %config.listen_http, "the node takes calls"
         );
-        Ok(Self { config, groups, log, stopping, closed, failures, servers, _dir: dir })
+        Ok(Self { config, owner, groups, log, stopping, closed, failures, servers, dir })
     }
 
     /// Waits until the node fails. Never returns while it is well.
     pub async fn failed(&mut self) -> NodeFailure {
         let groups = Arc::clone(&self.groups);
-        tokio::select! {
+        let failure = tokio::select! {
             Some(failure) = self.failures.recv() => failure,
             failure = groups.upkeep() => failure.into(),
+        };
+        if let NodeFailure::Removed { .. } = failure
+            && let Err(error) = self.dir.claim(&self.owner.clone().removed())
+        {
+            // It is told again if somebody starts it again.
+            tracing::warn!(%error, "the data directory does not say that its node was removed");
         }
+        failure
     }
 
     /// Leaves gracefully: ends streams with a hint, hands leadership over, stops, and closes the log.
@@ -214,7 +271,7 @@ impl Node {
             let mut leadership = group.leadership();
             // An error means that the group has stopped, and leads no more.
             let _ =
-                leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != self.config.node)).await;
+                leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != self.owner.node())).await;
             tracing::info!(shard = %group.shard(), %to, "handed leadership over");
         });
         if tokio::time::timeout(self.config.drain, futures::future::join_all(moves)).await.is_err() {
@@ -265,6 +322,7 @@ fn watch_disk(
 
 async fn open_groups(
     config: &Config,
+    owner: &Owner,
     dir: &DataDir,
     log: &Log,
     transport: &Arc<dyn Transport>,
@@ -277,9 +335,8 @@ async fn open_groups(
         }
     });
     let parts = GroupsParts {
-        node: config.node,
-        peers: config.members.keys().copied().filter(|node| *node != config.node).collect(),
-        shard_count: config.shard_count,
+        node: owner.node(),
+        shard_count: owner.shards,
         timers: config.timers,
         log: log.clone(),
         lag_bytes_max: config.log.lag_bytes_max,
@@ -293,12 +350,12 @@ async fn open_groups(
 
 /// Forms the groups that are this node's to form: shard s is the task of the s-th node, round and round, which then
 /// leads it first. A group that was formed before is left as it is.
-async fn initialize(config: &Config, groups: &Groups) -> Result<(), GroupFailure> {
+async fn initialize(config: &Config, node: NodeId, groups: &Groups) -> Result<(), GroupFailure> {
     let nodes: Vec<NodeId> = config.members.keys().copied().collect();
     let members: BTreeMap<NodeId, String> =
         config.members.iter().map(|(id, member)| (*id, member.grpc.clone())).collect();
     for group in groups.iter() {
-        if nodes[group.shard().get() as usize % nodes.len()] == config.node {
+        if nodes[group.shard().get() as usize % nodes.len()] == node {
             group.initialize(&members).await?;
         }
     }
@@ -313,7 +370,7 @@ struct Watches {
 
 fn build_api(
     config: &Config,
-    owner: Owner,
+    controllers: Controllers<'_>,
     groups: &Arc<Groups>,
     log: &Log,
     connections: Arc<Connections>,
@@ -322,17 +379,18 @@ fn build_api(
 ) -> Arc<Api> {
     let clock = Clock::real();
     let shards = Arc::new(ShardServers::new(groups, log, &clock));
-    let sightings = attend(config, groups, &connections, &transport, &clock);
-    tasks::spawn(controller::reconcile_queues(Arc::clone(groups)));
+    let owner = controllers.owner.clone();
+    let (sightings, activities) = controllers.start(groups, &connections, &transport, &clock);
     let api = Arc::new(Api {
-        node: config.node,
+        node: owner.node(),
         cluster_id: owner.cluster_id,
-        shard_count: config.shard_count,
+        shard_count: owner.shards,
         groups: Arc::clone(groups),
         shards: Arc::clone(&shards),
         connections,
         transport,
         sightings,
+        activities,
         disk: watches.disk,
         admission: Admission::new(config.limits.in_flight_bytes_max),
         clock,
@@ -345,26 +403,88 @@ fn build_api(
     api
 }
 
-/// Keeps an eye on the other nodes, and finds new leaders for the shards of those that die.
+/// What sees to it that things are as they should be, once there is what it looks at.
+struct Controllers<'a> {
+    owner: &'a Owner,
+    seat: Seat,
+    identity: watch::Sender<Identity>,
+    failures: mpsc::UnboundedSender<NodeFailure>,
+}
+
+impl Controllers<'_> {
+    /// Starts them, and gives what is seen of the others and what is being done about replicas.
+    fn start(
+        self,
+        groups: &Arc<Groups>,
+        connections: &Arc<Connections>,
+        transport: &Arc<dyn Transport>,
+        clock: &Clock,
+    ) -> (watch::Receiver<Sightings>, watch::Receiver<Activities>) {
+        let node = self.owner.node();
+        let (activities, activities_watch) = watch::channel(Activities::new());
+        tasks::spawn(controller::reconcile_queues(Arc::clone(groups)));
+        let roster = RosterKeeper {
+            groups: Arc::clone(groups),
+            connections: Arc::clone(connections),
+            identity: self.identity,
+            is_founder: !self.owner.has_joined(),
+            configured: self.seat.members,
+        };
+        tasks::spawn(roster.run());
+        let sightings = attend(node, groups, connections, transport, clock, self.failures);
+        let steady = Steady::follow(sightings.clone(), clock.clone());
+        let replicas = ReplicaKeeper { node, groups: Arc::clone(groups), steady: steady.clone(), activities };
+        tasks::spawn(replicas.run());
+        let balance = LeaderBalance { node, groups: Arc::clone(groups), steady, clock: clock.clone() };
+        tasks::spawn(balance.run());
+        (sightings, activities_watch)
+    }
+}
+
+/// Keeps an eye on the other nodes, finds new leaders for the shards of those that die, and hears from them when this
+/// one was removed.
 fn attend(
-    config: &Config,
+    node: NodeId,
     groups: &Arc<Groups>,
     connections: &Arc<Connections>,
     transport: &Arc<dyn Transport>,
     clock: &Clock,
+    failures: mpsc::UnboundedSender<NodeFailure>,
 ) -> watch::Receiver<Sightings> {
-    let (sightings, sightings_watch) = watch::channel(Sightings::of_none_but(config.node));
+    let (sightings, sightings_watch) = watch::channel(Sightings::of_none_but(node));
     let (deaths, dead) = mpsc::channel(DEATHS_MAX);
+    let (removals, mut removed) = mpsc::channel(1);
     let presence = Presence {
-        node: config.node,
+        node,
         connections: Arc::clone(connections),
         clock: clock.clone(),
         sightings,
         deaths,
+        removals,
     };
     tasks::spawn(presence.attend());
-    tasks::spawn(Succession::new(config.node, Arc::clone(groups), Arc::clone(transport)).run(dead));
+    tasks::spawn(Succession::new(node, Arc::clone(groups), Arc::clone(transport)).run(dead));
+    tasks::spawn(async move {
+        if let Some(by) = removed.recv().await {
+            // Nobody listens any more when the node is stopping.
+            let _ = failures.send(NodeFailure::Removed { by });
+        }
+    });
     sightings_watch
+}
+
+/// Lets clients in: at once, or, for a node that joined a running cluster, once its catalog knows of it. Before that it
+/// would deny queues that it has not heard of.
+async fn open_to_clients(api: Arc<Api>, has_joined: bool, clients: ApiSlot) {
+    let catalog = api.groups.catalog().replica();
+    let mut applied = catalog.applied_index();
+    while has_joined && !catalog.with_catalog(|catalog| catalog.nodes().any(|(node, _)| node == api.node)) {
+        // An error means that the node is stopping.
+        if applied.changed().await.is_err() {
+            return;
+        }
+    }
+    clients.open(Arc::clone(&api));
 }
 
 /// The services of the node. Those for clients answer once `clients` is open.

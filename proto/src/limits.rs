@@ -84,5 +84,8 @@ pub const TOPIC_FILTER_BYTES_MAX: usize = 2 << 20;
 /// The most nodes of one cluster: every write waits for a majority of them.
 pub const CLUSTER_NODES_MAX: usize = 7;
 
+/// The longest address of a node, and the longest name of its data directory, in bytes.
+pub const NODE_TEXT_BYTES_MAX: usize = 300;
+
 /// The most bindings of one topic.
 pub const TOPIC_BINDINGS_MAX: usize = 10_000;

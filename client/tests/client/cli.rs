@@ -51,6 +51,39 @@ async fn queues_and_groups() {
 }
 
 #[tokio::test]
+async fn nodes_come_and_go_and_lead_nothing() {
+    let cluster = Cluster::start().await;
+    let leader = skein_json(&cluster, &["cluster", "status"]).await[0]["shards"][0]["leader_node_id"].clone();
+    let drained = skein(&cluster, &["cluster", "drain", &leader.to_string()]).await;
+    assert_eq!(
+        drained,
+        format!("node {leader} leads no shards, until skein cluster drain {leader} --undo\n")
+    );
+    assert!(skein(&cluster, &["cluster", "status"]).await.contains("up, drained"));
+    assert!(
+        skein(&cluster, &["cluster", "drain", &leader.to_string(), "--undo"])
+            .await
+            .contains("may lead again")
+    );
+    assert!(skein(&cluster, &["cluster", "wait"]).await.contains("each of the nodes 1, 2\n"));
+    assert!(skein(&cluster, &["cluster", "rebalance"]).await.contains("spread evenly already"));
+
+    let invited = skein(&cluster, &["cluster", "replace", "2"]).await;
+    assert!(invited.contains("node 7 may join, to take the place of node 2"), "{invited}");
+    assert!(invited.contains("--join-token secret"), "{invited}");
+    let status = skein(&cluster, &["cluster", "status"]).await;
+    assert!(status.contains("invited, takes the place of 2"), "{status}");
+    let removed = skein_json(&cluster, &["cluster", "remove", "7"]).await;
+    assert_eq!(removed, [json!({ "node_id": 7, "removed": true })]);
+
+    // A member that is gone while a shard has a replica there: the wait ends, and says what is left.
+    skein(&cluster, &["cluster", "remove", "2"]).await;
+    let waited = skein_with_input(&cluster, &["cluster", "wait", "--timeout", "100ms"], "").await;
+    let why = String::from_utf8(waited.stderr).unwrap();
+    assert!(!waited.status.success() && why.contains("after 100ms 1 of 1 shards are left"), "{why}");
+}
+
+#[tokio::test]
 async fn settings_are_changed_and_shown() {
     let cluster = Cluster::start().await;
     let create =

@@ -188,13 +188,14 @@ impl Cluster {
             http_address: String::new(),
             reachable: true,
             low_on_disk: false,
+            ..broker::Node::default()
         };
         let shard = broker::Shard {
             shard_id: SHARD,
             leader_node_id: leader.unwrap_or_default(),
             term,
             replica_node_ids: vec![1, 2],
-            applied_index: 0,
+            ..broker::Shard::default()
         };
         self.shared.topology.send_replace(broker::Topology {
             cluster_id: "test".into(),
@@ -275,6 +276,53 @@ impl cluster_server::Cluster for Node {
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
         let views = WatchStream::new(self.shared.topology.subscribe());
         Ok(Response::new(views.map(|view| Ok(broker::WatchClusterResponse { topology: Some(view) })).boxed()))
+    }
+
+    async fn add_node(
+        &self,
+        request: Request<broker::AddNodeRequest>,
+    ) -> Result<Response<broker::AddNodeResponse>, Status> {
+        let invited = broker::Node {
+            node_id: 7,
+            standing: broker::NodeStanding::Invited.into(),
+            replaces_node_id: request.into_inner().replaces_node_id,
+            ..broker::Node::default()
+        };
+        self.shared.topology.send_modify(|topology| topology.nodes.push(invited));
+        Ok(Response::new(broker::AddNodeResponse { node_id: 7, join_token: "secret".into() }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<broker::RemoveNodeRequest>,
+    ) -> Result<Response<broker::RemoveNodeResponse>, Status> {
+        let node_id = request.into_inner().node_id;
+        self.shared.topology.send_modify(|topology| topology.nodes.retain(|node| node.node_id != node_id));
+        Ok(Response::new(broker::RemoveNodeResponse {}))
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<broker::DrainNodeRequest>,
+    ) -> Result<Response<broker::DrainNodeResponse>, Status> {
+        let broker::DrainNodeRequest { node_id, drained } = request.into_inner();
+        self.shared.topology.send_modify(|topology| {
+            for node in topology.nodes.iter_mut().filter(|node| node.node_id == node_id) {
+                node.drained = drained;
+            }
+            for shard in topology.shards.iter_mut().filter(|shard| shard.leader_node_id == node_id) {
+                shard.leader_node_id =
+                    shard.replica_node_ids.iter().copied().find(|id| *id != node_id).unwrap_or(0);
+            }
+        });
+        Ok(Response::new(broker::DrainNodeResponse {}))
+    }
+
+    async fn join_node(
+        &self,
+        _: Request<broker::JoinNodeRequest>,
+    ) -> Result<Response<broker::JoinNodeResponse>, Status> {
+        Err(Status::unimplemented("only nodes join"))
     }
 
     async fn transfer_leader(

@@ -1,6 +1,9 @@
 //! What the cluster looks like from this node, and who is to lead in it.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures::{
     StreamExt as _,
@@ -8,14 +11,17 @@ use futures::{
 };
 use skein_proto::{
     ids::{NodeId, ShardId},
-    node::{Node, Shard, Topology, TransferLeaderRequest, TransferLeaderResponse, WatchClusterResponse},
+    node::{
+        Node, NodeStanding, Shard, Topology, TransferLeaderRequest, TransferLeaderResponse,
+        WatchClusterResponse,
+    },
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::Status;
 
 use super::{Api, status};
-use crate::{raft::Group, tasks};
+use crate::{broker::Standing, raft::Group, tasks};
 
 /// Topologies that wait for the client to read them.
 const RESPONSES_MAX: usize = 2;
@@ -23,18 +29,60 @@ const RESPONSES_MAX: usize = 2;
 impl Api {
     /// The cluster as this node sees it.
     pub(super) fn topology(&self) -> Topology {
-        let nodes = self.connections.members().iter().map(|(id, member)| Node {
-            node_id: id.get(),
-            grpc_address: member.clients.clone(),
-            http_address: member.http.clone(),
-            reachable: self.sightings.borrow().reachable.contains(id),
-            low_on_disk: self.is_low_on_disk(*id),
-        });
         Topology {
             cluster_id: self.cluster_id.clone(),
             answering_node_id: self.node.get(),
-            nodes: nodes.collect(),
-            shards: self.groups.iter().map(|group| shard(group)).collect(),
+            nodes: self.nodes(),
+            shards: self.groups.iter().map(|group| self.shard(group)).collect(),
+        }
+    }
+
+    fn nodes(&self) -> Vec<Node> {
+        let members = self.connections.members();
+        let members = members.borrow();
+        let mut nodes: BTreeMap<NodeId, Node> = members
+            .iter()
+            .map(|(id, member)| {
+                let node = Node {
+                    node_id: id.get(),
+                    grpc_address: member.clients.clone(),
+                    http_address: member.http.clone(),
+                    reachable: self.sightings.borrow().reachable.contains(id),
+                    low_on_disk: self.is_low_on_disk(*id),
+                    standing: NodeStanding::Member.into(),
+                    ..Node::default()
+                };
+                (*id, node)
+            })
+            .collect();
+        self.groups.catalog().replica().with_catalog(|catalog| {
+            for (id, known) in catalog.nodes() {
+                let node = nodes.entry(id).or_insert_with(|| Node { node_id: id.get(), ..Node::default() });
+                let standing = match known.standing {
+                    Standing::Invited => NodeStanding::Invited,
+                    Standing::Member => NodeStanding::Member,
+                    Standing::Leaving => NodeStanding::Leaving,
+                };
+                node.standing = standing.into();
+                node.replaces_node_id = known.replaces.map_or(0, NodeId::get);
+                node.drained = known.is_drained;
+            }
+        });
+        nodes.into_values().collect()
+    }
+
+    fn shard(&self, group: &Group) -> Shard {
+        let leadership = *group.leadership().borrow();
+        let replicas = group.replica_set();
+        let ids = |nodes: BTreeSet<NodeId>| nodes.into_iter().map(NodeId::get).collect();
+        Shard {
+            shard_id: group.shard().get(),
+            leader_node_id: leadership.leader.map_or(0, NodeId::get),
+            term: leadership.term,
+            replica_node_ids: ids(replicas.voters),
+            applied_index: *group.replica().applied_index().borrow(),
+            learner_node_ids: ids(replicas.learners),
+            activity: self.activities.borrow().get(&group.shard()).cloned().unwrap_or_default(),
         }
     }
 
@@ -58,7 +106,8 @@ impl Api {
             self.groups.iter().map(|group| WatchStream::from_changes(group.leadership()).map(drop).boxed());
         let nodes = WatchStream::from_changes(self.sightings.clone()).map(drop).boxed();
         let disk = WatchStream::from_changes(self.disk.clone()).map(drop).boxed();
-        let mut changes = stream::select_all(leaders.chain([nodes, disk]));
+        let members = WatchStream::from_changes(self.connections.members()).map(drop).boxed();
+        let mut changes = stream::select_all(leaders.chain([nodes, disk, members]));
         let mut stopping = self.stopping.clone();
         tasks::spawn(async move {
             loop {
@@ -74,16 +123,5 @@ impl Api {
             }
         });
         ReceiverStream::new(stream).boxed()
-    }
-}
-
-fn shard(group: &Group) -> Shard {
-    let leadership = *group.leadership().borrow();
-    Shard {
-        shard_id: group.shard().get(),
-        leader_node_id: leadership.leader.map_or(0, NodeId::get),
-        term: leadership.term,
-        replica_node_ids: group.voters().into_iter().map(NodeId::get).collect(),
-        applied_index: *group.replica().applied_index().borrow(),
     }
 }

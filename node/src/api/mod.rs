@@ -11,6 +11,7 @@ mod filter;
 mod forward;
 mod groups;
 mod names;
+mod nodes;
 mod publish;
 mod queues;
 mod receive;
@@ -22,9 +23,9 @@ mod status;
 mod topics;
 mod wanted;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use skein_proto::ids::NodeId;
+use skein_proto::ids::{NodeId, ShardId};
 use tokio::sync::watch;
 
 pub use admission::Admission;
@@ -40,6 +41,9 @@ use crate::{
     raft::{Groups, Transport},
     shard::ShardServers,
 };
+
+/// What is being done about the replicas of shards, in words.
+pub type Activities = BTreeMap<ShardId, String>;
 
 /// What every call needs. Shared by all services of a node.
 pub struct Api {
@@ -59,6 +63,8 @@ pub struct Api {
     pub transport: Arc<dyn Transport>,
     /// What the other nodes answered lately.
     pub sightings: watch::Receiver<Sightings>,
+    /// What this node does about the replicas of the shards that it leads.
+    pub activities: watch::Receiver<Activities>,
     /// How this node's disk stands.
     pub disk: watch::Receiver<DiskState>,
     /// Bytes that may be in flight.

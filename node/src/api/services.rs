@@ -9,16 +9,18 @@ use futures::stream::BoxStream;
 use skein_proto::{
     ids::ShardId,
     node::{
-        BindRequest, BindResponse, BrowseRequest, BrowseResponse, ConsumeRequest, ConsumeResponse,
-        CreateGroupRequest, CreateGroupResponse, CreateQueueRequest, CreateQueueResponse, CreateTopicRequest,
-        CreateTopicResponse, DeleteGroupRequest, DeleteGroupResponse, DeleteQueueRequest,
-        DeleteQueueResponse, DeleteTopicRequest, DeleteTopicResponse, GetClusterRequest, GetClusterResponse,
+        AddNodeRequest, AddNodeResponse, BindRequest, BindResponse, BrowseRequest, BrowseResponse,
+        ConsumeRequest, ConsumeResponse, CreateGroupRequest, CreateGroupResponse, CreateQueueRequest,
+        CreateQueueResponse, CreateTopicRequest, CreateTopicResponse, DeleteGroupRequest,
+        DeleteGroupResponse, DeleteQueueRequest, DeleteQueueResponse, DeleteTopicRequest,
+        DeleteTopicResponse, DrainNodeRequest, DrainNodeResponse, GetClusterRequest, GetClusterResponse,
         GetGroupRequest, GetGroupResponse, GetQueueRequest, GetQueueResponse, GetTopicRequest,
-        GetTopicResponse, ListQueuesRequest, ListQueuesResponse, ListTopicsRequest, ListTopicsResponse,
-        PublishRequest, PublishResponse, PurgeQueueRequest, PurgeQueueResponse, ReceiveRequest,
-        ReceiveResponse, SeekGroupRequest, SeekGroupResponse, SendRequest, SendResponse, SettleRequest,
-        SettleResponse, TransferLeaderRequest, TransferLeaderResponse, UnbindRequest, UnbindResponse,
-        UpdateGroupRequest, UpdateGroupResponse, UpdateQueueRequest, UpdateQueueResponse, UpdateTopicRequest,
+        GetTopicResponse, JoinNodeRequest, JoinNodeResponse, ListQueuesRequest, ListQueuesResponse,
+        ListTopicsRequest, ListTopicsResponse, PublishRequest, PublishResponse, PurgeQueueRequest,
+        PurgeQueueResponse, ReceiveRequest, ReceiveResponse, RemoveNodeRequest, RemoveNodeResponse,
+        SeekGroupRequest, SeekGroupResponse, SendRequest, SendResponse, SettleRequest, SettleResponse,
+        TransferLeaderRequest, TransferLeaderResponse, UnbindRequest, UnbindResponse, UpdateGroupRequest,
+        UpdateGroupResponse, UpdateQueueRequest, UpdateQueueResponse, UpdateTopicRequest,
         UpdateTopicResponse, WatchClusterRequest, WatchClusterResponse, broker_server::Broker,
         cluster_server::Cluster, consume_request, publish_request, queues_server::Queues,
         topics_server::Topics,
@@ -360,6 +362,31 @@ impl Cluster for ClusterService {
         _: Request<WatchClusterRequest>,
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
         Ok(Response::new(Arc::clone(self.0.api()?).watch_topology()))
+    }
+
+    async fn add_node(&self, request: Request<AddNodeRequest>) -> Result<Response<AddNodeResponse>, Status> {
+        by_catalog!(self, request, cluster.add_node)
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<RemoveNodeRequest>,
+    ) -> Result<Response<RemoveNodeResponse>, Status> {
+        by_catalog!(self, request, cluster.remove_node)
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<DrainNodeRequest>,
+    ) -> Result<Response<DrainNodeResponse>, Status> {
+        by_catalog!(self, request, cluster.drain_node)
+    }
+
+    async fn join_node(
+        &self,
+        request: Request<JoinNodeRequest>,
+    ) -> Result<Response<JoinNodeResponse>, Status> {
+        by_catalog!(self, request, cluster.join_node)
     }
 
     async fn transfer_leader(

@@ -28,6 +28,7 @@ pub(super) struct File {
     node_id: Option<Spanned<u64>>,
     data_dir: Spanned<PathBuf>,
     listen: ListenFile,
+    advertise: Option<Spanned<AdvertiseFile>>,
     cluster: ClusterFile,
     #[serde(default)]
     limits: LimitsFile,
@@ -44,6 +45,14 @@ pub(super) struct File {
 struct ListenFile {
     grpc: Spanned<String>,
     http: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdvertiseFile {
+    grpc: String,
+    http: String,
+    clients: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -167,7 +176,14 @@ impl File {
     /// `given` is the node's id where the file leaves it to whoever starts the node.
     pub(super) fn check(self, given: Option<NodeId>) -> Result<Config, Contradiction> {
         let members = self.cluster.check_members()?;
-        let node = self.check_node(given, &members)?;
+        let (node, advertised) = match &self.advertise {
+            Some(advertise) => (None, self.check_advertise(advertise, given)?),
+            None => {
+                let node = self.check_node(given, &members)?;
+                self.cluster.check_founders(&members)?;
+                (Some(node), members[&node].clone())
+            }
+        };
         if self.data_dir.get_ref().as_os_str().is_empty() {
             return refuse(
                 &self.data_dir,
@@ -194,6 +210,7 @@ impl File {
         }
         Ok(Config {
             node,
+            advertised,
             data_dir: self.data_dir.into_inner(),
             listen_grpc,
             listen_http,
@@ -205,6 +222,30 @@ impl File {
             timers: self.raft.check()?,
             threads: self.runtime.check()?,
         })
+    }
+
+    /// Where a node is reached that joins a cluster which others formed.
+    fn check_advertise(
+        &self,
+        advertise: &Spanned<AdvertiseFile>,
+        given: Option<NodeId>,
+    ) -> Result<Member, Contradiction> {
+        let message = "advertise is for a node that joins a running cluster, which gives it its id; leave node_id out, \
+                       or leave advertise out where cluster.members lists this node";
+        if let Some(written) = &self.node_id {
+            return refuse(written, message);
+        }
+        if given.is_some() {
+            return refuse(advertise, message);
+        }
+        let AdvertiseFile { grpc, http, clients } = advertise.get_ref();
+        let clients = clients.as_ref().unwrap_or(grpc);
+        for address in [grpc, http, clients] {
+            if !is_host_and_port(address) {
+                return refuse(advertise, format!("{address:?} is not an address; write host:port"));
+            }
+        }
+        Ok(Member { grpc: grpc.clone(), http: http.clone(), clients: clients.clone() })
     }
 
     fn check_node(&self, given: Option<NodeId>, members: &Members) -> Result<NodeId, Contradiction> {
@@ -230,7 +271,8 @@ impl File {
             let by_whom = if self.node_id.is_none() { " by --node-id or SKEIN_NODE_ID" } else { "" };
             let message = format!(
                 "node_id is {node}{by_whom}, which cluster.members does not list (it lists {}); add this node there, \
-                 or write one of those",
+                 or write one of those. A node that joins a running cluster has no node_id here, and says in [advertise] \
+                 where it is reached",
                 ids.join(", ")
             );
             return refuse(&written, message);
@@ -270,6 +312,11 @@ impl ClusterFile {
                 }
             }
         }
+        Ok(members)
+    }
+
+    /// The nodes that form a cluster are an odd number, and not too many.
+    fn check_founders(&self, members: &Members) -> Result<(), Contradiction> {
         if members.len().is_multiple_of(2) {
             let message = format!(
                 "cluster.members lists {} nodes; list an odd number (1, 3, 5 or 7): another one makes \
@@ -278,13 +325,13 @@ impl ClusterFile {
             );
             return refuse(&self.members, message);
         }
-        if members.len() > 7 {
+        if members.len() > limits::CLUSTER_NODES_MAX {
             return refuse(
                 &self.members,
                 "cluster.members lists more than 7 nodes, which every write would wait for",
             );
         }
-        Ok(members)
+        Ok(())
     }
 }
 

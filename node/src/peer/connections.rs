@@ -1,6 +1,10 @@
 //! Connections to the other nodes, made when first needed and remade by themselves.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock},
+    time::Duration,
+};
 
 use skein_proto::{
     ids::NodeId,
@@ -43,15 +47,17 @@ pub type Members = BTreeMap<NodeId, Member>;
 
 /// Connections to every other node.
 pub struct Connections {
-    members: Members,
     identity: watch::Receiver<Identity>,
-    peers: BTreeMap<NodeId, PeerChannels>,
+    members: watch::Sender<Members>,
+    peers: RwLock<BTreeMap<NodeId, PeerChannels>>,
 }
 
 /// A client for peers' calls, which says whom they are meant for.
 pub type Peer = PeerClient<InterceptedService<Channel, Outgoing>>;
 
+#[derive(Clone)]
 struct PeerChannels {
+    address: String,
     raft: Channel,
     /// For what is large and can wait, so that raft never waits behind it.
     bulk: Channel,
@@ -69,36 +75,55 @@ impl Connections {
     ) -> Result<Self, tonic::transport::Error> {
         let peers = members
             .iter()
-            .map(|(id, member)| {
-                let channel = || channel(&member.grpc);
-                Ok((*id, PeerChannels { raft: channel()?, bulk: channel()?, clients: channel()? }))
-            })
+            .map(|(id, member)| Ok((*id, PeerChannels::new(&member.grpc)?)))
             .collect::<Result<_, tonic::transport::Error>>()?;
-        Ok(Self { members, identity, peers })
+        Ok(Self { identity, members: watch::Sender::new(members), peers: RwLock::new(peers) })
     }
 
-    /// The nodes of the cluster.
+    /// The nodes of the cluster, now and whenever they change.
     #[must_use]
-    pub fn members(&self) -> &Members {
-        &self.members
+    pub fn members(&self) -> watch::Receiver<Members> {
+        self.members.subscribe()
+    }
+
+    /// Takes note of the nodes that the cluster has now. Connections to those that stay where they are stay as well.
+    pub fn set_members(&self, members: Members) {
+        let known = |(id, member): (&NodeId, &Member)| {
+            let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(known) = peers.get(id).filter(|known| known.address == member.grpc) {
+                return Some((*id, known.clone()));
+            }
+            let made = PeerChannels::new(&member.grpc);
+            if let Err(error) = &made {
+                tracing::error!(node = %id, address = member.grpc, %error, "a node has no address to be reached at");
+            }
+            Some((*id, made.ok()?))
+        };
+        let peers = members.iter().filter_map(known).collect();
+        *self.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
+        self.members.send_if_modified(|known| std::mem::replace(known, members.clone()) != members);
+    }
+
+    fn channels(&self, node: NodeId) -> Option<PeerChannels> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
     }
 
     /// Calls a peer.
     #[must_use]
     pub fn peer(&self, target: NodeId) -> Option<Peer> {
-        Some(self.client(target, self.peers.get(&target)?.raft.clone()))
+        Some(self.client(target, self.channels(target)?.raft))
     }
 
     /// Calls a peer about something large.
     #[must_use]
     pub fn bulk(&self, target: NodeId) -> Option<Peer> {
-        Some(self.client(target, self.peers.get(&target)?.bulk.clone()))
+        Some(self.client(target, self.channels(target)?.bulk))
     }
 
     /// Whether anybody takes a new connection where a node should be.
     pub(super) async fn is_taken(&self, node: NodeId) -> bool {
-        let Some(member) = self.members.get(&node) else { return false };
-        matches!(time::timeout(TAKEN_WITHIN, TcpStream::connect(&member.grpc)).await, Ok(Ok(_)))
+        let Some(PeerChannels { address, .. }) = self.channels(node) else { return false };
+        matches!(time::timeout(TAKEN_WITHIN, TcpStream::connect(&address)).await, Ok(Ok(_)))
     }
 
     fn client(&self, target: NodeId, channel: Channel) -> Peer {
@@ -109,7 +134,14 @@ impl Connections {
     /// The connection for client calls that are passed on.
     #[must_use]
     pub fn clients(&self, node: NodeId) -> Option<Channel> {
-        self.peers.get(&node).map(|peer| peer.clients.clone())
+        self.channels(node).map(|peer| peer.clients)
+    }
+}
+
+impl PeerChannels {
+    fn new(address: &str) -> Result<Self, tonic::transport::Error> {
+        let channel = || channel(address);
+        Ok(Self { address: address.to_owned(), raft: channel()?, bulk: channel()?, clients: channel()? })
     }
 }
 

@@ -11,6 +11,10 @@ use super::Identity;
 
 const CLUSTER: &str = "skein-cluster-id";
 const TARGET: &str = "skein-target-node-id";
+const SOURCE: &str = "skein-source-node-id";
+
+/// Marks the refusal of a node that was removed from the cluster.
+const REMOVED: &str = "skein-node-removed";
 
 /// Marks calls to one node, once this node belongs to a cluster.
 #[derive(Clone)]
@@ -37,6 +41,8 @@ impl Interceptor for Outgoing {
             request.metadata_mut().insert(CLUSTER, value);
         }
         request.metadata_mut().insert(TARGET, self.target.get().into());
+        let source = self.identity.borrow().node;
+        request.metadata_mut().insert(SOURCE, source.get().into());
         Ok(request)
     }
 }
@@ -61,15 +67,36 @@ impl Interceptor for Incoming {
                 identity.node
             )));
         }
+        if let Some(source) = source(&request)
+            && identity.has_removed(source)
+        {
+            return Err(removed(source));
+        }
         drop(identity);
         Ok(request)
     }
 }
 
+/// Which node calls.
+pub(super) fn source<T>(request: &Request<T>) -> Option<NodeId> {
+    request.metadata().get(SOURCE)?.to_str().ok()?.parse().ok().map(NodeId::new)
+}
+
+/// Whether a peer refuses a call because this node was removed from the cluster.
+pub(super) fn says_removed(refused: &Status) -> bool {
+    refused.metadata().contains_key(REMOVED)
+}
+
+fn removed(node: NodeId) -> Status {
+    let mut status = Status::permission_denied(format!("node {node} was removed from the cluster"));
+    status.metadata_mut().insert(REMOVED, MetadataValue::from_static("1"));
+    status
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peer::Members;
+    use crate::peer::{Members, service::Roster};
 
     fn identity(node: u64, cluster_id: Option<&str>) -> watch::Receiver<Identity> {
         let identity = Identity {
@@ -78,6 +105,7 @@ mod tests {
             formed: cluster_id.is_some(),
             shard_count: 1,
             members: Members::new(),
+            roster: None,
         };
         watch::Sender::new(identity).subscribe()
     }
@@ -97,5 +125,20 @@ mod tests {
         // While a cluster is formed, Hello must get through.
         assert!(is_taken(None, 2, Some("flock")));
         assert!(is_taken(Some("flock"), 2, None));
+    }
+
+    #[test]
+    fn who_was_removed_is_told_so_and_who_is_not_known_yet_is_not() {
+        let flock = identity(2, Some("flock"));
+        let mut known = flock.borrow().clone();
+        known.roster = Some(Roster { nodes: [2, 3].map(NodeId::new).into(), next: NodeId::new(4) });
+        let mut incoming = Incoming { identity: watch::Sender::new(known).subscribe() };
+        let mut call = |from: u64| {
+            let mut outgoing = Outgoing { identity: identity(from, Some("flock")), target: NodeId::new(2) };
+            incoming.call(outgoing.call(Request::new(())).unwrap())
+        };
+        assert!(says_removed(&call(1).unwrap_err()));
+        assert!(call(3).is_ok());
+        assert!(call(4).is_ok(), "it may have joined a moment ago");
     }
 }

@@ -17,5 +17,5 @@ mod transport;
 pub use connections::{Connections, Member, Members, Peer};
 pub use credentials::Incoming;
 pub use presence::{Presence, Sightings};
-pub use service::{Identity, PeerService};
+pub use service::{Identity, PeerService, Roster};
 pub use transport::PeerTransport;

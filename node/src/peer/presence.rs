@@ -5,13 +5,20 @@
 //! nobody takes a new connection where the node was, its process is gone. Silence is no such proof: the node may be
 //! frozen or cut off, may lead others, and is left to raft's timers.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use skein_proto::{ids::NodeId, peer::AttendRequest};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
 
-use super::Connections;
-use crate::clock::Clock;
+use super::{Connections, credentials};
+use crate::{clock::Clock, tasks};
 
 /// How often a node says that it is there.
 pub(super) const BEAT_EVERY: Duration = Duration::from_millis(500);
@@ -61,6 +68,8 @@ pub struct Presence {
     pub sightings: watch::Sender<Sightings>,
     /// Told of each node whose process has died.
     pub deaths: mpsc::Sender<NodeId>,
+    /// Told of each node that says that this one was removed from the cluster.
+    pub removals: mpsc::Sender<NodeId>,
 }
 
 impl Sightings {
@@ -72,13 +81,29 @@ impl Sightings {
 }
 
 impl Presence {
-    /// Attends to every other node for as long as it is polled.
+    /// Attends to every other node that the cluster has, for as long as it is polled.
     pub async fn attend(self) {
-        let others = self.connections.members().keys().filter(|node| **node != self.node);
-        futures::future::join_all(others.map(|node| self.attend_to(*node))).await;
+        let this = Arc::new(self);
+        let mut members = this.connections.members();
+        let mut attended: BTreeMap<NodeId, AbortHandle> = BTreeMap::new();
+        loop {
+            let others: BTreeSet<NodeId> =
+                members.borrow_and_update().keys().copied().filter(|node| *node != this.node).collect();
+            for (node, task) in attended.extract_if(.., |node, _| !others.contains(node)) {
+                task.abort();
+                this.note(node, None);
+            }
+            for node in others {
+                let attend = || tasks::spawn(Arc::clone(&this).attend_to(node)).abort_handle();
+                attended.entry(node).or_insert_with(attend);
+            }
+            if members.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
-    async fn attend_to(&self, node: NodeId) {
+    async fn attend_to(self: Arc<Self>, node: NodeId) {
         let mut broke_off_at = None;
         loop {
             let lost = self.listen(node).await;
@@ -107,8 +132,17 @@ impl Presence {
     async fn listen(&self, node: NodeId) -> Lost {
         let Some(mut client) = self.connections.peer(node) else { return Lost::NotThere };
         let opened = client.attend(AttendRequest {});
-        let Ok(Ok(beats)) = tokio::time::timeout(SILENCE_MAX, opened).await else { return Lost::NotThere };
-        let mut beats = beats.into_inner();
+        let mut beats = match tokio::time::timeout(SILENCE_MAX, opened).await {
+            Ok(Ok(beats)) => beats.into_inner(),
+            Ok(Err(refused)) => {
+                if credentials::says_removed(&refused) {
+                    // Nobody needs to hear it twice.
+                    let _ = self.removals.try_send(node);
+                }
+                return Lost::NotThere;
+            }
+            Err(_) => return Lost::NotThere,
+        };
         let mut was_there = false;
         loop {
             match tokio::time::timeout(SILENCE_MAX, beats.message()).await {
@@ -129,7 +163,9 @@ impl Presence {
             let before = known.clone();
             known.reachable.remove(&node);
             known.low_on_disk.remove(&node);
-            if let Some(low_on_disk) = low_on_disk {
+            // One that was removed meanwhile is not there for anybody.
+            let is_member = self.connections.members().borrow().contains_key(&node);
+            if let Some(low_on_disk) = low_on_disk.filter(|_| is_member) {
                 known.reachable.insert(node);
                 if low_on_disk {
                     known.low_on_disk.insert(node);

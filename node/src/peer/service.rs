@@ -1,8 +1,11 @@
 //! Answers the other nodes.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
 
-use futures::{StreamExt as _, stream, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt as _, stream, stream::BoxStream};
 use skein_proto::{
     ids::{NodeId, ShardId},
     peer::{
@@ -15,7 +18,7 @@ use skein_proto::{
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Members, convert, presence::BEAT_EVERY, snapshots};
+use super::{Members, convert, credentials, presence::BEAT_EVERY, snapshots};
 use crate::{
     free_space::DiskState,
     raft::{Group, Groups, wire::SnapshotPiece},
@@ -35,8 +38,27 @@ pub struct Identity {
     pub formed: bool,
     /// Message shards of the cluster.
     pub shard_count: u32,
-    /// The nodes of the cluster.
+    /// The nodes that formed the cluster, as this node is configured.
     pub members: Members,
+    /// The nodes of the cluster, once its catalog says so.
+    pub roster: Option<Roster>,
+}
+
+/// The nodes that the cluster has or had, as its catalog says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roster {
+    /// Those that it has or has invited.
+    pub nodes: BTreeSet<NodeId>,
+    /// The id that the next one gets: who has a lower one and is not among them was removed.
+    pub next: NodeId,
+}
+
+impl Identity {
+    /// Whether a node was removed from the cluster, as far as this one knows.
+    #[must_use]
+    pub fn has_removed(&self, node: NodeId) -> bool {
+        self.roster.as_ref().is_some_and(|roster| node < roster.next && !roster.nodes.contains(&node))
+    }
 }
 
 /// The peer service. It answers Hello from the start, and raft once the groups are open.
@@ -109,7 +131,8 @@ impl Peer for PeerService {
         }))
     }
 
-    async fn attend(&self, _: Request<AttendRequest>) -> Result<Response<Self::AttendStream>, Status> {
+    async fn attend(&self, request: Request<AttendRequest>) -> Result<Response<Self::AttendStream>, Status> {
+        let source = credentials::source(&request);
         let mut ticks = tokio::time::interval(BEAT_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let beats = stream::unfold((ticks, self.disk.clone()), |(mut ticks, mut disk)| async {
@@ -122,9 +145,15 @@ impl Peer for PeerService {
             Some((Ok(AttendResponse { low_on_disk }), (ticks, disk)))
         });
         let mut closed = self.closed.clone();
-        // An error means that the node is gone, which is as good.
-        let closed = async move { drop(closed.wait_for(|closed| *closed).await) };
-        Ok(Response::new(beats.take_until(closed).boxed()))
+        let mut identity = self.identity.clone();
+        // An error means that the node is gone, which is as good. Whoever was removed learns so when it asks again.
+        let closed = async move {
+            tokio::select! {
+                _ = closed.wait_for(|closed| *closed) => {}
+                _ = identity.wait_for(|identity| source.is_some_and(|node| identity.has_removed(node))) => {}
+            }
+        };
+        Ok(Response::new(beats.take_until(closed.boxed()).boxed()))
     }
 
     async fn standings(

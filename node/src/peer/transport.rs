@@ -1,6 +1,10 @@
 //! Raft's calls to peers, over gRPC.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use skein_proto::{
@@ -25,19 +29,28 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(1_200);
 /// Raft's way to the other nodes.
 pub struct PeerTransport {
     connections: Arc<Connections>,
-    heartbeats: BTreeMap<NodeId, Heartbeats>,
+    /// The ways to those that were sent any.
+    heartbeats: Mutex<BTreeMap<NodeId, Heartbeats>>,
 }
 
 impl PeerTransport {
     /// Calls peers over these connections. Must run within a tokio runtime.
     #[must_use]
     pub fn new(connections: Arc<Connections>) -> Self {
-        let heartbeats = connections
-            .members()
-            .keys()
-            .map(|node| (*node, Heartbeats::start(*node, Arc::clone(&connections))))
-            .collect();
-        Self { connections, heartbeats }
+        Self { connections, heartbeats: Mutex::default() }
+    }
+
+    /// The way to a member's single appends; those to nodes that are none any more end.
+    fn heartbeats(&self, node: NodeId) -> Option<Heartbeats> {
+        let mut ways = self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(way) = ways.get(&node) {
+            return Some(way.clone());
+        }
+        let members = self.connections.members();
+        let members = members.borrow();
+        ways.retain(|known, _| members.contains_key(known));
+        let start = || Heartbeats::start(node, Arc::clone(&self.connections));
+        members.contains_key(&node).then(|| ways.entry(node).or_insert_with(start).clone())
     }
 
     /// Makes a call to a peer with a deadline, and converts what comes back.
@@ -81,6 +94,10 @@ impl PeerTransport {
 }
 
 impl Transport for PeerTransport {
+    fn peers(&self) -> Vec<NodeId> {
+        self.connections.members().borrow().keys().copied().collect()
+    }
+
     fn append(
         &self,
         to: NodeId,
@@ -102,7 +119,7 @@ impl Transport for PeerTransport {
         to: NodeId,
         request: AppendRequest,
     ) -> BoxFuture<'static, Result<AppendResult, TransportError>> {
-        let Some(heartbeats) = self.heartbeats.get(&to).cloned() else {
+        let Some(heartbeats) = self.heartbeats(to) else {
             let reason = "it is not a member".to_owned();
             return std::future::ready(Err(TransportError::Unreachable { node: to, reason })).boxed();
         };

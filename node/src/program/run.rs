@@ -21,6 +21,10 @@ pub struct RunOptions {
     /// Which of cluster.members this node is, where the configuration does not say so because nodes share it.
     #[arg(long, value_name = "ID", env = "SKEIN_NODE_ID", value_parser = node_id)]
     node_id: Option<NodeId>,
+    /// What this node joins a running cluster with, the first time it starts; skein cluster add prints one. A node that
+    /// has its data directory does not need it any more, and does not look at it.
+    #[arg(long, value_name = "TOKEN", env = "SKEIN_JOIN_TOKEN", hide_env_values = true)]
+    join_token: Option<String>,
 }
 
 fn node_id(text: &str) -> Result<NodeId, String> {
@@ -41,7 +45,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the async runtime does not start")?;
-    runtime.block_on(run_node(config))
+    runtime.block_on(run_node(config, options.join_token.as_deref()))
 }
 
 /// A task that panicked has left its part of the node half done, and nobody who waits for it would know.
@@ -53,7 +57,7 @@ fn abort_on_panic() {
     }));
 }
 
-async fn run_node(config: Config) -> anyhow::Result<()> {
+async fn run_node(config: Config, join_token: Option<&str>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
     let mut told = async move || {
@@ -63,7 +67,7 @@ async fn run_node(config: Config) -> anyhow::Result<()> {
         }
     };
     let mut node = tokio::select! {
-        started = Node::start(config) => started?,
+        started = Node::start(config, join_token) => started?,
         () = told() => return Ok(()),
     };
     tokio::select! {

@@ -369,26 +369,24 @@ impl Group {
         let metrics = self.metrics();
         let Some(followers) = &metrics.replication else { return };
         let committed = metrics.local_committed.as_ref().map_or(0, |id| id.index());
-        let everywhere = metrics
-            .membership_config
-            .voter_ids()
-            .filter(|voter| *voter != self.node.get())
-            .map(|voter| followers.get(&voter).and_then(Option::as_ref).map_or(0, |id| id.index()))
+        let everywhere = replica_ids(&metrics)
+            .filter(|replica| *replica != self.node.get())
+            .map(|replica| followers.get(&replica).and_then(Option::as_ref).map_or(0, |id| id.index()))
             .fold(committed, u64::min);
         self.replicated_index.fetch_max(everywhere, Ordering::Relaxed);
     }
 
-    /// How many entries each other voter lacks, as far as this node knows; nothing when it does not lead.
+    /// How many entries each other replica lacks, as far as this node knows; nothing when it does not lead.
     #[must_use]
     pub fn follower_lags(&self) -> Vec<(NodeId, u64)> {
         let metrics = self.metrics();
         let Some(followers) = &metrics.replication else { return Vec::new() };
         let end = metrics.last_log_index.map_or(0, |index| index + 1);
-        let lag = |voter| {
-            let reached = followers.get(&voter).and_then(Option::as_ref).map_or(0, |id| id.index() + 1);
-            (NodeId::new(voter), end.saturating_sub(reached))
+        let lag = |replica| {
+            let reached = followers.get(&replica).and_then(Option::as_ref).map_or(0, |id| id.index() + 1);
+            (NodeId::new(replica), end.saturating_sub(reached))
         };
-        metrics.membership_config.voter_ids().filter(|voter| *voter != self.node.get()).map(lag).collect()
+        replica_ids(&metrics).filter(|replica| *replica != self.node.get()).map(lag).collect()
     }
 
     /// As leader, writes an entry without commands, which tells every replica how much of the log all of them have on
@@ -442,6 +440,11 @@ impl Group {
     fn failure(&self, fatal: &openraft::errors::Fatal<TypeConfig>) -> GroupFailure {
         GroupFailure { shard: self.shard, reason: fatal.to_string() }
     }
+}
+
+/// All that have a replica, or are to have one.
+fn replica_ids(metrics: &RaftMetrics<TypeConfig>) -> impl Iterator<Item = u64> {
+    metrics.membership_config.nodes().map(|(id, _)| *id)
 }
 
 /// What we set, and why, is in `docs/decisions/0001-openraft.md`.

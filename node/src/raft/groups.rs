@@ -43,8 +43,6 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(500);
 pub struct GroupsParts {
     /// This node.
     pub node: NodeId,
-    /// The other nodes.
-    pub peers: Vec<NodeId>,
     /// Message shards; the catalog comes on top.
     pub shard_count: u32,
     /// Timers of every group.
@@ -117,8 +115,8 @@ impl Groups {
         for (shard, index) in parts.log.damaged() {
             repairs.report(shard, index);
         }
-        let GroupsParts { log, transport, peers, .. } = &parts;
-        let repairer = Repairer::new(repairs.clone(), log.clone(), Arc::clone(transport), peers.clone());
+        let GroupsParts { log, transport, node, .. } = &parts;
+        let repairer = Repairer::new(repairs.clone(), log.clone(), Arc::clone(transport), *node);
         let repairer = Arc::new(repairer);
         tasks::spawn(Arc::clone(&repairer).run());
         let mut groups = BTreeMap::new();

@@ -15,6 +15,7 @@ mod groups;
 mod leadership;
 mod load;
 mod log_store;
+mod membership;
 mod network;
 mod offline;
 mod proposer;
@@ -37,6 +38,7 @@ pub use group::{Group, GroupError, GroupFailure, Timers};
 pub use groups::{Groups, GroupsParts, OpenGroupsError, UpkeepFailure};
 pub use leadership::Leadership;
 pub use load::LoadError;
+pub use membership::{MembershipError, ReplicaSet};
 pub use network::{
     AppendRequests, AppendResults, SnapshotAnswers, SnapshotPieces, Transport, TransportError,
 };
@@ -47,4 +49,4 @@ pub use replica::Replica;
 pub use scrub::Scrubbing;
 pub use snapshot::ReceiveError;
 pub use succession::Succession;
-pub use transfer::TransferError;
+pub use transfer::{LACKING_ENTRIES_MAX, TransferError};

@@ -103,6 +103,9 @@ pub type SnapshotAnswers = BoxStream<'static, Result<SnapshotAnswer, TransportEr
 /// 2. `append` ends the answers after an error.
 /// 3. Calls that get no answer end by themselves, with an error, within the transport's own time limit.
 pub trait Transport: Send + Sync + 'static {
+    /// The nodes of the cluster, of which this one may be one.
+    fn peers(&self) -> Vec<NodeId>;
+
     /// Opens a stream of appends to a peer.
     fn append(
         &self,

@@ -148,13 +148,13 @@ pub(super) struct Repairer {
     repairs: Repairs,
     log: Log,
     transport: Arc<dyn Transport>,
-    peers: Vec<NodeId>,
+    node: NodeId,
     subjects: Mutex<BTreeMap<ShardId, Subject>>,
 }
 
 impl Repairer {
-    pub(super) fn new(repairs: Repairs, log: Log, transport: Arc<dyn Transport>, peers: Vec<NodeId>) -> Self {
-        Self { repairs, log, transport, peers, subjects: Mutex::default() }
+    pub(super) fn new(repairs: Repairs, log: Log, transport: Arc<dyn Transport>, node: NodeId) -> Self {
+        Self { repairs, log, transport, node, subjects: Mutex::default() }
     }
 
     /// Makes a shard known before its group starts.
@@ -207,7 +207,7 @@ impl Repairer {
         }
         // Nobody can give an entry that is not known to be committed; it may also be replaced by another one.
         let mut everybody_answered = committed_index >= index;
-        for &peer in &self.peers {
+        for peer in self.transport.peers().into_iter().filter(|peer| *peer != self.node) {
             match self.fetch(&replica, peer, index).await {
                 Fetched::Entry(entry) => {
                     if self.keep(shard, entry).await {

@@ -9,7 +9,7 @@ use tokio::time;
 use super::group::Group;
 
 /// Entries that a replica may lack and still be handed leadership: nobody leads until it has them.
-const LACKING_ENTRIES_MAX: u64 = 1_024;
+pub const LACKING_ENTRIES_MAX: u64 = 1_024;
 
 /// A replica that was handed leadership leads within this, or somebody else does.
 const TAKEN_WITHIN: Duration = Duration::from_secs(3);
@@ -70,9 +70,10 @@ impl Group {
     pub async fn hand_over(&self) -> Option<NodeId> {
         let metrics = self.raft().metrics().borrow_watched().clone();
         let followers = metrics.replication?;
+        let voters = self.voters();
         let (&to, matched) = followers
             .iter()
-            .filter(|(id, _)| **id != self.node().get())
+            .filter(|(id, _)| **id != self.node().get() && voters.contains(&NodeId::new(**id)))
             .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index()))?;
         matched.as_ref()?;
         self.raft().trigger().transfer_leader(to).await.ok()?;

@@ -17,7 +17,7 @@ struct Layer {
 const AMBIENT: [&str; 4] = ["clock", "random", "tasks", "telemetry"];
 
 /// From the top down. Dependencies point down only.
-const LAYERS: [Layer; 26] = [
+const LAYERS: [Layer; 27] = [
     layer("main", &["program"]),
     // One file for each subcommand.
     layer("program", &["node", "config", "raft", "log", "disk"]),
@@ -32,6 +32,7 @@ const LAYERS: [Layer; 26] = [
             "http",
             "controller",
             "formation",
+            "joining",
             "datadir",
             "config",
             "peer",
@@ -45,8 +46,9 @@ const LAYERS: [Layer; 26] = [
     ),
     layer("http", &["api", "shard", "raft", "log"]),
     layer("api", &["peer", "shard", "raft", "broker", "dispatch", "offsets", "batch", "free_space"]),
-    layer("controller", &["shard", "raft", "broker"]),
+    layer("controller", &["shard", "peer", "raft", "broker"]),
     layer("formation", &["datadir", "config", "peer"]),
+    layer("joining", &["datadir", "config"]),
     layer("datadir", &["disk"]),
     layer("config", &["peer", "raft", "disk"]),
     layer("peer", &["raft", "log", "free_space"]),
@@ -81,7 +83,7 @@ const DOORS: [Door; 6] = [
     Door { path: "sled", open_to: &["checkpoint/", "checkpoint.rs"] },
     Door { path: "skein_proto::storage", open_to: &["raft/codec", "raft/records"] },
     Door { path: "skein_proto::peer", open_to: &["peer/", "formation.rs", "node.rs"] },
-    Door { path: "skein_proto::node", open_to: &["api/", "node.rs"] },
+    Door { path: "skein_proto::node", open_to: &["api/", "joining.rs", "node.rs"] },
     // Nodes are driven through the client by `dev` and `demo` alone.
     Door { path: "skein_client", open_to: &["program/"] },
 ];

@@ -57,7 +57,7 @@ enum Command {
     Consume(consume::ConsumeArgs),
     /// Read messages without taking them.
     Browse(browse::BrowseArgs),
-    /// Look at the cluster.
+    /// Look at the cluster, let nodes join, leave and replace each other, and say who leads.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Measure a cluster: publish and consume for a while, and tell how fast it was and whether anything was lost.

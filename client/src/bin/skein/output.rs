@@ -76,6 +76,16 @@ pub(crate) fn progress_bar(length: Option<u64>) -> ProgressBar {
     ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr_with_hz(5)).with_style(style)
 }
 
+/// A bar over shards, with what is being done about one of them; on stderr when that is a terminal, otherwise nothing.
+pub(crate) fn shards_bar() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos} of {len} shards; {wide_msg}")
+        .expect("the template is one");
+    ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5)).with_style(style)
+}
+
 /// Columns padded to their widest cell. The first row is the heading.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = Vec::new();

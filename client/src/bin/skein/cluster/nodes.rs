@@ -1,0 +1,178 @@
+//! Nodes that come, go, and shall lead nothing; each waited for with what is being done about it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::bail;
+use indicatif::ProgressBar;
+use serde_json::json;
+use skein_client::{Client, NodeId, NodeStanding, ShardId, Topology};
+
+use super::Patience;
+use crate::output::{self, Output};
+
+/// How often what is waited for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+pub(super) async fn invite(client: &Client, replaces: Option<NodeId>, output: &Output) -> anyhow::Result<()> {
+    let invitation = client.add_node(replaces).await?;
+    let (node, token) = (invitation.node, &invitation.join_token);
+    let value = json!({
+        "node_id": node.get(),
+        "join_token": token,
+        "replaces_node_id": replaces.map(NodeId::get),
+    });
+    output.result(&value, || {
+        let purpose = replaces.map(|replaced| format!(", to take the place of node {replaced}"));
+        format!(
+            "node {node} may join{}; start it with an empty data_dir:\n  skein-node run --config FILE --join-token \
+             {token}\nand see it come: skein cluster wait",
+            purpose.unwrap_or_default()
+        )
+    })?;
+    Ok(())
+}
+
+pub(super) async fn remove(
+    client: &Client,
+    node: NodeId,
+    patience: Patience,
+    output: &Output,
+) -> anyhow::Result<()> {
+    client.remove_node(node).await?;
+    let what = format!("node {node} leaves");
+    wait(client, &what, patience, |topology| {
+        let has = |nodes: &[NodeId]| nodes.contains(&node);
+        let left =
+            topology.shards.iter().filter(|shard| has(&shard.replicas) || has(&shard.learners)).count();
+        (left, topology.node(node).is_none())
+    })
+    .await?;
+    output.result(&json!({ "node_id": node.get(), "removed": true }), || format!("node {node} is gone"))?;
+    Ok(())
+}
+
+pub(super) async fn drain(
+    client: &Client,
+    node: NodeId,
+    undo: bool,
+    patience: Patience,
+    output: &Output,
+) -> anyhow::Result<()> {
+    client.drain_node(node, !undo).await?;
+    if !undo {
+        wait(client, &format!("node {node} hands over"), patience, |topology| {
+            let leads = leads(topology, node).len();
+            (leads, leads == 0)
+        })
+        .await?;
+    }
+    output.result(&json!({ "node_id": node.get(), "drained": !undo }), || match undo {
+        true => format!(
+            "node {node} may lead again; leaders come back once the cluster has been quiet for a while"
+        ),
+        false => format!("node {node} leads no shards, until skein cluster drain {node} --undo"),
+    })?;
+    Ok(())
+}
+
+pub(super) async fn wait_settled(client: &Client, patience: Patience, output: &Output) -> anyhow::Result<()> {
+    let topology = wait(client, "replicas are brought to where they belong", patience, |topology| {
+        let members: Vec<_> = members(topology).collect();
+        let unsettled = topology.shards.iter().filter(|shard| shard.replicas != members);
+        (unsettled.count(), topology.is_settled())
+    })
+    .await?;
+    let members: Vec<_> = members(&topology).map(NodeId::get).collect();
+    output.result(&json!({ "settled": true, "node_ids": members }), || {
+        let members: Vec<_> = members.iter().map(u64::to_string).collect();
+        format!("every shard has a replica on each of the nodes {}", members.join(", "))
+    })?;
+    Ok(())
+}
+
+pub(super) async fn rebalance(client: &Client, output: &Output) -> anyhow::Result<()> {
+    let mut moved = 0;
+    let topology = client.topology().await?;
+    // Each move makes the difference smaller; there are no more of them than shards.
+    for _ in &topology.shards {
+        let topology = client.topology().await?;
+        let Some((shard, to)) = next_move(&topology) else { break };
+        client.transfer_leader(shard, to).await?;
+        moved += 1;
+    }
+    output.result(&json!({ "moved_count": moved }), || match moved {
+        0 => "leaders are spread evenly already".to_owned(),
+        moved => format!("{moved} shards have another leader; they are spread evenly now"),
+    })?;
+    Ok(())
+}
+
+/// A shard of the node that leads most, and the node that leads fewest, when they differ by more than one.
+fn next_move(topology: &Topology) -> Option<(ShardId, NodeId)> {
+    let may_lead = topology
+        .nodes
+        .iter()
+        .filter(|node| node.reachable && !node.drained && node.standing == NodeStanding::Member);
+    let led: BTreeMap<NodeId, Vec<ShardId>> =
+        may_lead.map(|node| (node.id, leads(topology, node.id))).collect();
+    let (_, most) = led.iter().max_by_key(|(_, shards)| shards.len())?;
+    let (to, fewest) = led.iter().min_by_key(|(_, shards)| shards.len())?;
+    let moves = most.len() >= fewest.len() + 2;
+    let is_replica =
+        |shard: &&ShardId| topology.shard(**shard).is_some_and(|shard| shard.replicas.contains(to));
+    moves.then(|| most.iter().find(is_replica).map(|shard| (*shard, *to))).flatten()
+}
+
+fn leads(topology: &Topology, node: NodeId) -> Vec<ShardId> {
+    topology.shards.iter().filter(|shard| shard.leader == Some(node)).map(|shard| shard.id).collect()
+}
+
+fn members(topology: &Topology) -> impl Iterator<Item = NodeId> {
+    let members = topology.nodes.iter().filter(|node| node.standing == NodeStanding::Member);
+    members.map(|node| node.id)
+}
+
+/// Waits until `look` says that all is done, which also counts the shards that are left to do.
+async fn wait(
+    client: &Client,
+    what: &str,
+    patience: Patience,
+    look: impl Fn(&Topology) -> (usize, bool),
+) -> anyhow::Result<Topology> {
+    let deadline = Instant::now() + patience.timeout;
+    let progress = output::shards_bar();
+    loop {
+        let topology = client.topology_of_leaders().await?;
+        let (left, is_done) = look(&topology);
+        show(&progress, &topology, left);
+        if is_done {
+            progress.finish_and_clear();
+            return Ok(topology);
+        }
+        if Instant::now() >= deadline {
+            progress.finish_and_clear();
+            let why = activity(&topology).unwrap_or_else(|| "skein cluster status tells more".to_owned());
+            bail!(
+                "{what}, and after {} {left} of {} shards are left; it goes on by itself ({why})",
+                output::span(patience.timeout),
+                topology.shards.len()
+            );
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn show(progress: &ProgressBar, topology: &Topology, left: usize) {
+    progress.set_length(topology.shards.len() as u64);
+    progress.set_position((topology.shards.len() - left) as u64);
+    progress.set_message(activity(topology).unwrap_or_default());
+}
+
+/// What is being done about the first shard that something is done about.
+fn activity(topology: &Topology) -> Option<String> {
+    let busy = topology.shards.iter().find(|shard| !shard.activity.is_empty())?;
+    Some(format!("shard {}: {}", busy.id, busy.activity))
+}
