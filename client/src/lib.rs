@@ -105,6 +105,8 @@ mod guide {
     struct Priorities;
     #[doc = include_str!("../../docs/guide/single-active-consumer.md")]
     struct SingleActiveConsumer;
+    #[doc = include_str!("../../docs/guide/nodes.md")]
+    struct Nodes;
     #[doc = include_str!("../../docs/guide/order-by-key.md")]
     struct OrderByKey;
     #[doc = include_str!("../../docs/guide/topics.md")]

@@ -94,7 +94,8 @@ impl Client {
 }
 
 impl Topology {
-    /// Whether every node that belongs to the cluster, and no other one, has a replica of every shard that counts.
+    /// Whether every node that belongs to the cluster, and no other one, has a replica of every shard that counts, and
+    /// every node that was invited has come.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         let members: Vec<_> = self
@@ -103,10 +104,10 @@ impl Topology {
             .filter(|node| node.standing == NodeStanding::Member)
             .map(|node| node.id)
             .collect();
-        let leaves = self.nodes.iter().any(|node| node.standing == NodeStanding::Leaving);
+        let is_moving = self.nodes.iter().any(|node| node.standing != NodeStanding::Member);
         let is_settled = |shard: &crate::Shard| {
             shard.leader.is_some() && shard.learners.is_empty() && shard.replicas == members
         };
-        !leaves && self.shards.iter().all(is_settled)
+        !is_moving && self.shards.iter().all(is_settled)
     }
 }

@@ -1,5 +1,7 @@
 //! A cluster of real node processes on loopback: started, healed, and asked what it thinks.
 
+pub mod membership;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -195,7 +197,7 @@ impl Cluster {
         let node = self.nodes.get_mut(&node_id).context("no such node")?;
         ensure!(node.process.is_none(), "node {node_id} is running");
         node.log_start = fs::metadata(&node.log).map_or(0, |log| log.len());
-        node.process = Some(Process::start_node(&node.config, &node.log)?);
+        node.process = Some(Process::start_node(&node.config, &node.log, None)?);
         Ok(())
     }
 
@@ -407,14 +409,17 @@ impl Cluster {
         node.process.take().with_context(|| format!("node {node_id} is not running"))
     }
 
+    /// The nodes that there are, as configurations list them.
+    fn members(&self) -> String {
+        let nodes = self.nodes.iter();
+        let lines = nodes.map(|(id, node)| {
+            format!("  {{ node_id = {id}, grpc = \"{}\", http = \"{}\" }},\n", node.grpc, node.http)
+        });
+        lines.collect()
+    }
+
     fn config_of(&self, node_id: u64, Setup { shards, settings, .. }: &Setup) -> Result<String> {
-        let members: String = self
-            .nodes
-            .iter()
-            .map(|(id, node)| {
-                format!("  {{ node_id = {id}, grpc = \"{}\", http = \"{}\" }},\n", node.grpc, node.http)
-            })
-            .collect();
+        let members = self.members();
         let Node { grpc, http, config, .. } = self.node(node_id)?;
         let data_dir = data_dir(config);
         Ok(format!(

@@ -265,6 +265,30 @@ impl Containers {
         Ok(())
     }
 
+    /// Takes a node away with its volume, as if its machine had burnt down.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    pub async fn destroy(&self, node_id: u64) -> Result<()> {
+        let (project, service) = (&self.project, service(node_id));
+        run(project.compose().args(["rm", "--stop", "--force", &service])).await?;
+        self.docker(&["volume", "rm", &format!("{}_{service}", project.name)]).await
+    }
+
+    /// Starts a node with a new volume and a token where one was destroyed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_anew(&mut self, node_id: u64, token: &str) -> Result<()> {
+        let (project, service) = (&self.project, service(node_id));
+        let mut up = project.compose();
+        up.env("SKEIN_JOIN_TOKEN", token);
+        run(up.args(["up", "--detach", "--no-build", "--no-deps", &service])).await?;
+        let container = run(project.compose().args(["ps", "--quiet", &service])).await?;
+        self.nodes.get_mut(&node_id).context("no such node")?.container = container;
+        Ok(())
+    }
+
     /// The end of every node's log, to be shown when something failed.
     pub async fn logs(&self) -> String {
         let logs = run(self.project.compose().args(["logs", "--no-color", "--tail", "60"])).await;

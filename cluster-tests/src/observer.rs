@@ -17,18 +17,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Watches until it is dropped.
 #[derive(Debug)]
 pub struct Observer {
-    _tasks: JoinSet<()>,
+    recorder: Recorder,
+    tasks: JoinSet<()>,
 }
 
 impl Observer {
     /// Watches through these nodes.
     #[must_use]
     pub fn start(channels: Vec<Channel>, recorder: &Recorder) -> Self {
-        let mut tasks = JoinSet::new();
-        for channel in channels {
-            tasks.spawn(watch(channel, recorder.clone()));
-        }
-        Self { _tasks: tasks }
+        let mut observer = Self { recorder: recorder.clone(), tasks: JoinSet::new() };
+        channels.into_iter().for_each(|channel| observer.add(channel));
+        observer
+    }
+
+    /// Watches through another node as well.
+    pub fn add(&mut self, channel: Channel) {
+        self.tasks.spawn(watch(channel, self.recorder.clone()));
     }
 }
 

@@ -30,14 +30,18 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs a node with this configuration. What it logs is appended to a file.
+    /// Runs a node with this configuration, and with a token if it is to join a cluster. What it logs is appended to a
+    /// file.
     ///
     /// # Errors
     /// When there is no node binary, or it cannot be started.
-    pub fn start_node(config: &Path, log: &Path) -> Result<Self> {
+    pub fn start_node(config: &Path, log: &Path, token: Option<&str>) -> Result<Self> {
         let binary = node_binary()?;
         let mut command = Command::new(binary);
         command.arg("run").arg("--config").arg(config);
+        if let Some(token) = token {
+            command.arg("--join-token").arg(token);
+        }
         if env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", DEFAULT_LOG_FILTER);
         }

@@ -1,10 +1,11 @@
 //! The containers of `deploy/` under load: one is killed and comes back with another address, one stands still, one is
-//! cut off, one is asked to leave; and everything that was confirmed is consumed.
+//! cut off, one is asked to leave, one is lost with its volume and replaced; and everything that was confirmed is
+//! consumed.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use skein_client::Client;
+use skein_client::{Client, NodeId};
 use skein_cluster_tests::{
     checks::judge,
     containers::{self, Containers, Programs},
@@ -16,14 +17,17 @@ use skein_cluster_tests::{
 };
 use tokio::time;
 
-/// All of it: building the image, starting, four faults, draining.
-const LIMIT: Duration = Duration::from_secs(115);
+/// All of it: building the image, starting, five faults, draining.
+const LIMIT: Duration = Duration::from_secs(150);
 
 /// A leader exists within this, as long as a majority is there.
 const LEADER_LIMIT: Duration = Duration::from_secs(15);
 
 /// Publishing has resumed within this after a fault. Clients notice a silent connection after 10 s.
 const RESUME_LIMIT: Duration = Duration::from_secs(25);
+
+/// A new node has all replicas within this.
+const SETTLE_LIMIT: Duration = Duration::from_secs(40);
 
 /// What was published is confirmed, and then acked, within this.
 const DRAIN_LIMIT: Duration = Duration::from_secs(40);
@@ -65,7 +69,7 @@ async fn what_containers_confirm_survives_their_faults() {
 async fn run(programs: &Programs, recorder: &Recorder) -> Result<()> {
     let containers = Containers::up(programs).await?;
     let client = Client::connect(containers.addresses()).await?;
-    let trial = Trial { containers, client, recorder: recorder.clone() };
+    let mut trial = Trial { containers, client, recorder: recorder.clone() };
     match trial.run().await {
         Ok(()) => Ok(()),
         Err(error) => Err(error.context(trial.containers.logs().await)),
@@ -73,11 +77,11 @@ async fn run(programs: &Programs, recorder: &Recorder) -> Result<()> {
 }
 
 impl Trial {
-    async fn run(&self) -> Result<()> {
-        let Self { containers, client, recorder } = self;
-        let observer = Observer::start(containers.channels()?, recorder);
+    async fn run(&mut self) -> Result<()> {
+        let (client, recorder) = (self.client.clone(), self.recorder.clone());
+        let observer = Observer::start(self.containers.channels()?, &recorder);
         let plan = Plan { keeps: false, ..Plan::default() };
-        let mut workload = Workload::start(client.clone(), recorder, &plan, rand::random()).await?;
+        let mut workload = Workload::start(client, &recorder, &plan, rand::random()).await?;
         self.wait_confirmed(LEADER_LIMIT).await?;
 
         self.kill_the_leader().await.context("killing the leader")?;
@@ -85,8 +89,10 @@ impl Trial {
         self.cut_off_the_leader().await.context("cutting off the leader")?;
         self.stop_the_leader().await.context("asking the leader to leave")?;
 
-        for node_id in containers.node_ids() {
-            containers.wait_healthy(node_id).await?;
+        self.replace_a_node().await.context("replacing a node")?;
+
+        for node_id in self.containers.node_ids() {
+            self.containers.wait_healthy(node_id).await?;
         }
         workload.stop_publishing(DRAIN_LIMIT).await.context("ending publishers")?;
         workload.drain(DRAIN_LIMIT).await?;
@@ -128,6 +134,21 @@ impl Trial {
         self.disturb(leader, "is asked to leave", self.containers.stop(leader)).await?;
         self.wait_confirmed(RESUME_LIMIT).await?;
         self.disturb(leader, "comes back", self.containers.start(leader)).await?;
+        self.containers.wait_ready().await
+    }
+
+    async fn replace_a_node(&mut self) -> Result<()> {
+        let lost = 3;
+        self.disturb(lost, "is lost with its volume", self.containers.destroy(lost)).await?;
+        let invitation = self.client.add_node(Some(NodeId::new(lost))).await?;
+        self.containers.start_anew(lost, &invitation.join_token).await?;
+        wait::until("the new node has all replicas", SETTLE_LIMIT, async || {
+            let topology = self.client.topology().await?;
+            ensure!(topology.is_settled() && topology.node(invitation.node).is_some(), "{topology:?}");
+            Ok(())
+        })
+        .await?;
+        self.wait_confirmed(RESUME_LIMIT).await?;
         self.containers.wait_ready().await
     }
 

@@ -174,8 +174,8 @@ impl DataDir {
         Ok(Some(owner))
     }
 
-    /// The name of a directory that is to join a cluster, drawn once: with the token that one directory has joined with,
-    /// no other one can.
+    /// The name of a directory that is to join a cluster, drawn once: with the token that one directory has joined
+    /// with, no other one can.
     ///
     /// # Errors
     /// When the file system fails.

@@ -1,7 +1,12 @@
 //! One node: the only place where the parts are wired together, and where they are taken apart again.
 //!
-//! Starting: data directory → cluster joined, if it exists → gRPC listener (answers Hello) → cluster formed or found → log
-//! → raft groups → shards → API → HTTP. Stopping: streams end with a hint → leaders move → groups stop → log closes.
+//! Starting: data directory → cluster joined, if it exists → gRPC listener (answers Hello) → cluster formed or found →
+//! log → raft groups → shards → API → HTTP. Stopping: streams end with a hint → leaders move → groups stop → log
+//! closes.
+
+mod controllers;
+mod seat;
+mod services;
 
 use std::{
     collections::BTreeMap,
@@ -9,33 +14,21 @@ use std::{
     time::Duration,
 };
 
-use skein_proto::{
-    DESCRIPTORS,
-    ids::NodeId,
-    limits::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, GRPC_MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES},
-    node::{
-        broker_server::BrokerServer, cluster_server::ClusterServer, queues_server::QueuesServer,
-        topics_server::TopicsServer,
-    },
-    peer::peer_server::PeerServer,
-};
+use skein_proto::ids::NodeId;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
-use tonic::{
-    service::{Routes, interceptor::InterceptedService},
-    transport::{Server, server::TcpIncoming},
-};
 
+use self::{
+    controllers::Controllers,
+    seat::Seat,
+    services::{open_to_clients, report_health, routes, serve_grpc, wait_true},
+};
 use crate::{
-    api::{
-        Admission, Api, ApiCourier, ApiSlot, BrokerService, ClusterService, QueuesService, RoutingTables,
-        TopicsService,
-    },
+    api::{Admission, Api, ApiCourier, ApiSlot, RoutingTables},
     clock::Clock,
     config::Config,
-    controller::{self, Activities, LeaderBalance, ReplicaKeeper, RosterKeeper, Steady},
     datadir::{DataDir, DataDirError, Owner},
     disk::{Disk, RealDisk},
     formation::{self, FormationError},
@@ -43,21 +36,11 @@ use crate::{
     http,
     joining::{self, JoinError},
     log::{Log, LogFailure, LogOptions, OpenError},
-    peer::{Connections, Identity, Incoming, Members, PeerService, PeerTransport, Presence, Sightings},
-    raft::{GroupFailure, Groups, GroupsParts, OpenGroupsError, Succession, Transport, UpkeepFailure},
+    peer::{Connections, Incoming, PeerService, PeerTransport},
+    raft::{GroupFailure, Groups, GroupsParts, OpenGroupsError, Transport, UpkeepFailure},
     shard::{ShardServers, dead_letters::Courier},
     tasks,
 };
-
-/// HTTP/2 streams of one connection: enough for a client with many producers and consumers, few enough that one
-/// connection cannot fill the node's memory with them.
-const CONNECTION_STREAMS_MAX: u32 = 1_024;
-
-/// A client's connection that is silent is asked for a sign of life this often.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
-
-/// Dead nodes whose shards wait to be seen to.
-const DEATHS_MAX: usize = 16;
 
 /// How long closing connections are waited for at the end: their streams have been told by then.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -115,47 +98,13 @@ pub enum NodeFailure {
     Upkeep(#[from] UpkeepFailure),
     /// The cluster goes on without it.
     #[error(
-        "this node was removed from the cluster, as node {by} says; its data_dir is of no use any more and can be deleted"
+        "this node was removed from the cluster, as node {by} says; its data_dir is of no use any more and can be \
+         deleted"
     )]
     Removed {
         /// Who says so.
         by: NodeId,
     },
-}
-
-/// Who this node is when it starts.
-struct Seat {
-    node: NodeId,
-    /// Nothing while its cluster is yet to be formed.
-    owner: Option<Owner>,
-    /// The nodes that it knows before the catalog tells it more.
-    members: Members,
-}
-
-impl Seat {
-    fn new(config: &Config, owner: Option<Owner>) -> Self {
-        let mut members = config.members.clone();
-        let joined = owner.as_ref().filter(|owner| owner.has_joined()).map(Owner::node);
-        if let Some(node) = joined {
-            // It may be listed as the node whose place it took.
-            members.retain(|_, member| member.grpc != config.advertised.grpc);
-            members.insert(node, config.advertised.clone());
-        }
-        let node = joined.or(config.node).expect("a node that did not join is configured with an id");
-        Self { node, owner, members }
-    }
-
-    fn identity(&self, config: &Config) -> Identity {
-        let joined = self.owner.as_ref().filter(|owner| owner.has_joined());
-        Identity {
-            node: self.node,
-            cluster_id: joined.map(|owner| owner.cluster_id.clone()),
-            formed: joined.is_some(),
-            shard_count: joined.map_or(config.shard_count, |owner| owner.shards),
-            members: config.members.clone(),
-            roster: None,
-        }
-    }
 }
 
 /// A running node.
@@ -401,159 +350,4 @@ fn build_api(
     let courier: Arc<dyn Courier> = Arc::new(ApiCourier(Arc::clone(&api)));
     shards.start(&courier);
     api
-}
-
-/// What sees to it that things are as they should be, once there is what it looks at.
-struct Controllers<'a> {
-    owner: &'a Owner,
-    seat: Seat,
-    identity: watch::Sender<Identity>,
-    failures: mpsc::UnboundedSender<NodeFailure>,
-}
-
-impl Controllers<'_> {
-    /// Starts them, and gives what is seen of the others and what is being done about replicas.
-    fn start(
-        self,
-        groups: &Arc<Groups>,
-        connections: &Arc<Connections>,
-        transport: &Arc<dyn Transport>,
-        clock: &Clock,
-    ) -> (watch::Receiver<Sightings>, watch::Receiver<Activities>) {
-        let node = self.owner.node();
-        let (activities, activities_watch) = watch::channel(Activities::new());
-        tasks::spawn(controller::reconcile_queues(Arc::clone(groups)));
-        let roster = RosterKeeper {
-            groups: Arc::clone(groups),
-            connections: Arc::clone(connections),
-            identity: self.identity,
-            is_founder: !self.owner.has_joined(),
-            configured: self.seat.members,
-        };
-        tasks::spawn(roster.run());
-        let sightings = attend(node, groups, connections, transport, clock, self.failures);
-        let steady = Steady::follow(sightings.clone(), clock.clone());
-        let replicas = ReplicaKeeper { node, groups: Arc::clone(groups), steady: steady.clone(), activities };
-        tasks::spawn(replicas.run());
-        let balance = LeaderBalance { node, groups: Arc::clone(groups), steady, clock: clock.clone() };
-        tasks::spawn(balance.run());
-        (sightings, activities_watch)
-    }
-}
-
-/// Keeps an eye on the other nodes, finds new leaders for the shards of those that die, and hears from them when this
-/// one was removed.
-fn attend(
-    node: NodeId,
-    groups: &Arc<Groups>,
-    connections: &Arc<Connections>,
-    transport: &Arc<dyn Transport>,
-    clock: &Clock,
-    failures: mpsc::UnboundedSender<NodeFailure>,
-) -> watch::Receiver<Sightings> {
-    let (sightings, sightings_watch) = watch::channel(Sightings::of_none_but(node));
-    let (deaths, dead) = mpsc::channel(DEATHS_MAX);
-    let (removals, mut removed) = mpsc::channel(1);
-    let presence = Presence {
-        node,
-        connections: Arc::clone(connections),
-        clock: clock.clone(),
-        sightings,
-        deaths,
-        removals,
-    };
-    tasks::spawn(presence.attend());
-    tasks::spawn(Succession::new(node, Arc::clone(groups), Arc::clone(transport)).run(dead));
-    tasks::spawn(async move {
-        if let Some(by) = removed.recv().await {
-            // Nobody listens any more when the node is stopping.
-            let _ = failures.send(NodeFailure::Removed { by });
-        }
-    });
-    sightings_watch
-}
-
-/// Lets clients in: at once, or, for a node that joined a running cluster, once its catalog knows of it. Before that it
-/// would deny queues that it has not heard of.
-async fn open_to_clients(api: Arc<Api>, has_joined: bool, clients: ApiSlot) {
-    let catalog = api.groups.catalog().replica();
-    let mut applied = catalog.applied_index();
-    while has_joined && !catalog.with_catalog(|catalog| catalog.nodes().any(|(node, _)| node == api.node)) {
-        // An error means that the node is stopping.
-        if applied.changed().await.is_err() {
-            return;
-        }
-    }
-    clients.open(Arc::clone(&api));
-}
-
-/// The services of the node. Those for clients answer once `clients` is open.
-fn routes(peers: PeerService, incoming: Incoming, clients: &ApiSlot) -> Routes {
-    let peers = PeerServer::new(peers)
-        .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-    let broker = BrokerServer::new(BrokerService(clients.clone()))
-        .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the compiled schema is a valid descriptor set");
-    Routes::new(InterceptedService::new(peers, incoming))
-        .add_service(broker)
-        .add_service(QueuesServer::new(QueuesService(clients.clone())))
-        .add_service(TopicsServer::new(TopicsService(clients.clone())))
-        .add_service(ClusterServer::new(ClusterService(clients.clone())))
-        .add_service(reflection)
-}
-
-/// Keeps `grpc.health.v1` true: serving while the catalog has a leader and the node is not stopping.
-async fn report_health(api: Arc<Api>, reporter: tonic_health::server::HealthReporter) {
-    let mut leadership = api.groups.catalog().leadership();
-    let mut stopping = api.stopping.clone();
-    loop {
-        let serving = leadership.borrow_and_update().leader.is_some() && !*stopping.borrow_and_update();
-        let status = if serving {
-            tonic_health::ServingStatus::Serving
-        } else {
-            tonic_health::ServingStatus::NotServing
-        };
-        for service in [
-            "",
-            "skein.broker.v1.Broker",
-            "skein.broker.v1.Queues",
-            "skein.broker.v1.Topics",
-            "skein.broker.v1.Cluster",
-        ] {
-            reporter.set_service_status(service, status).await;
-        }
-        tokio::select! {
-            changed = leadership.changed() => if changed.is_err() { return },
-            changed = stopping.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-async fn serve_grpc(listener: TcpListener, routes: Routes, closed: watch::Receiver<bool>) {
-    // The option on the server builder is not applied to a listener of our own.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let served = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES_MAX)
-        .max_concurrent_streams(CONNECTION_STREAMS_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-        .http2_keepalive_timeout(Some(KEEPALIVE_EVERY))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, wait_true(closed))
-        .await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the gRPC listener failed");
-    }
-}
-
-async fn wait_true(mut flag: watch::Receiver<bool>) {
-    // An error means that the node is gone, which is as good.
-    let _ = flag.wait_for(|flag| *flag).await;
 }

@@ -233,6 +233,35 @@ async fn a_follower_that_was_away_for_too_long_gets_a_snapshot() {
 }
 
 #[tokio::test]
+async fn a_node_that_takes_anothers_place_gets_snapshots_and_dies_while_they_are_sent() {
+    let name = "a_node_that_takes_anothers_place_gets_snapshots_and_dies_while_they_are_sent";
+    scenario::run_with(&impatient(), name, LIMIT, async |scenario| {
+        scenario.require(KILL_RECEIVER);
+        let mut work = scenario.start(&Plan::default()).await?;
+        let gone = leave_far_behind(scenario, &mut work.0).await?;
+        let wanted = furthest(scenario).await;
+        let invitation = scenario.cluster.invite(Some(gone)).await?;
+        let joins = invitation.node_id;
+        scenario.cluster.join_where_was(gone, &invitation)?;
+        wait::until("the new node to answer", CATCH_UP_LIMIT, async || {
+            scenario.cluster.topology(joins).await.map(drop)
+        })
+        .await?;
+        wait_written(scenario, joins, BULK_BYTES / 4, &wanted).await?;
+        kill(&mut scenario.cluster, &scenario.recorder, joins)?;
+        scenario.recorder.fault_done(KILL_RECEIVER);
+        scenario.cluster.restart(joins)?;
+        scenario.cluster.wait_settled(CATCH_UP_LIMIT).await?;
+        wait_caught_up(scenario, joins).await?;
+        let installed = scenario.cluster.metric(joins, "skein_snapshots_installed_total").await?;
+        ensure!(installed > 0, "no snapshot was needed");
+        scenario.suspect = Some(joins);
+        scenario.finish(work).await
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_receiver_of_a_snapshot_dies_again_and_again() {
     let name = "the_receiver_of_a_snapshot_dies_again_and_again";
     let limit = LIMIT + KILL_LIMIT * kill_points();

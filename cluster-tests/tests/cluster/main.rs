@@ -12,6 +12,7 @@ mod forwarding;
 mod full_disk;
 mod keys;
 mod limits;
+mod membership;
 mod power_loss;
 mod replay;
 mod shop;

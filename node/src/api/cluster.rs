@@ -21,7 +21,11 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::Status;
 
 use super::{Api, status};
-use crate::{broker::Standing, raft::Group, tasks};
+use crate::{
+    broker::Standing,
+    raft::{Group, ReplicaSet},
+    tasks,
+};
 
 /// Topologies that wait for the client to read them.
 const RESPONSES_MAX: usize = 2;
@@ -73,15 +77,23 @@ impl Api {
 
     fn shard(&self, group: &Group) -> Shard {
         let leadership = *group.leadership().borrow();
-        let replicas = group.replica_set();
+        let ReplicaSet { voters, learners, old_voters, is_changing } = group.replica_set();
+        // Until a change has ended, those of before count as well, and those that come do not count alone.
+        let (counting, others) = match is_changing {
+            true => (
+                old_voters.clone(),
+                learners.into_iter().chain(voters.difference(&old_voters).copied()).collect(),
+            ),
+            false => (voters, learners),
+        };
         let ids = |nodes: BTreeSet<NodeId>| nodes.into_iter().map(NodeId::get).collect();
         Shard {
             shard_id: group.shard().get(),
             leader_node_id: leadership.leader.map_or(0, NodeId::get),
             term: leadership.term,
-            replica_node_ids: ids(replicas.voters),
+            replica_node_ids: ids(counting),
             applied_index: *group.replica().applied_index().borrow(),
-            learner_node_ids: ids(replicas.learners),
+            learner_node_ids: ids(others),
             activity: self.activities.borrow().get(&group.shard()).cloned().unwrap_or_default(),
         }
     }

@@ -271,8 +271,8 @@ impl File {
             let by_whom = if self.node_id.is_none() { " by --node-id or SKEIN_NODE_ID" } else { "" };
             let message = format!(
                 "node_id is {node}{by_whom}, which cluster.members does not list (it lists {}); add this node there, \
-                 or write one of those. A node that joins a running cluster has no node_id here, and says in [advertise] \
-                 where it is reached",
+                 or write one of those. A node that joins a running cluster has no node_id here, and says in \
+                 [advertise] where it is reached",
                 ids.join(", ")
             );
             return refuse(&written, message);

@@ -75,7 +75,11 @@ impl ReplicaKeeper {
     }
 
     fn tell(&self, activities: Activities) {
-        self.activities.send_if_modified(|told| std::mem::replace(told, activities.clone()) != activities);
+        self.activities.send_if_modified(|told| {
+            let has_changed = *told != activities;
+            *told = activities;
+            has_changed
+        });
     }
 
     /// Nothing while this node's catalog does not know the cluster's nodes.

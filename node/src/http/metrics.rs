@@ -56,6 +56,12 @@ fn tell_of_node(exposition: &mut Exposition, state: &HttpState) {
         ("skein_disk_low_mark_bytes", Gauge, "Publishes are refused below this.", disk.mark_bytes),
         ("skein_disk_low", Gauge, "1 when publishes are refused for want of room.", u64::from(disk.is_low)),
         ("skein_log_cache_bytes", Gauge, "Bytes of log entries in memory.", log.cache_bytes as u64),
+        (
+            "skein_shards_moving",
+            Gauge,
+            "Shards led here whose replicas are not where they belong yet.",
+            state.api.activities.borrow().len() as u64,
+        ),
         ("skein_snapshots_installed_total", Counter, "Snapshots taken over from leaders.", installed),
         ("skein_log_damaged_entries", Gauge, "Damaged entries.", repairs.damaged as u64),
         ("skein_log_lost_entries", Gauge, "Damaged entries that no replica has.", repairs.lost as u64),

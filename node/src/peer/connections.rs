@@ -101,7 +101,11 @@ impl Connections {
         };
         let peers = members.iter().filter_map(known).collect();
         *self.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
-        self.members.send_if_modified(|known| std::mem::replace(known, members.clone()) != members);
+        self.members.send_if_modified(|known| {
+            let has_changed = *known != members;
+            *known = members;
+            has_changed
+        });
     }
 
     fn channels(&self, node: NodeId) -> Option<PeerChannels> {

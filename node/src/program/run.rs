@@ -45,7 +45,9 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the async runtime does not start")?;
-    runtime.block_on(run_node(config, options.join_token.as_deref()))
+    // Left empty where the environment of several nodes is set by one file.
+    let join_token = options.join_token.as_deref().filter(|token| !token.is_empty());
+    runtime.block_on(run_node(config, join_token))
 }
 
 /// A task that panicked has left its part of the node half done, and nobody who waits for it would know.

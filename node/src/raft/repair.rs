@@ -5,7 +5,7 @@
 //! its messages are refused, and the replica takes part again, since keeping away would bring nothing back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -207,7 +207,7 @@ impl Repairer {
         }
         // Nobody can give an entry that is not known to be committed; it may also be replaced by another one.
         let mut everybody_answered = committed_index >= index;
-        for peer in self.transport.peers().into_iter().filter(|peer| *peer != self.node) {
+        for peer in self.peers(&replica) {
             match self.fetch(&replica, peer, index).await {
                 Fetched::Entry(entry) => {
                     if self.keep(shard, entry).await {
@@ -228,6 +228,14 @@ impl Repairer {
             self.repairs.settle((shard, index), Some(Damage::Lost));
             tracing::error!(%shard, index, "no replica has the entry any more: its messages are refused from now on");
         }
+    }
+
+    /// Whoever may have a replica: as the cluster's nodes are known here, and as the shard itself says, since either
+    /// may be behind. One that nobody can reach is waited for.
+    fn peers(&self, replica: &Replica) -> BTreeSet<NodeId> {
+        let (_, membership) = replica.applied();
+        let members = membership.nodes().map(|(id, _)| NodeId::new(*id));
+        members.chain(self.transport.peers()).filter(|peer| *peer != self.node).collect()
     }
 
     /// Raft needs what it has not purged; the state needs what some group may still read.

@@ -82,8 +82,8 @@ const DOORS: [Door; 6] = [
     Door { path: "openraft", open_to: &["raft/"] },
     Door { path: "sled", open_to: &["checkpoint/", "checkpoint.rs"] },
     Door { path: "skein_proto::storage", open_to: &["raft/codec", "raft/records"] },
-    Door { path: "skein_proto::peer", open_to: &["peer/", "formation.rs", "node.rs"] },
-    Door { path: "skein_proto::node", open_to: &["api/", "joining.rs", "node.rs"] },
+    Door { path: "skein_proto::peer", open_to: &["peer/", "formation.rs", "node/services.rs"] },
+    Door { path: "skein_proto::node", open_to: &["api/", "joining.rs", "node/services.rs"] },
     // Nodes are driven through the client by `dev` and `demo` alone.
     Door { path: "skein_client", open_to: &["program/"] },
 ];

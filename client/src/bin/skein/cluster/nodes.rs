@@ -171,8 +171,11 @@ fn show(progress: &ProgressBar, topology: &Topology, left: usize) {
     progress.set_message(activity(topology).unwrap_or_default());
 }
 
-/// What is being done about the first shard that something is done about.
+/// What is being done about the first shard that something is done about, or who else is waited for.
 fn activity(topology: &Topology) -> Option<String> {
-    let busy = topology.shards.iter().find(|shard| !shard.activity.is_empty())?;
-    Some(format!("shard {}: {}", busy.id, busy.activity))
+    if let Some(busy) = topology.shards.iter().find(|shard| !shard.activity.is_empty()) {
+        return Some(format!("shard {}: {}", busy.id, busy.activity));
+    }
+    let invited = topology.nodes.iter().find(|node| node.standing == NodeStanding::Invited)?;
+    Some(format!("node {} was invited and has not come yet", invited.id))
 }
