@@ -1,14 +1,14 @@
 //! A cluster of real node processes on loopback: started, healed, and asked what it thinks.
 
+mod addresses;
 pub mod membership;
 
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitStatus,
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -21,8 +21,10 @@ use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::{Channel, Endpoint};
 
+use self::addresses::{free_addresses, links};
 use crate::{
     http,
+    links::Links,
     mount::{DiskKind, Mount},
     process::{Process, log_tail},
     wait,
@@ -64,11 +66,19 @@ pub struct Setup {
     pub settings: String,
     /// What each node's data directory lies on.
     pub disk: DiskKind,
+    /// Nodes hear each other through [`Links`], which can be cut.
+    pub links: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { node_count: NODES, shards: SHARDS, settings: String::new(), disk: DiskKind::Shared }
+        Self {
+            node_count: NODES,
+            shards: SHARDS,
+            settings: String::new(),
+            disk: DiskKind::Shared,
+            links: false,
+        }
     }
 }
 
@@ -76,6 +86,7 @@ impl Default for Setup {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: BTreeMap<u64, Node>,
+    links: Option<Links>,
     dir: TempDir,
     _permit: SemaphorePermit<'static>,
 }
@@ -123,7 +134,8 @@ impl Cluster {
             let node = Node { grpc, http, config, log, log_start: 0, channel, process: None, mount };
             nodes.insert(node_id, node);
         }
-        let mut cluster = Self { nodes, dir, _permit: permit };
+        let links = setup.links.then(|| links(&nodes)).transpose()?;
+        let mut cluster = Self { nodes, links, dir, _permit: permit };
         for node_id in cluster.node_ids() {
             fs::write(&cluster.node(node_id)?.config, cluster.config_of(node_id, setup)?)
                 .context("cannot configure")?;
@@ -215,6 +227,14 @@ impl Cluster {
             Ok(())
         })
         .await
+    }
+
+    /// The ways between the nodes.
+    ///
+    /// # Errors
+    /// When the cluster was started without.
+    pub fn links(&self) -> Result<&Links> {
+        self.links.as_ref().context("the cluster has no links")
     }
 
     /// The process of a running node, to stop and resume it.
@@ -377,7 +397,7 @@ impl Cluster {
     /// Ends everything and leaves the directories for someone to look at.
     #[must_use]
     pub fn keep(self) -> PathBuf {
-        let Self { nodes, dir, _permit } = self;
+        let Self { nodes, dir, .. } = self;
         for Node { process, mount, .. } in nodes.into_values() {
             drop(process);
             // There is less to look at then, and nobody to tell.
@@ -409,17 +429,21 @@ impl Cluster {
         node.process.take().with_context(|| format!("node {node_id} is not running"))
     }
 
-    /// The nodes that there are, as configurations list them.
-    fn members(&self) -> String {
+    /// The nodes that there are, as one of them, or one that joins, lists them.
+    fn members(&self, lister: u64) -> String {
         let nodes = self.nodes.iter();
-        let lines = nodes.map(|(id, node)| {
-            format!("  {{ node_id = {id}, grpc = \"{}\", http = \"{}\" }},\n", node.grpc, node.http)
+        let lines = nodes.map(|(id, Node { grpc, http, .. })| {
+            let link = self.links.as_ref().and_then(|links| links.address(lister, *id));
+            let heard_at = link.unwrap_or(*grpc);
+            let line =
+                format!("node_id = {id}, grpc = \"{heard_at}\", http = \"{http}\", clients = \"{grpc}\"");
+            format!("  {{ {line} }},\n")
         });
         lines.collect()
     }
 
     fn config_of(&self, node_id: u64, Setup { shards, settings, .. }: &Setup) -> Result<String> {
-        let members = self.members();
+        let members = self.members(node_id);
         let Node { grpc, http, config, .. } = self.node(node_id)?;
         let data_dir = data_dir(config);
         Ok(format!(
@@ -437,35 +461,4 @@ fn data_dir(config: &Path) -> PathBuf {
 fn channel(address: &str) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).context("not an address")?;
     Ok(endpoint.connect_timeout(CALL_LIMIT).timeout(CALL_LIMIT).tcp_nodelay(true).connect_lazy())
-}
-
-/// Ports nobody has, on a loopback address that only this cluster uses where the system has many: a port of a node
-/// that is down for a while must not be taken as the local end of somebody's connection.
-fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
-    static STARTED: AtomicU32 = AtomicU32::new(0);
-    let [_, high, middle, low] = std::process::id().to_be_bytes();
-    let number = STARTED.fetch_add(1, Ordering::Relaxed).to_be_bytes()[3];
-    let own = Ipv4Addr::new(127, 1 + (high ^ middle) % 250, low, 1 + number % 250);
-    let address = if TcpListener::bind((own, 0)).is_ok() { own } else { Ipv4Addr::LOCALHOST };
-    // All are held until all are known, so that none is given twice.
-    let listeners: Vec<_> =
-        (0..count).map(|_| TcpListener::bind((IpAddr::V4(address), 0))).collect::<Result<_, _>>()?;
-    Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn addresses_are_free_and_differ() {
-        let mut addresses = free_addresses(6).unwrap();
-        addresses.extend(free_addresses(6).unwrap());
-        assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), 12);
-        for address in addresses {
-            TcpListener::bind(address).unwrap();
-        }
-    }
 }

@@ -11,6 +11,7 @@ pub mod disk_use;
 pub mod faults;
 pub mod history;
 pub mod http;
+pub mod links;
 pub mod mount;
 pub mod observer;
 pub mod process;

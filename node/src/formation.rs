@@ -11,7 +11,7 @@
 //! Only then are shards initialised, each by one node. A node with a fresh directory that finds its cluster formed
 //! refuses to start: it has lost its log, and an empty one would let a majority forget what it confirmed.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use skein_proto::{
     ids::NodeId,
@@ -79,8 +79,8 @@ pub enum FormationError {
     },
     /// The nodes are configured differently.
     #[error(
-        "node {peer} is configured with other cluster.members or cluster.shards than this node; make \
-        them alike on all nodes"
+        "node {peer} is configured with other nodes in cluster.members, or other cluster.shards, than this node; \
+        make them alike on all nodes"
     )]
     OtherConfiguration {
         /// The other node.
@@ -236,10 +236,9 @@ impl Joiner<'_> {
     }
 
     fn check_configuration(&self, peer: NodeId, hello: &HelloResponse) -> Result<(), FormationError> {
-        let theirs: BTreeMap<_, _> =
-            hello.members.iter().map(|member| (NodeId::new(member.node_id), &member.grpc_address)).collect();
-        let ours: BTreeMap<_, _> =
-            self.config.members.iter().map(|(node, member)| (*node, &member.grpc)).collect();
+        // Not their addresses: nodes may reach each other by different ones.
+        let theirs: BTreeSet<_> = hello.members.iter().map(|member| NodeId::new(member.node_id)).collect();
+        let ours: BTreeSet<_> = self.config.members.keys().copied().collect();
         if theirs == ours && hello.shard_count == self.config.shard_count {
             Ok(())
         } else {

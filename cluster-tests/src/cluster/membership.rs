@@ -7,7 +7,7 @@ use skein_proto::broker::{
     AddNodeRequest, NodeStanding, RemoveNodeRequest, Topology, cluster_client::ClusterClient,
 };
 
-use super::{Cluster, DATA_DIR, Node, channel, data_dir, free_addresses};
+use super::{Cluster, DATA_DIR, Node, addresses::free_addresses, channel, data_dir};
 use crate::{process::Process, wait};
 
 /// An invitation is given within this: the catalog may have to find a leader first.
@@ -48,7 +48,7 @@ impl Cluster {
         let node_dir = self.dir.path().join(format!("node-{node_id}"));
         fs::create_dir(&node_dir).context("cannot make a node's directory")?;
         let (config, log) = (node_dir.join("node.toml"), node_dir.join("log"));
-        let members = self.members();
+        let members = self.members(*node_id);
         let data_dir = node_dir.join(DATA_DIR);
         let text = format!(
             "data_dir = {data_dir:?}\n\n[listen]\ngrpc = \"{grpc}\"\nhttp = \"{http}\"\n\n\

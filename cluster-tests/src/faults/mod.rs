@@ -3,5 +3,6 @@
 pub mod damage;
 pub mod disk;
 pub mod kill;
+pub mod links;
 pub mod power;
 pub mod schedule;

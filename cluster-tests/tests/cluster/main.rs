@@ -13,6 +13,7 @@ mod full_disk;
 mod keys;
 mod limits;
 mod membership;
+mod partitions;
 mod power_loss;
 mod replay;
 mod shop;

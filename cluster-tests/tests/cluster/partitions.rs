@@ -1,0 +1,191 @@
+//! Nodes that do not hear each other under load, in every combination; the histories are judged.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Result, ensure};
+use skein_cluster_tests::{
+    cluster::{Cluster, Setup},
+    faults::links::{
+        CUT_OFF, CUT_PAIR, HEARS_NOBODY, NOT_HEARD, SLOW, cut_off, cut_pair, heal, let_hear_nobody,
+        let_nobody_hear, slow_down,
+    },
+    scenario::{self, Scenario},
+    wait,
+    workload::Plan,
+};
+use tokio::time;
+
+/// A whole test: starting, faults, draining, asking every replica.
+const LIMIT: Duration = Duration::from_secs(150);
+
+/// Publishing goes on within this after a fault that a majority survived: elections by timers, and clients that notice
+/// that their leader is none any more.
+const RESUME_LIMIT: Duration = Duration::from_secs(25);
+
+/// Enough that a fault meets publishes, deliveries and acks under way.
+const WARM_UP_CONFIRMS: usize = 300;
+
+/// Longer than any timer of raft and of connections: whoever would be deposed by then, is.
+const LONG: Duration = Duration::from_secs(6);
+
+/// The queue whose leader is meant.
+const QUEUE: &str = "orders";
+
+/// A node hears all others again within this.
+const BACK_LIMIT: Duration = Duration::from_secs(20);
+
+fn linked() -> Setup {
+    Setup { links: true, ..Setup::default() }
+}
+
+/// Runs a test on nodes whose ways can be cut, under load, which has begun when the test does.
+async fn run(name: &str, fault: &'static str, test: impl AsyncFnOnce(&mut Scenario) -> Result<()>) {
+    scenario::run_with(&linked(), name, LIMIT, async |scenario| {
+        scenario.require(fault);
+        let work = scenario.start(&Plan::default()).await?;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
+        test(scenario).await?;
+        heal(&scenario.cluster, &scenario.recorder)?;
+        wait_whole(&scenario.cluster).await?;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
+        scenario.finish(work).await
+    })
+    .await;
+}
+
+/// Waits until every node hears every other one, and knows a leader of each shard.
+async fn wait_whole(cluster: &Cluster) -> Result<()> {
+    wait::until("all to hear each other", BACK_LIMIT, async || {
+        for node_id in cluster.running() {
+            let topology = cluster.topology(node_id).await?;
+            ensure!(topology.nodes.iter().all(|node| node.reachable), "node {node_id} lacks some");
+            ensure!(
+                topology.shards.iter().all(|shard| shard.leader_node_id != 0),
+                "node {node_id} knows no leader"
+            );
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The shards that a node does not lead, each with its term, as the node sees them that leads them.
+async fn terms_led_by_others(cluster: &Cluster, node_id: u64) -> Result<BTreeMap<u32, u64>> {
+    let mut terms = BTreeMap::new();
+    for other in cluster.running().into_iter().filter(|other| *other != node_id) {
+        let topology = cluster.topology(other).await?;
+        let led = topology.shards.iter().filter(|shard| shard.leader_node_id == other);
+        terms.extend(led.map(|shard| (shard.shard_id, shard.term)));
+    }
+    Ok(terms)
+}
+
+/// Waits until a node says of itself that it does not lead the queue's shard.
+async fn wait_given_up(cluster: &Cluster, node_id: u64) -> Result<()> {
+    wait::until(&format!("node {node_id} to give {QUEUE} up"), RESUME_LIMIT, async || {
+        let leader = cluster.leader_of(QUEUE).await?;
+        ensure!(leader != node_id, "it is still the newest leader");
+        let topology = cluster.topology(node_id).await?;
+        let led = topology.shards.iter().filter(|shard| shard.leader_node_id == node_id).count();
+        ensure!(led == 0, "it says that it leads {led} shards");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_cut_off_gives_up_and_is_followed() {
+    run("a_leader_that_is_cut_off_gives_up_and_is_followed", CUT_OFF, async |scenario| {
+        let leader = scenario.cluster.leader_of(QUEUE).await?;
+        cut_off(&scenario.cluster, &scenario.recorder, leader)?;
+        wait_given_up(&scenario.cluster, leader).await?;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_nobody_hears_gives_up_and_is_followed() {
+    run("a_leader_that_nobody_hears_gives_up_and_is_followed", NOT_HEARD, async |scenario| {
+        let leader = scenario.cluster.leader_of(QUEUE).await?;
+        let_nobody_hear(&scenario.cluster, &scenario.recorder, leader)?;
+        wait_given_up(&scenario.cluster, leader).await?;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_hears_nobody_gives_up_and_is_followed() {
+    run("a_leader_that_hears_nobody_gives_up_and_is_followed", HEARS_NOBODY, async |scenario| {
+        let leader = scenario.cluster.leader_of(QUEUE).await?;
+        let_hear_nobody(&scenario.cluster, &scenario.recorder, leader)?;
+        wait_given_up(&scenario.cluster, leader).await?;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_was_cut_off_deposes_nobody_when_it_is_back() {
+    run("a_follower_that_was_cut_off_deposes_nobody_when_it_is_back", CUT_OFF, async |scenario| {
+        let leader = scenario.cluster.leader_of(QUEUE).await?;
+        let follower = scenario.cluster.running().into_iter().find(|node_id| *node_id != leader);
+        let follower = follower.unwrap_or_default();
+        let before = terms_led_by_others(&scenario.cluster, follower).await?;
+        cut_off(&scenario.cluster, &scenario.recorder, follower)?;
+        time::sleep(LONG).await;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
+        heal(&scenario.cluster, &scenario.recorder)?;
+        wait_whole(&scenario.cluster).await?;
+        let after = terms_led_by_others(&scenario.cluster, follower).await?;
+        let deposed: Vec<_> = before.iter().filter(|(shard, term)| after.get(shard) != Some(term)).collect();
+        ensure!(deposed.is_empty(), "the shards {deposed:?} have another leader or term: {after:?}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_hear_only_a_third_do_not_depose_each_other_for_ever() {
+    run("two_that_hear_only_a_third_do_not_depose_each_other_for_ever", CUT_PAIR, async |scenario| {
+        let leader = scenario.cluster.leader_of(QUEUE).await?;
+        let follower = scenario.cluster.running().into_iter().find(|node_id| *node_id != leader);
+        let term = async |cluster: &Cluster| {
+            let leader = cluster.leader_of(QUEUE).await?;
+            let shards = cluster.topology(leader).await?.shards;
+            let led = shards.iter().filter(|shard| shard.leader_node_id == leader);
+            anyhow::Ok(led.map(|shard| shard.term).max().unwrap_or_default())
+        };
+        cut_pair(&scenario.cluster, &scenario.recorder, leader, follower.unwrap_or_default())?;
+        // Somebody may be elected once whom both hear. Then there has to be peace.
+        time::sleep(LONG).await;
+        let settled = term(&scenario.cluster).await?;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
+        time::sleep(LONG).await;
+        let later = term(&scenario.cluster).await?;
+        ensure!(later <= settled + 1, "terms went from {settled} to {later}");
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_follower_holds_nobody_up() {
+    run("a_slow_follower_holds_nobody_up", SLOW, async |scenario| {
+        let leader = scenario.cluster.leader_of(QUEUE).await?;
+        let follower = scenario.cluster.running().into_iter().find(|node_id| *node_id != leader);
+        let follower = follower.unwrap_or_default();
+        let before = terms_led_by_others(&scenario.cluster, follower).await?;
+        slow_down(&scenario.cluster, &scenario.recorder, follower, Duration::from_millis(150))?;
+        time::sleep(LONG).await;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
+        let after = terms_led_by_others(&scenario.cluster, follower).await?;
+        ensure!(
+            before.iter().all(|(shard, term)| after.get(shard) == Some(term)),
+            "{before:?} became {after:?}"
+        );
+        Ok(())
+    })
+    .await;
+}
