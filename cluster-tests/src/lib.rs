@@ -4,6 +4,7 @@
 //! pieces fit, and how to repeat a run that failed, is in `docs/testing.md`.
 
 pub mod by_hand;
+pub mod chaos;
 pub mod checks;
 pub mod cluster;
 pub mod containers;

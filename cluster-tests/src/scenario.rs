@@ -68,9 +68,31 @@ pub async fn run_with(
         skip(name, &why);
         return;
     }
-    let seed = env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    let seed = seed();
+    if let Err(why) = attempt(setup, name, seed, limit, test).await {
+        panic!("{why}\nto repeat it: {SEED_VARIABLE}={seed} {REPEAT_COMMAND} {name}");
+    }
+}
+
+/// What draws everything that is random in a test: drawn at random itself, unless the environment says otherwise.
+#[must_use]
+pub fn seed() -> u64 {
+    env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random)
+}
+
+/// Runs a test against a cluster of this kind.
+///
+/// # Errors
+/// With what went wrong, what happened to the cluster, the ends of the nodes' logs, and where everything is kept.
+pub async fn attempt(
+    setup: &Setup,
+    name: &str,
+    seed: u64,
+    limit: Duration,
+    test: impl AsyncFnOnce(&mut Scenario) -> Result<()>,
+) -> Result<(), String> {
     let cluster = Cluster::start_with(setup).await;
-    let cluster = cluster.unwrap_or_else(|error| panic!("{name}: the cluster did not start: {error:#}"));
+    let cluster = cluster.map_err(|error| format!("{name}: the cluster did not start: {error:#}"))?;
     let mut scenario = Scenario { cluster, recorder: Recorder::start(), seed, suspect: None };
     let ended = match time::timeout(limit, test(&mut scenario)).await {
         Ok(ended) => ended,
@@ -83,14 +105,15 @@ pub async fn run_with(
             (disturbances.collect::<String>(), history.transcript())
         });
         let dir = scenario.cluster.keep();
-        // For whoever looks into it; the panic must come in any case.
+        // For whoever looks into it; the failure must be told in any case.
         let _ = fs::write(dir.join("history.txt"), transcript);
-        panic!(
+        return Err(format!(
             "{name} failed: {error:#}\n\nwhat happened to the cluster:\n{disturbances}\n{logs}\
-             everything is in {}\nto repeat it: {SEED_VARIABLE}={seed} {REPEAT_COMMAND} {name}",
+             everything is in {}",
             dir.display()
-        );
+        ));
     }
+    Ok(())
 }
 
 /// Says that a test was not run, and why. Past the capture of output, which hides what a test prints that passes.

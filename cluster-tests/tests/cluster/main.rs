@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod catch_up;
+mod chaos;
 mod damage;
 mod dedup;
 mod delivery;

@@ -1,0 +1,377 @@
+//! Faults of every kind, drawn from a seed, one after the other and now and then two at once, under load; a quarter of the
+//! time is calm. What clients saw is judged, and how long they waited is measured.
+
+mod report;
+
+use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
+use skein_client::{Client, NodeId};
+use tokio::time;
+
+pub use self::report::{Event, Report};
+use crate::{
+    cluster::Setup,
+    faults::{kill, links},
+    recorder::Recorder,
+    scenario::{self, Scenario},
+    wait,
+    workload::Plan,
+};
+
+/// Starting, draining and asking every replica take no longer, on top of the time of the faults.
+const OVERHEAD: Duration = Duration::from_secs(240);
+
+/// Publishing goes on within this after a fault that a majority survived.
+const RESUME_LIMIT: Duration = Duration::from_secs(30);
+
+/// A node that takes another one's place has all replicas within this.
+const REPLACE_LIMIT: Duration = Duration::from_secs(60);
+
+/// All hear each other again, and lead, within this after a fault.
+const WHOLE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Enough that a fault meets publishes, deliveries and acks under way.
+const WARM_UP_CONFIRMS: usize = 200;
+
+/// So many confirms show that a majority carries on.
+const CARRIES_ON_CONFIRMS: usize = 50;
+
+/// How long a fault lasts.
+const FAULT_MS: std::ops::Range<u64> = 200..5_000;
+
+/// How long nothing happens, in one round of four.
+const CALM_MS: std::ops::Range<u64> = 2_000..8_000;
+
+/// Queues whose leaders are meant.
+const QUEUES: [&str; 2] = ["orders", "invoices"];
+
+/// Something that happens to a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The leader of a queue dies.
+    KillLeader,
+    /// Another node dies.
+    KillFollower,
+    /// More nodes die than the cluster can do without.
+    KillMajority,
+    /// All die.
+    KillAll,
+    /// A node dies again and again as soon as it is back.
+    RestartStorm,
+    /// The leader of a queue stands still.
+    PauseLeader,
+    /// Another node does.
+    PauseFollower,
+    /// The leader of a queue is cut off from all others.
+    CutOffLeader,
+    /// Another node is.
+    CutOffFollower,
+    /// Nobody hears a node.
+    NotHeard,
+    /// A node hears nobody.
+    HearsNobody,
+    /// Two nodes do not hear each other, and a third one hears both.
+    CutPair,
+    /// What goes to and from a node takes long.
+    Slow,
+    /// A node is asked to leave, and comes back.
+    Leave,
+    /// All are, one after the other.
+    RollingRestart,
+    /// The leader of a queue hands over.
+    Transfer,
+    /// A node is to lead nothing for a while.
+    Drain,
+    /// A node dies for good, and another one takes its place.
+    Replace,
+}
+
+impl Fault {
+    /// Every one.
+    pub const ALL: [Self; 18] = [
+        Self::KillLeader,
+        Self::KillFollower,
+        Self::KillMajority,
+        Self::KillAll,
+        Self::RestartStorm,
+        Self::PauseLeader,
+        Self::PauseFollower,
+        Self::CutOffLeader,
+        Self::CutOffFollower,
+        Self::NotHeard,
+        Self::HearsNobody,
+        Self::CutPair,
+        Self::Slow,
+        Self::Leave,
+        Self::RollingRestart,
+        Self::Transfer,
+        Self::Drain,
+        Self::Replace,
+    ];
+
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::KillLeader => "kill-leader",
+            Self::KillFollower => "kill-follower",
+            Self::KillMajority => "kill-majority",
+            Self::KillAll => "kill-all",
+            Self::RestartStorm => "restart-storm",
+            Self::PauseLeader => "pause-leader",
+            Self::PauseFollower => "pause-follower",
+            Self::CutOffLeader => "cut-off-leader",
+            Self::CutOffFollower => "cut-off-follower",
+            Self::NotHeard => "not-heard",
+            Self::HearsNobody => "hears-nobody",
+            Self::CutPair => "cut-pair",
+            Self::Slow => "slow",
+            Self::Leave => "leave",
+            Self::RollingRestart => "rolling-restart",
+            Self::Transfer => "transfer",
+            Self::Drain => "drain",
+            Self::Replace => "replace",
+        }
+    }
+
+    /// Whether a majority carries on meanwhile, as long as nothing else happens.
+    const fn leaves_majority(self) -> bool {
+        !matches!(self, Self::KillMajority | Self::KillAll)
+    }
+
+    /// Whether it goes well with another one that takes at most a node: neither ends by itself within the call.
+    const fn may_overlap(self) -> bool {
+        matches!(
+            self,
+            Self::KillLeader
+                | Self::KillFollower
+                | Self::PauseLeader
+                | Self::PauseFollower
+                | Self::CutOffLeader
+                | Self::CutOffFollower
+                | Self::NotHeard
+                | Self::HearsNobody
+                | Self::CutPair
+                | Self::Slow
+        )
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let names = || Self::ALL.map(Self::name).join(", ");
+        let fault = Self::ALL.into_iter().find(|fault| fault.name() == name);
+        fault.ok_or_else(|| format!("there is no fault {name:?}; there are {}", names()))
+    }
+}
+
+/// Runs faults under load for so long, and judges. The report tells what happened, also when it failed.
+///
+/// # Errors
+/// With what was seen to be wrong, or why the run could not show that all is well.
+pub async fn run(seed: u64, length: Duration, faults: &[Fault]) -> Result<Report, (Report, String)> {
+    let setup = Setup { links: true, ..Setup::default() };
+    let limit = length + OVERHEAD;
+    let mut report = Report::default();
+    let ended = scenario::attempt(&setup, "chaos", seed, limit, async |scenario| {
+        let done = unleash(scenario, length, faults, &mut report.events).await;
+        report.take(&scenario.recorder);
+        done
+    })
+    .await;
+    match ended {
+        Ok(()) => Ok(report),
+        Err(why) => Err((report, why)),
+    }
+}
+
+async fn unleash(
+    scenario: &mut Scenario,
+    length: Duration,
+    faults: &[Fault],
+    events: &mut Vec<Event>,
+) -> Result<()> {
+    let work = scenario.start(&Plan { queues: QUEUES.map(str::to_owned).into(), ..Plan::default() }).await?;
+    let mut random = SmallRng::seed_from_u64(scenario.seed);
+    let until = time::Instant::now() + length;
+    let mut chaos =
+        Chaos { faults: faults.to_vec(), paused: BTreeSet::new(), drained: None, replaced: BTreeSet::new() };
+    let mut is_first = true;
+    while is_first || time::Instant::now() < until {
+        is_first = false;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await.context("before a fault")?;
+        if random.random_range(0..4) == 0 {
+            time::sleep(Duration::from_millis(random.random_range(CALM_MS))).await;
+        }
+        let Some(&fault) = chaos.faults.choose(&mut random) else { break };
+        let begun = scenario.recorder.now();
+        chaos.inject(scenario, fault, &mut random).await.with_context(|| format!("{fault}"))?;
+        let second = chaos.second(fault, &mut random);
+        if let Some(second) = second {
+            chaos
+                .inject(scenario, second, &mut random)
+                .await
+                .with_context(|| format!("{fault} and {second}"))?;
+        } else if fault.leaves_majority() {
+            scenario
+                .wait_confirmed(CARRIES_ON_CONFIRMS, RESUME_LIMIT)
+                .await
+                .with_context(|| format!("nothing goes on during {fault}"))?;
+        }
+        time::sleep(Duration::from_millis(random.random_range(FAULT_MS))).await;
+        chaos.heal(scenario).await.with_context(|| format!("healing after {fault}"))?;
+        events.push(Event { fault, second, begun, ended: scenario.recorder.now() });
+    }
+    scenario.finish(work).await
+}
+
+/// What is going on.
+struct Chaos {
+    faults: Vec<Fault>,
+    paused: BTreeSet<u64>,
+    drained: Option<u64>,
+    /// Nodes that took another one's place: what is said to them does not pass through links.
+    replaced: BTreeSet<u64>,
+}
+
+impl Chaos {
+    /// Another fault at the same time, in one round of five.
+    fn second(&self, first: Fault, random: &mut SmallRng) -> Option<Fault> {
+        let others: Vec<_> = self.faults.iter().copied().filter(|fault| fault.may_overlap()).collect();
+        let is_time = first.may_overlap() && random.random_range(0..5) == 0;
+        is_time.then(|| others.choose(random).copied()).flatten()
+    }
+
+    async fn inject(&mut self, scenario: &mut Scenario, fault: Fault, random: &mut SmallRng) -> Result<()> {
+        let recorder = scenario.recorder.clone();
+        let leader = scenario.cluster.leader_of(QUEUES[random.random_range(0..QUEUES.len())]).await;
+        // With two faults at once there may be none.
+        let running = scenario.cluster.running();
+        let leader = leader.unwrap_or(running[0]);
+        let other = running.iter().copied().filter(|node_id| *node_id != leader).collect::<Vec<_>>();
+        let follower = other.choose(random).copied().unwrap_or(leader);
+        let any = *running.choose(random).context("no node is running")?;
+        let linked = *[leader, follower, any].iter().find(|node| !self.replaced.contains(node)).unwrap_or(&1);
+        let cluster = &mut scenario.cluster;
+        match fault {
+            Fault::KillLeader => kill::kill(cluster, &recorder, leader)?,
+            Fault::KillFollower => kill::kill(cluster, &recorder, follower)?,
+            Fault::KillMajority => [leader, follower]
+                .into_iter()
+                .filter(|node_id| running.contains(node_id))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .try_for_each(|node_id| kill::kill(cluster, &recorder, node_id))?,
+            Fault::KillAll => kill::kill_all(cluster, &recorder)?,
+            Fault::RestartStorm => {
+                for _ in 0..random.random_range(3..8) {
+                    kill::kill(cluster, &recorder, any)?;
+                    cluster.restart(any)?;
+                    time::sleep(Duration::from_millis(random.random_range(0..1_000))).await;
+                }
+            }
+            Fault::PauseLeader => self.pause(scenario, &recorder, leader)?,
+            Fault::PauseFollower => self.pause(scenario, &recorder, follower)?,
+            Fault::CutOffLeader if !self.replaced.contains(&leader) => {
+                links::cut_off(cluster, &recorder, leader)?;
+            }
+            Fault::CutOffLeader | Fault::CutOffFollower => links::cut_off(cluster, &recorder, linked)?,
+            Fault::NotHeard => links::let_nobody_hear(cluster, &recorder, linked)?,
+            Fault::HearsNobody => links::let_hear_nobody(cluster, &recorder, linked)?,
+            Fault::CutPair => links::cut_pair(cluster, &recorder, leader, follower)?,
+            Fault::Slow => {
+                let delay = Duration::from_millis(random.random_range(5..200));
+                links::slow_down(cluster, &recorder, linked, delay)?;
+            }
+            Fault::Leave => {
+                recorder.disturbed(format!("node {any} is asked to leave"));
+                let status = cluster.terminate(any).await?;
+                ensure!(status.success(), "node {any} left with {status}");
+            }
+            Fault::RollingRestart => kill::rolling_restart(cluster, &recorder).await?,
+            Fault::Transfer => {
+                recorder.disturbed(format!("node {leader} hands over"));
+                cluster.make_leader(QUEUES[0], follower).await?;
+            }
+            Fault::Drain => {
+                recorder.disturbed(format!("node {leader} is drained"));
+                client(scenario).await?.drain_node(NodeId::new(leader), true).await?;
+                self.drained = Some(leader);
+            }
+            Fault::Replace => self.replace(scenario, &recorder, any).await?,
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, scenario: &Scenario, recorder: &Recorder, node_id: u64) -> Result<()> {
+        kill::pause(&scenario.cluster, recorder, node_id)?;
+        self.paused.insert(node_id);
+        Ok(())
+    }
+
+    async fn replace(&mut self, scenario: &mut Scenario, recorder: &Recorder, node_id: u64) -> Result<()> {
+        kill::kill(&mut scenario.cluster, recorder, node_id)?;
+        let invitation = scenario.cluster.invite(Some(node_id)).await?;
+        scenario.cluster.join_where_was(node_id, &invitation)?;
+        self.replaced.insert(invitation.node_id);
+        scenario.cluster.wait_settled(REPLACE_LIMIT).await?;
+        recorder.disturbed(format!("node {} has taken the place of node {node_id}", invitation.node_id));
+        Ok(())
+    }
+
+    /// Ends all faults, and waits until the cluster is whole.
+    async fn heal(&mut self, scenario: &mut Scenario) -> Result<()> {
+        let recorder = scenario.recorder.clone();
+        for node_id in std::mem::take(&mut self.paused) {
+            // It may have been killed while it stood still.
+            if scenario.cluster.running().contains(&node_id) {
+                kill::resume(&scenario.cluster, &recorder, node_id)?;
+            }
+        }
+        links::heal(&scenario.cluster, &recorder)?;
+        scenario.cluster.heal().await?;
+        if let Some(node_id) = self.drained.take() {
+            client(scenario).await?.drain_node(NodeId::new(node_id), false).await?;
+        }
+        wait::until("the cluster to be whole", WHOLE_LIMIT, async || {
+            for topology in scenario.cluster.topologies().await {
+                let asked = topology.answering_node_id;
+                ensure!(topology.nodes.iter().all(|node| node.reachable), "node {asked} lacks some");
+                ensure!(
+                    topology.shards.iter().all(|shard| shard.leader_node_id != 0),
+                    "node {asked} lacks a leader"
+                );
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+async fn client(scenario: &Scenario) -> Result<Client> {
+    scenario.client().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_known_by_its_name() {
+        for fault in Fault::ALL {
+            assert_eq!(fault.name().parse(), Ok(fault));
+        }
+        assert!("thunder".parse::<Fault>().unwrap_err().contains("kill-leader, kill-follower"));
+        assert_eq!(Fault::ALL.iter().collect::<BTreeSet<_>>().len(), Fault::ALL.len());
+    }
+}
