@@ -132,8 +132,7 @@ impl Client {
     pub(crate) async fn start(servers: Vec<String>, timeouts: Timeouts) -> Result<Self, ConnectError> {
         let router = Arc::new(Router::new(servers, timeouts));
         find_cluster(&router, timeouts).await?;
-        let watchers =
-            (0..WATCHED_NODES).map(|watcher| tokio::spawn(Arc::clone(&router).watch(watcher))).collect();
+        let watchers = (0..WATCHED_NODES).map(|_| tokio::spawn(Arc::clone(&router).watch())).collect();
         Ok(Self { inner: Arc::new(Inner { router, timeouts, watchers }) })
     }
 

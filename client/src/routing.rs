@@ -1,7 +1,7 @@
 //! Where to send what: keeps the topology up to date, one connection per node, and which shard a queue is in.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,9 +19,12 @@ use tonic::{
 
 use crate::{config::Timeouts, retry::Backoff, topology::Topology};
 
-/// Nodes whose view of the cluster is watched at a time. Two, so that the news of a dead node does not depend on a
-/// connection to that node.
-pub(crate) const WATCHED_NODES: usize = 2;
+/// Nodes whose view of the cluster is watched at a time, each by one watcher. Three, so that the news of a node that is
+/// dead or cut off does not depend on that node, nor on one that shares its fate.
+pub(crate) const WATCHED_NODES: usize = 3;
+
+/// A watcher for which no node is left looks again after this long.
+const WATCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a connection may be silent before the other end is asked whether it is alive, and how long it may take to
 /// answer. Finds machines that vanish without closing their connections.
@@ -42,6 +45,8 @@ pub(crate) struct Router {
     topology: watch::Sender<Topology>,
     channels: Mutex<BTreeMap<String, Channel>>,
     shards: Mutex<BTreeMap<String, ShardId>>,
+    /// Addresses of the nodes that are watched.
+    watched: Mutex<BTreeSet<String>>,
 }
 
 /// A node to talk to.
@@ -61,6 +66,7 @@ impl Router {
             topology: watch::Sender::new(Topology::default()),
             channels: Mutex::default(),
             shards: Mutex::default(),
+            watched: Mutex::default(),
         }
     }
 
@@ -133,19 +139,31 @@ impl Router {
         Ok(view)
     }
 
-    /// Follows the topology as long as it is polled. `watcher` of [`WATCHED_NODES`] picks different nodes.
-    pub(crate) async fn watch(self: Arc<Self>, watcher: usize) {
+    /// Follows the topology as long as it is polled, through one node after the other that no other watcher has.
+    pub(crate) async fn watch(self: Arc<Self>) {
         let mut backoff = Backoff::default();
-        let mut turn = watcher;
+        let mut turn = 0;
         loop {
-            let addresses = self.addresses();
-            let address = &addresses[turn % addresses.len()];
-            let Err(status) = self.watch_node(address, &mut backoff).await;
+            let Some(address) = self.take_to_watch(turn) else {
+                time::sleep(WATCH_AGAIN_AFTER).await;
+                continue;
+            };
+            let Err(status) = self.watch_node(&address, &mut backoff).await;
+            lock(&self.watched).remove(&address);
             tracing::debug!(address, %status, "lost sight of the topology");
-            // By as many as there are watchers: they go on looking at different nodes.
-            turn += WATCHED_NODES;
+            turn += 1;
             time::sleep(backoff.next_delay(rand::random())).await;
         }
+    }
+
+    /// A node that nobody watches yet, another one each turn. None when there is none.
+    fn take_to_watch(&self, turn: usize) -> Option<String> {
+        let addresses = self.addresses();
+        let mut watched = lock(&self.watched);
+        let others: Vec<_> = addresses.into_iter().filter(|address| !watched.contains(address)).collect();
+        let address = others.get(turn % others.len().max(1))?.clone();
+        watched.insert(address.clone());
+        Some(address)
     }
 
     async fn watch_node(
@@ -290,6 +308,16 @@ mod tests {
     #[tokio::test]
     async fn reachable_nodes_are_tried_first_and_seeds_last() {
         assert_eq!(router(None).addresses(), ["node:2", "node:3", "node:1", "seed:1"]);
+    }
+
+    #[tokio::test]
+    async fn no_two_watch_the_same_node() {
+        let router = router(Some(2));
+        // Those that are reachable first; then the seed, which may be one of them under another name.
+        let taken: Vec<_> = std::iter::from_fn(|| router.take_to_watch(0)).collect();
+        assert_eq!(taken, ["node:2", "node:3", "node:1", "seed:1"]);
+        lock(&router.watched).remove("node:3");
+        assert_eq!(router.take_to_watch(5).as_deref(), Some("node:3"), "whoever was let go of");
     }
 
     #[tokio::test]

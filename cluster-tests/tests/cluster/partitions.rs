@@ -42,7 +42,9 @@ fn linked() -> Setup {
 async fn run(name: &str, fault: &'static str, test: impl AsyncFnOnce(&mut Scenario) -> Result<()>) {
     scenario::run_with(&linked(), name, LIMIT, async |scenario| {
         scenario.require(fault);
-        let work = scenario.start(&Plan::default()).await?;
+        // One queue: what is confirmed goes through the leader that is meant.
+        let plan = Plan { queues: vec![QUEUE.to_owned()], ..Plan::default() };
+        let work = scenario.start(&plan).await?;
         scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
         test(scenario).await?;
         heal(&scenario.cluster, &scenario.recorder)?;

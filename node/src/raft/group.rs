@@ -117,8 +117,14 @@ impl Group {
 
         let replicated_index = Arc::new(AtomicU64::new(0));
         let (proposals, mailbox) = mpsc::channel(MAILBOX_MAX);
-        tasks::spawn(Proposer::new(raft.clone(), clock.clone(), Arc::clone(&replicated_index)).run(mailbox));
         let (leadership_sender, leadership) = watch::channel(Leadership { term: 0, leader: None });
+        let proposer = Proposer::new(
+            (node, raft.clone()),
+            leadership.clone(),
+            clock.clone(),
+            Arc::clone(&replicated_index),
+        );
+        tasks::spawn(proposer.run(mailbox));
         let lease = timers.election_max;
         let watch = LeadershipWatch { node, shard, raft: raft.clone(), clock: clock.clone(), lease };
         tasks::spawn(watch.run(leadership_sender, failures));

@@ -12,10 +12,11 @@ use std::{
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use openraft::{errors::ClientWriteError, impls::OneshotResponder, raft::ClientWriteResult};
 use skein_proto::ids::NodeId;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::{
     codec::{self, EntryHead, Proposed},
+    leadership::Leadership,
     state_machine::Outcomes,
     types::{Body, Raft, TypeConfig},
 };
@@ -44,6 +45,9 @@ const IN_FLIGHT_MAX: usize = 16;
 /// How long a command that nobody is in a hurry for waits for others to share its entry. An ack that rides along with
 /// the next publish costs no sync of its own.
 const PATIENCE: Duration = Duration::from_millis(1);
+
+/// How long an outcome is waited for once this node does not lead any more: its successor may be about to tell it.
+const OUTCOME_WAIT_MAX: Duration = Duration::from_millis(300);
 
 /// What became of one command.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,7 +88,9 @@ type Waiting = (oneshot::Sender<Result<CommandOutcome, ProposeError>>, Option<Ow
 type Finished = (Vec<Waiting>, Result<ClientWriteResult<TypeConfig>, ProposeError>);
 
 pub(super) struct Proposer {
+    node: NodeId,
     raft: Raft,
+    leadership: watch::Receiver<Leadership>,
     clock: Clock,
     /// The newest index known to be on every replica's disk, kept by the group.
     replicated_index: Arc<AtomicU64>,
@@ -96,9 +102,16 @@ pub(super) struct Proposer {
 }
 
 impl Proposer {
-    pub(super) fn new(raft: Raft, clock: Clock, replicated_index: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(
+        (node, raft): (NodeId, Raft),
+        leadership: watch::Receiver<Leadership>,
+        clock: Clock,
+        replicated_index: Arc<AtomicU64>,
+    ) -> Self {
         Self {
+            node,
             raft,
+            leadership,
             clock,
             replicated_index,
             queued: VecDeque::new(),
@@ -170,11 +183,15 @@ impl Proposer {
         let head = EntryHead { leader_time_ms: self.clock.wall_ms(), replicated_index };
         let body = codec::encode_entry(head, &commands);
         let (responder, outcome) = OneshotResponder::new_pair();
+        let given_up = given_up(self.leadership.clone(), self.node);
         let sent = self.raft.client_write_ff(Body(body), Some(responder)).await;
         self.in_flight.push_back(
             async move {
                 let result = match sent {
-                    Ok(()) => outcome.await.map_err(|_| ProposeError::OutcomeUnknown),
+                    Ok(()) => tokio::select! {
+                        outcome = outcome => outcome.map_err(|_| ProposeError::OutcomeUnknown),
+                        () = given_up => Err(ProposeError::OutcomeUnknown),
+                    },
                     Err(_) => Err(ProposeError::Stopped),
                 };
                 (waiting, result)
@@ -182,6 +199,17 @@ impl Proposer {
             .boxed(),
         );
     }
+}
+
+/// Ends when this node has led and does so no more, and there is still no outcome a while after that. A leader that is
+/// cut off would otherwise wait until it is not, while others lead.
+async fn given_up(mut leadership: watch::Receiver<Leadership>, node: NodeId) {
+    let leads = |now: &Leadership| now.leader == Some(node);
+    // An error means that the group is stopping, and openraft says so to whoever waits.
+    if leadership.wait_for(leads).await.is_err() || leadership.wait_for(|now| !leads(now)).await.is_err() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(OUTCOME_WAIT_MAX).await;
 }
 
 fn on_finished(waiting: Vec<Waiting>, result: Result<ClientWriteResult<TypeConfig>, ProposeError>) {
