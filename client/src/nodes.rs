@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use skein_proto::{
     broker::{self, cluster_client::ClusterClient},
-    ids::NodeId,
+    ids::{NodeId, ShardId},
 };
 
 use crate::{
@@ -68,7 +68,7 @@ impl Client {
     }
 
     /// The cluster, with each shard as its own leader sees it: only that one knows what is being done about its
-    /// replicas. Where a leader does not answer, as any node sees it.
+    /// replicas; and the nodes as the catalog's leader has them. Where a leader does not answer, as any node sees it.
     ///
     /// # Errors
     /// When no node answers within the request timeout.
@@ -82,6 +82,11 @@ impl Client {
             .collect();
         for (leader, address) in leaders {
             let Ok(view) = self.router().ask(&address).await else { continue };
+            let leads_catalog =
+                topology.shard(ShardId::CATALOG).is_some_and(|shard| shard.leader == Some(leader));
+            if leads_catalog {
+                topology.nodes.clone_from(&view.nodes);
+            }
             for shard in view.shards {
                 let own = topology.shards.iter_mut().find(|known| known.id == shard.id);
                 if let Some(known) = own.filter(|_| shard.leader == Some(leader)) {

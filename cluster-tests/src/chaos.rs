@@ -1,5 +1,5 @@
-//! Faults of every kind, drawn from a seed, one after the other and now and then two at once, under load; a quarter of the
-//! time is calm. What clients saw is judged, and how long they waited is measured.
+//! Faults of every kind, drawn from a seed, one after the other and now and then two at once, under load; a quarter of
+//! the time is calm. What clients saw is judged, and how long they waited is measured.
 
 mod report;
 

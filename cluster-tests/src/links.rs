@@ -1,8 +1,8 @@
-//! A way from every node to every other one that can be cut, in either direction, and slowed down. What nodes say to each
-//! other passes through this process; no privileges are needed.
+//! A way from every node to every other one that can be cut, in either direction, and slowed down. What nodes say to
+//! each other passes through this process; no privileges are needed.
 //!
-//! A cut way is as silent as a cable that was pulled out: bytes and ends of connections are held back, and come when it is
-//! healed, as TCP would send them again. A node whose process has died refuses connections, also through here.
+//! A cut way is as silent as a cable that was pulled out: bytes and ends of connections are held back, and come when it
+//! is healed, as TCP would send them again. A node whose process has died refuses connections, also through here.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 

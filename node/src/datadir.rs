@@ -116,6 +116,15 @@ pub enum DataDirError {
         /// The node.
         node: u64,
     },
+    /// There is data in it, and nothing says whose.
+    #[error(
+        "data_dir {dir} has no node.json but a log of some node: a node can join a cluster only with an empty \
+         directory; restore node.json, or write another data_dir"
+    )]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The cluster has another number of shards.
     #[error(
         "data_dir {dir} belongs to a cluster of {found} shards, and the configuration says {configured}; \
@@ -178,8 +187,11 @@ impl DataDir {
     /// with, no other one can.
     ///
     /// # Errors
-    /// When the file system fails.
+    /// When the file system fails, or there is a log or a checkpoint in it.
     pub fn name(&self) -> Result<String, DataDirError> {
+        if self.log().exists() || self.checkpoint().exists() {
+            return Err(DataDirError::NotEmpty { dir: self.dir.clone() });
+        }
         let file = self.dir.join(NAME_FILE);
         if let Some(text) = self.read(&file, "read joining.json in it")? {
             return serde_json::from_str(&text).map_err(|source| DataDirError::Unreadable { file, source });
@@ -307,6 +319,8 @@ mod tests {
         let held = DataDir::open(dir.path(), Arc::new(RealDisk)).unwrap();
         let name = held.name().unwrap();
         assert_eq!(held.name().unwrap(), name);
+        std::fs::create_dir(held.log()).unwrap();
+        assert!(matches!(held.name(), Err(DataDirError::NotEmpty { .. })));
         let configured = Some(NodeId::new(3));
         let owner = Owner::joined(NodeId::new(4), configured, "c0ffee".to_owned(), 8);
         held.claim(&owner).unwrap();

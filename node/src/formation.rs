@@ -13,6 +13,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use skein_proto::{
     ids::NodeId,
     peer::{HelloRequest, HelloResponse},
@@ -22,7 +23,7 @@ use tokio::sync::watch;
 use crate::{
     config::Config,
     datadir::{DataDir, DataDirError, Owner},
-    peer::{Connections, Identity},
+    peer::{Connections, Identity, says_removed},
     random::random_u64,
 };
 
@@ -76,6 +77,17 @@ pub enum FormationError {
         answered: u64,
         /// Where.
         address: String,
+    },
+    /// The cluster has no node of this id any more.
+    #[error(
+        "this node's data_dir is empty, and node {node} was removed from the cluster, as node {by} says; to let this \
+         machine join again, run `skein cluster add`, and start with --join-token and the token which that prints"
+    )]
+    Removed {
+        /// This node.
+        node: NodeId,
+        /// Who says so.
+        by: NodeId,
     },
     /// The nodes are configured differently.
     #[error(
@@ -146,11 +158,18 @@ impl Joiner<'_> {
     }
 
     async fn adopt(&self, founder: NodeId) -> Result<Owner, FormationError> {
-        let hello = self.ask(founder, |hello| !hello.cluster_id.is_empty()).await?;
-        if hello.formed {
-            return Err(FormationError::LostDirectory { cluster_id: hello.cluster_id, node: self.node });
+        // All are asked: the founder may be gone, or another node may be where it was, when the cluster is formed.
+        let tells = |peer| {
+            move |hello: &HelloResponse| hello.formed || peer == founder && !hello.cluster_id.is_empty()
+        };
+        let others = self.config.members.keys().filter(|node| **node != self.node);
+        let asked = others.map(|peer| self.ask(*peer, tells(*peer)).boxed());
+        let (hello, _, _) = futures::future::select_all(asked).await;
+        let HelloResponse { cluster_id, formed, .. } = hello?;
+        if formed {
+            return Err(FormationError::LostDirectory { cluster_id, node: self.node });
         }
-        self.join_as(hello.cluster_id)
+        self.join_as(cluster_id)
     }
 
     fn join_as(&self, cluster_id: String) -> Result<Owner, FormationError> {
@@ -210,7 +229,7 @@ impl Joiner<'_> {
     ) -> Result<HelloResponse, FormationError> {
         let address = &self.config.members[&node].grpc;
         for attempt in 0_u32.. {
-            if let Some(hello) = self.hello(node).await {
+            if let Some(hello) = self.hello(node).await? {
                 if hello.node_id != node.get() {
                     let address = address.clone();
                     return Err(FormationError::OtherNode { listed: node, answered: hello.node_id, address });
@@ -228,11 +247,18 @@ impl Joiner<'_> {
         unreachable!("a node is asked until it answers")
     }
 
-    /// One question. No answer, or a refusal, is as good as none: the node may be starting.
-    async fn hello(&self, node: NodeId) -> Option<HelloResponse> {
+    /// One question. No answer, or a refusal, is as good as none: the node may be starting. But not when it says that
+    /// this node was removed.
+    async fn hello(&self, node: NodeId) -> Result<Option<HelloResponse>, FormationError> {
         let request = HelloRequest { node_id: self.node.get(), ..HelloRequest::default() };
-        let answer = self.connections.peer(node)?.hello(request).await.ok()?;
-        Some(answer.into_inner())
+        let Some(mut peer) = self.connections.peer(node) else { return Ok(None) };
+        match peer.hello(request).await {
+            Ok(answer) => Ok(Some(answer.into_inner())),
+            Err(refused) if says_removed(&refused) => {
+                Err(FormationError::Removed { node: self.node, by: node })
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     fn check_configuration(&self, peer: NodeId, hello: &HelloResponse) -> Result<(), FormationError> {

@@ -1,4 +1,5 @@
-//! Lets faults of every kind happen to real clusters under load, for as long as is asked for, and judges what clients saw.
+//! Lets faults of every kind happen to real clusters under load, for as long as is asked for, and judges what clients
+//! saw.
 //!
 //! `cargo run --release -p skein-cluster-tests --bin chaos -- --seed 1 --minutes 10`
 

@@ -3,9 +3,11 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use skein_proto::broker::{
-    AddNodeRequest, NodeStanding, RemoveNodeRequest, Topology, cluster_client::ClusterClient,
+use skein_proto::{
+    REASON_TRAILER,
+    broker::{AddNodeRequest, NodeStanding, RemoveNodeRequest, Topology, cluster_client::ClusterClient},
 };
+use tonic::Status;
 
 use super::{Cluster, DATA_DIR, Node, addresses::free_addresses, channel, data_dir};
 use crate::{process::Process, wait};
@@ -31,9 +33,14 @@ impl Cluster {
         let request = AddNodeRequest { replaces_node_id: replaces.unwrap_or_default() };
         let answer = wait::until("an invitation", INVITE_LIMIT, async || {
             let any = *self.running().first().context("no node is running")?;
-            Ok(ClusterClient::new(self.channel(any)?).add_node(request).await?.into_inner())
+            match ClusterClient::new(self.channel(any)?).add_node(request).await {
+                // Asked again after any other failure, it might give out another id.
+                Err(refused) if is_not_done(&refused) => Err(refused.into()),
+                answer => Ok(answer),
+            }
         })
-        .await?;
+        .await??
+        .into_inner();
         Ok(Invitation { node_id: answer.node_id, token: answer.join_token })
     }
 
@@ -134,6 +141,12 @@ impl Cluster {
         ensure!(self.node(node_id)?.process.is_none(), "node {node_id} is running");
         self.nodes.remove(&node_id).context("no such node")
     }
+}
+
+/// A call that certainly did nothing, and may do something a moment later.
+fn is_not_done(refused: &Status) -> bool {
+    let reason = refused.metadata().get(REASON_TRAILER).and_then(|reason| reason.to_str().ok());
+    reason.is_some_and(|reason| ["BUSY", "NO_LEADER", "NOT_LEADER"].contains(&reason))
 }
 
 fn is_settled(topology: &Topology, members: &[u64]) -> Result<()> {

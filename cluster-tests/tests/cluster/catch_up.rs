@@ -247,7 +247,8 @@ async fn a_node_that_takes_anothers_place_gets_snapshots_and_dies_while_they_are
             scenario.cluster.topology(joins).await.map(drop)
         })
         .await?;
-        wait_written(scenario, joins, BULK_BYTES / 4, &wanted).await?;
+        let missing = wait_written(scenario, joins, BULK_BYTES / 4, &wanted).await?;
+        ensure!(!missing.is_empty(), "everything had arrived before it was killed");
         kill(&mut scenario.cluster, &scenario.recorder, joins)?;
         scenario.recorder.fault_done(KILL_RECEIVER);
         scenario.cluster.restart(joins)?;
@@ -256,6 +257,30 @@ async fn a_node_that_takes_anothers_place_gets_snapshots_and_dies_while_they_are
         let installed = scenario.cluster.metric(joins, "skein_snapshots_installed_total").await?;
         ensure!(installed > 0, "no snapshot was needed");
         scenario.suspect = Some(joins);
+        scenario.finish(work).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_only_node_is_replaced_and_nothing_is_left_behind_with_it() {
+    let name = "the_only_node_is_replaced_and_nothing_is_left_behind_with_it";
+    let setup = Setup { node_count: 1, ..impatient() };
+    scenario::run_with(&setup, name, LIMIT, async |scenario| {
+        let mut work = scenario.start(&Plan::default()).await?;
+        work.0.add(&bulk(), scenario.seed).await?;
+        let all = BULK_QUEUES.len() * usize::try_from(BULK_MESSAGES)?;
+        scenario.wait_confirmed_in(&bulk().queues, all, LOAD_LIMIT).await?;
+        wait_let_go(scenario).await?;
+        // Shards are copied one by one: the new node leads the catalog long before it has heard of the others.
+        let invitation = scenario.cluster.invite(Some(1)).await?;
+        scenario.cluster.join(&invitation, &impatient().settings)?;
+        work.1.add(scenario.cluster.channel(invitation.node_id)?);
+        scenario.cluster.wait_removed(1, CATCH_UP_LIMIT).await?;
+        scenario.cluster.wait_settled(CATCH_UP_LIMIT).await?;
+        let installed =
+            scenario.cluster.metric(invitation.node_id, "skein_snapshots_installed_total").await?;
+        ensure!(installed > 0, "no snapshot was needed");
         scenario.finish(work).await
     })
     .await;

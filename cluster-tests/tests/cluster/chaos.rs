@@ -1,4 +1,5 @@
-//! A minute of faults of every kind. For more: `cargo run --release -p skein-cluster-tests --bin chaos -- --minutes 60`.
+//! A minute of faults of every kind. For more:
+//! `cargo run --release -p skein-cluster-tests --bin chaos -- --minutes 60`.
 
 use std::time::Duration;
 

@@ -104,7 +104,10 @@ impl Api {
         request: TransferLeaderRequest,
     ) -> Result<TransferLeaderResponse, Status> {
         let TransferLeaderRequest { shard_id, node_id } = request;
-        let transferred = self.group(ShardId::new(shard_id))?.transfer_to(NodeId::new(node_id)).await;
+        let transferred = self
+            .group(ShardId::new(shard_id))?
+            .transfer_to(NodeId::new(node_id), self.transport.as_ref())
+            .await;
         let term = transferred.map_err(|error| status::from_transfer(error, shard_id, node_id))?;
         Ok(TransferLeaderResponse { term })
     }

@@ -1,5 +1,7 @@
 //! Nodes that come, go, and shall lead nothing. What is decided here the controller carries out, shard by shard.
 
+use std::time::Duration;
+
 use skein_proto::{
     ids::NodeId,
     limits::{CLUSTER_NODES_MAX, NODE_TEXT_BYTES_MAX},
@@ -8,6 +10,7 @@ use skein_proto::{
         JoinNodeResponse, Reason, RemoveNodeRequest, RemoveNodeResponse,
     },
 };
+use tokio::net::TcpStream;
 use tonic::{Code, Status};
 
 use super::{Api, status};
@@ -15,6 +18,9 @@ use crate::{
     broker::{CatalogCommand, CatalogOutcome, NodeAddresses, NodeCommand, NodeOutcome},
     random::random_u64,
 };
+
+/// A node that joins takes connections at once: it asks from there.
+const REACHED_WITHIN: Duration = Duration::from_secs(2);
 
 impl Api {
     /// Invites a node. This node leads the catalog, as for the ones below.
@@ -41,6 +47,10 @@ impl Api {
         if directory.is_empty() || directory.len() > NODE_TEXT_BYTES_MAX {
             let message = format!("the directory's name must have 1 to {NODE_TEXT_BYTES_MAX} bytes");
             return Err(status::invalid_setting(message));
+        }
+        let reached = tokio::time::timeout(REACHED_WITHIN, TcpStream::connect(&grpc_address)).await;
+        if !reached.is_ok_and(|reached| reached.is_ok()) {
+            return Err(not_reached(self.node, &grpc_address));
         }
         let addresses = NodeAddresses { grpc: grpc_address, http: http_address, clients: client_address };
         match self.change_nodes(NodeCommand::Join { token, directory, addresses }).await? {
@@ -79,6 +89,15 @@ impl Api {
     }
 }
 
+/// It may be that a name is not known everywhere yet, so it can be tried again.
+fn not_reached(node: NodeId, address: &str) -> Status {
+    let message = format!(
+        "node {node} cannot connect to {address:?}, where this node says that it is reached; correct [advertise] if \
+         that is wrong"
+    );
+    status::status(Code::Unavailable, Reason::Busy, message)
+}
+
 /// Names are as good as numbers.
 fn is_host_and_port(address: &str) -> bool {
     address.len() <= NODE_TEXT_BYTES_MAX
@@ -100,14 +119,17 @@ fn refused(outcome: NodeOutcome, node_id: u64) -> Status {
             Reason::Busy,
             "the cluster was formed a moment ago and does not know its own nodes yet; try again".to_owned(),
         ),
-        NodeOutcome::BeingReplaced { by } => (
-            Code::FailedPrecondition,
-            Reason::NodeConflict,
-            format!(
-                "node {by} takes the place of node {node_id} already; start that one, or take its invitation back \
-                 (skein cluster remove {by}) and replace node {node_id} again"
-            ),
-        ),
+        NodeOutcome::BeingReplaced { by, has_joined } => {
+            let advice = match has_joined {
+                true => format!("if that one is lost too, replace it (skein cluster replace {by})"),
+                false => format!(
+                    "start that one, or take its invitation back (skein cluster remove {by}) and replace node \
+                     {node_id} again"
+                ),
+            };
+            let message = format!("node {by} takes the place of node {node_id} already; {advice}");
+            (Code::FailedPrecondition, Reason::NodeConflict, message)
+        }
         NodeOutcome::TooMany => (
             Code::ResourceExhausted,
             Reason::TooMany,

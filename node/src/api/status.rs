@@ -151,6 +151,9 @@ pub(super) fn from_transfer(error: TransferError, shard_id: u32, node_id: u64) -
         TransferError::Behind { .. } => {
             refuse(Reason::ReplicaNotReady, "see whether the node is up, and try again when it has caught up")
         }
+        TransferError::NotFit => {
+            refuse(Reason::ReplicaNotReady, "see whether the node is up, and what its log says")
+        }
         TransferError::NotTaken => {
             refuse(Reason::ReplicaNotReady, "see skein cluster status for who leads, and try again")
         }

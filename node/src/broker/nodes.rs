@@ -105,6 +105,8 @@ pub enum NodeOutcome {
     BeingReplaced {
         /// By whom.
         by: NodeId,
+        /// That one has joined.
+        has_joined: bool,
     },
     /// The cluster has as many nodes as it may.
     TooMany,
@@ -182,9 +184,13 @@ impl Nodes {
                 return NodeOutcome::NotFound;
             }
             if let Some(by) = self.replacement(replaced) {
-                return NodeOutcome::BeingReplaced { by };
+                let has_joined = self.nodes.get(&by).is_some_and(|node| node.standing != Standing::Invited);
+                return NodeOutcome::BeingReplaced { by, has_joined };
             }
-        } else if self.count() >= CLUSTER_NODES_MAX {
+        }
+        // The place of one that leaves anyway is not free.
+        let takes_place = replaces.is_some_and(|replaced| self.is_member(replaced));
+        if !takes_place && self.count() >= CLUSTER_NODES_MAX {
             return NodeOutcome::TooMany;
         }
         let id = self.next;
@@ -259,10 +265,14 @@ impl Nodes {
     fn count(&self) -> usize {
         let stays = |(_, node): &(NodeId, &ClusterNode)| match node.standing {
             Standing::Member => true,
-            Standing::Invited => node.replaces.is_none(),
+            Standing::Invited => !node.replaces.is_some_and(|replaced| self.is_member(replaced)),
             Standing::Leaving => false,
         };
         self.iter().filter(stays).count()
+    }
+
+    fn is_member(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.standing == Standing::Member)
     }
 
     fn insert(&mut self, id: NodeId, node: ClusterNode) {
@@ -279,10 +289,12 @@ impl Nodes {
     }
 
     fn delete(&mut self, id: NodeId) -> NodeOutcome {
-        self.nodes.remove(&id);
+        let gone = self.nodes.remove(&id);
         self.changed.insert(id);
         if let Some(replacement) = self.replacement(id) {
-            self.change(replacement, |node| node.replaces = None);
+            // The one whose place it was to take, if that one is still there.
+            let replaces = gone.and_then(|gone| gone.replaces);
+            self.change(replacement, |node| node.replaces = replaces);
         }
         NodeOutcome::Changed
     }
@@ -358,7 +370,10 @@ mod tests {
         let (three, four) = (NodeId::new(3), NodeId::new(4));
         assert_eq!(invite(&mut nodes, "a", Some(9)), NodeOutcome::NotFound);
         assert_eq!(invite(&mut nodes, "a", Some(3)), NodeOutcome::Invited(four));
-        assert_eq!(invite(&mut nodes, "b", Some(3)), NodeOutcome::BeingReplaced { by: four });
+        assert_eq!(
+            invite(&mut nodes, "b", Some(3)),
+            NodeOutcome::BeingReplaced { by: four, has_joined: false }
+        );
         // Taken back, and given anew.
         assert_eq!(nodes.apply(&NodeCommand::Remove { node: four }), NodeOutcome::Changed);
         let five = NodeId::new(5);
@@ -372,6 +387,25 @@ mod tests {
         assert_eq!(standings(&nodes), [(1, member), (2, member), (5, member)]);
         assert!(nodes.iter().all(|(_, node)| node.replaces.is_none()));
         assert_eq!(invite(&mut nodes, "c", None), NodeOutcome::Invited(NodeId::new(6)));
+    }
+
+    #[test]
+    fn who_takes_the_place_of_a_replacement_takes_that_of_the_one_before_it() {
+        let mut nodes = founded(3);
+        let (three, four, five) = (NodeId::new(3), NodeId::new(4), NodeId::new(5));
+        invite(&mut nodes, "a", Some(3));
+        join(&mut nodes, "a", "dir", "node-4");
+        assert_eq!(
+            invite(&mut nodes, "b", Some(3)),
+            NodeOutcome::BeingReplaced { by: four, has_joined: true }
+        );
+        assert_eq!(invite(&mut nodes, "b", Some(4)), NodeOutcome::Invited(five));
+        join(&mut nodes, "b", "dir", "node-5");
+        assert_eq!(nodes.apply(&NodeCommand::Forget { node: four }), NodeOutcome::Changed);
+        let replaces = |nodes: &Nodes| nodes.iter().find(|(id, _)| *id == five).unwrap().1.replaces;
+        assert_eq!(replaces(&nodes), Some(three), "which is still there");
+        nodes.apply(&NodeCommand::Forget { node: three });
+        assert_eq!(replaces(&nodes), None);
     }
 
     #[test]
@@ -389,6 +423,9 @@ mod tests {
         assert_eq!(remove(1), NodeOutcome::Unchanged);
         assert_eq!(remove(2), NodeOutcome::LastNode);
         assert_eq!(remove(99), NodeOutcome::NotFound);
+        // The first one leaves, and has left its place to one that is invited.
+        assert_eq!(invite(&mut nodes, "in its place", Some(1)), NodeOutcome::Invited(NodeId::new(9)));
+        assert_eq!(invite(&mut nodes, "more", None), NodeOutcome::TooMany);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::steady::Steady;
 use crate::{
     broker::Standing,
     clock::Clock,
-    raft::{Groups, LACKING_ENTRIES_MAX},
+    raft::{Groups, Transport},
 };
 
 /// How often leaders are counted.
@@ -31,6 +31,8 @@ pub struct LeaderBalance {
     pub node: NodeId,
     /// This node's replicas.
     pub groups: Arc<Groups>,
+    /// Raft calls to the others.
+    pub transport: Arc<dyn Transport>,
     /// Who has been there for how long.
     pub steady: Steady,
     /// The time.
@@ -111,8 +113,8 @@ impl LeaderBalance {
         let Some(group) = self.groups.get(shard) else { return BTreeSet::new() };
         let steady = self.steady.for_at_least(steady_for);
         let voters = group.replica_set().voters;
-        let caught_up = group.follower_lags().into_iter().filter(|(_, lag)| *lag <= LACKING_ENTRIES_MAX);
-        let fit = caught_up.map(|(node, _)| node).filter(|node| {
+        let caught_up = group.caught_up().into_iter();
+        let fit = caught_up.filter(|node| {
             *node != self.node && may_lead.contains(node) && steady.contains(node) && voters.contains(node)
         });
         fit.collect()
@@ -120,7 +122,7 @@ impl LeaderBalance {
 
     async fn give(&self, shard: ShardId, to: NodeId, why: &str) -> bool {
         let Some(group) = self.groups.get(shard) else { return false };
-        match group.transfer_to(to).await {
+        match group.transfer_to(to, self.transport.as_ref()).await {
             Ok(_) => {
                 tracing::info!(%shard, %to, why, "let another node lead");
                 true
@@ -152,9 +154,13 @@ fn next_move(
     }
     let mut by_count: Vec<_> = may_lead.iter().map(|other| (count(leaders, *other), *other)).collect();
     by_count.sort_unstable();
-    let (_, to) = by_count.into_iter().find(|(count, other)| *other != node && own >= count + 2)?;
+    let fewer = by_count.into_iter().filter(|(count, other)| *other != node && own >= count + 2);
     let led = leaders.iter().filter(|(_, leader)| **leader == Some(node)).map(|(shard, _)| *shard);
-    led.into_iter().find(|shard| successors(*shard).contains(&to)).map(|shard| (shard, to))
+    let led: Vec<_> = led.map(|shard| (shard, successors(shard))).collect();
+    // Whoever leads fewest may be down, or behind.
+    let can_lead =
+        |to: NodeId| led.iter().find(|(_, successors)| successors.contains(&to)).map(|(shard, _)| *shard);
+    fewer.into_iter().find_map(|(_, to)| Some((can_lead(to)?, to)))
 }
 
 #[cfg(test)]
@@ -166,9 +172,21 @@ mod tests {
     }
 
     fn moves(node: u64, of: &[u64], may_lead: &[u64]) -> Option<(u32, u64)> {
-        let may_lead: BTreeSet<_> = may_lead.iter().copied().map(NodeId::new).collect();
-        let moved = next_move(NodeId::new(node), &leaders(of), &may_lead, |_| may_lead.clone());
+        moves_among(node, of, may_lead, may_lead)
+    }
+
+    fn moves_among(node: u64, of: &[u64], may_lead: &[u64], are_there: &[u64]) -> Option<(u32, u64)> {
+        let as_set = |nodes: &[u64]| nodes.iter().copied().map(NodeId::new).collect::<BTreeSet<_>>();
+        let successors = as_set(are_there);
+        let moved = next_move(NodeId::new(node), &leaders(of), &as_set(may_lead), |_| successors.clone());
         moved.map(|(shard, to)| (shard.get(), to.get()))
+    }
+
+    #[test]
+    fn a_node_that_is_down_does_not_keep_the_others_uneven() {
+        assert_eq!(moves_among(1, &[1, 1, 1, 1, 2], &[1, 2, 3], &[1, 2]), Some((0, 2)));
+        assert_eq!(moves_among(1, &[1, 1, 1, 1], &[1, 2, 3], &[1, 3]), Some((0, 3)));
+        assert_eq!(moves_among(1, &[1, 1, 1, 2, 2], &[1, 2, 3], &[1, 2]), None);
     }
 
     #[test]

@@ -12,11 +12,11 @@ use std::{
 use skein_proto::ids::{NodeId, ShardId};
 use tokio::sync::watch;
 
-use self::plan::{Known, Step};
+use self::plan::{Known, Reason, Step};
 use super::steady::Steady;
 use crate::{
-    broker::{ClusterNode, NodeAddresses, Standing},
-    raft::{Group, Groups, LACKING_ENTRIES_MAX, MembershipError},
+    broker::{ClusterNode, Standing},
+    raft::{Group, Groups, MembershipError, Transport},
 };
 
 /// How often shards are looked at.
@@ -34,6 +34,8 @@ pub struct ReplicaKeeper {
     pub node: NodeId,
     /// This node's replicas.
     pub groups: Arc<Groups>,
+    /// Raft calls to the others.
+    pub transport: Arc<dyn Transport>,
     /// Who has been there for how long.
     pub steady: Steady,
     /// Where is told what is being done.
@@ -41,9 +43,13 @@ pub struct ReplicaKeeper {
 }
 
 /// Who is to have replicas.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Wishes {
     wanted: BTreeSet<NodeId>,
+    /// Leaving nodes, each with the one that takes its place.
     replaced: Vec<(NodeId, NodeId)>,
+    /// Nodes that shall lead nothing.
+    drained: BTreeSet<NodeId>,
 }
 
 impl ReplicaKeeper {
@@ -54,22 +60,21 @@ impl ReplicaKeeper {
         loop {
             ticks.tick().await;
             let Some(wishes) = self.wishes() else { continue };
-            let steady = self.steady.for_at_least(STEADY_AFTER);
             let led = self.groups.iter().filter(|group| group.is_leader());
             let steps: Vec<_> = led
-                .map(|group| (group, self.next(group, &wishes, &steady)))
+                .map(|group| (group, self.next(group, &wishes)))
                 .filter(|(_, step)| *step != Step::Settled)
                 .collect();
             let describe = |(group, step): &(&Arc<Group>, Step)| (group.shard(), step.describe());
             self.tell(steps.iter().map(describe).collect());
             // One shard after the other is copied, so that a new node is not flooded.
             let mut is_copying =
-                steps.iter().any(|(_, step)| matches!(step, Step::Wait(plan::Reason::CatchesUp(_))));
+                steps.iter().any(|(_, step)| matches!(step, Step::Wait(Reason::CatchesUp(_))));
             for (group, step) in steps {
-                if matches!(step, Step::Add(_)) && std::mem::replace(&mut is_copying, true) {
-                    continue;
+                let is_put_off = matches!(step, Step::Add(_)) && std::mem::replace(&mut is_copying, true);
+                if !is_put_off && self.is_still_right(group, &step).await {
+                    self.take(group, step).await;
                 }
-                self.take(group, step).await;
             }
         }
     }
@@ -84,30 +89,35 @@ impl ReplicaKeeper {
 
     /// Nothing while this node's catalog does not know the cluster's nodes.
     fn wishes(&self) -> Option<Wishes> {
-        self.groups.catalog().replica().with_catalog(|catalog| {
-            let nodes: Vec<(NodeId, &ClusterNode)> = catalog.nodes().collect();
-            let members = nodes.iter().filter(|(_, node)| node.standing == Standing::Member);
-            let wanted: BTreeSet<_> = members.map(|(id, _)| *id).collect();
-            let replaced = nodes.iter().filter(|(id, _)| wanted.contains(id));
-            let replaced = replaced.filter_map(|(id, node)| Some((node.replaces?, *id))).collect();
-            (!wanted.is_empty()).then_some(Wishes { wanted, replaced })
-        })
+        let wishes =
+            self.groups.catalog().replica().with_catalog(|catalog| Wishes::of(&catalog.nodes().collect()));
+        (!wishes.wanted.is_empty()).then_some(wishes)
     }
 
-    fn next(&self, group: &Group, wishes: &Wishes, steady: &BTreeSet<NodeId>) -> Step {
+    /// Whether a step is what should be done also by what is known now, which another step may have taken seconds to
+    /// become, and by what the catalog's leader knows.
+    async fn is_still_right(&self, group: &Group, step: &Step) -> bool {
+        if matches!(step, Step::Wait(_)) || !self.groups.catalog().catch_up(self.transport.as_ref()).await {
+            return false;
+        }
+        let is_same = |wishes: Wishes| self.next(group, &wishes) == *step;
+        group.is_leader() && self.wishes().is_some_and(is_same)
+    }
+
+    fn next(&self, group: &Group, wishes: &Wishes) -> Step {
         let replicas = group.replica_set();
         if !replicas.is_changing && replicas.learners.is_empty() && replicas.voters == wishes.wanted {
             return Step::Settled;
         }
-        let lags = group.follower_lags().into_iter();
-        let caught_up = lags.filter(|(node, lag)| *lag <= LACKING_ENTRIES_MAX && steady.contains(node));
-        let fit = caught_up.map(|(node, _)| node).chain([self.node]).collect();
+        let steady = self.steady.for_at_least(STEADY_AFTER);
+        let fit: BTreeSet<_> = group.caught_up().intersection(&steady).copied().chain([self.node]).collect();
         let known = Known {
             leader: self.node,
             replicas: &replicas,
             wanted: &wishes.wanted,
             replaced: &wishes.replaced,
-            steady,
+            drained: &wishes.drained,
+            steady: &steady,
             fit: &fit,
         };
         known.next()
@@ -119,13 +129,12 @@ impl ReplicaKeeper {
         let taken = match step {
             Step::Settled | Step::Wait(_) => return,
             Step::Add(node) => group.add_learner(node, &self.address(node)).await,
-            Step::SetVoters(voters) => group.set_voters(&voters).await,
+            Step::SetVoters(voters) => self.set_voters(group, &voters).await,
             Step::Drop(node) => group.drop_learner(node).await,
-            Step::HandOver(node) => group
-                .transfer_to(node)
-                .await
-                .map(drop)
-                .map_err(|error| MembershipError::Refused(error.to_string())),
+            Step::HandOver(node) => {
+                let handed_over = group.transfer_to(node, self.transport.as_ref()).await;
+                handed_over.map(drop).map_err(|error| MembershipError::Refused(error.to_string()))
+            }
         };
         match taken {
             Ok(()) => tracing::info!(%shard, "{what}"),
@@ -134,15 +143,71 @@ impl ReplicaKeeper {
         }
     }
 
+    /// A change that no majority of those to come can agree to would leave the shard stuck, so they are asked first.
+    async fn set_voters(&self, group: &Group, voters: &BTreeSet<NodeId>) -> Result<(), MembershipError> {
+        let fit = group.fit_among(voters, self.transport.as_ref()).await;
+        if fit.len() <= voters.len() / 2 {
+            let reason = format!("only {} of {} say that they could lead", fit.len(), voters.len());
+            return Err(MembershipError::Refused(reason));
+        }
+        group.set_voters(voters).await
+    }
+
     /// Only for people who read raft's records: nodes are reached where the catalog says.
     fn address(&self, node: NodeId) -> String {
-        self.groups
-            .catalog()
-            .replica()
-            .with_catalog(|catalog| {
-                let known = catalog.nodes().find(|(id, _)| *id == node);
-                known.map(|(_, ClusterNode { addresses: NodeAddresses { grpc, .. }, .. })| grpc.clone())
-            })
-            .unwrap_or_default()
+        let address = self.groups.catalog().replica().with_catalog(|catalog| {
+            catalog.nodes().find(|(id, _)| *id == node).map(|(_, known)| known.addresses.grpc.clone())
+        });
+        address.unwrap_or_default()
+    }
+}
+
+impl Wishes {
+    fn of(nodes: &BTreeMap<NodeId, &ClusterNode>) -> Self {
+        let mut wishes = Self::default();
+        for (id, node) in nodes {
+            if node.standing == Standing::Member {
+                wishes.wanted.insert(*id);
+                // Who takes the place of a replacement that is lost itself takes that of the one before it.
+                let mut replaced = node.replaces;
+                while let Some(gone) = replaced.filter(|gone| !wishes.replaced.contains(&(*gone, *id))) {
+                    wishes.replaced.push((gone, *id));
+                    replaced = nodes.get(&gone).and_then(|gone| gone.replaces);
+                }
+            }
+            if node.is_drained {
+                wishes.drained.insert(*id);
+            }
+        }
+        wishes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::NodeAddresses;
+
+    #[test]
+    fn who_replaces_a_replacement_replaces_the_first_one() {
+        let node = |standing, replaces: Option<u64>| ClusterNode {
+            standing,
+            addresses: NodeAddresses::default(),
+            token: String::new(),
+            directory: String::new(),
+            replaces: replaces.map(NodeId::new),
+            is_drained: false,
+        };
+        let id = NodeId::new;
+        let nodes = [
+            (id(1), node(Standing::Member, None)),
+            (id(3), node(Standing::Leaving, None)),
+            (id(4), node(Standing::Leaving, Some(3))),
+            (id(5), node(Standing::Member, Some(4))),
+            (id(6), node(Standing::Invited, Some(1))),
+        ];
+        let wishes = Wishes::of(&nodes.iter().map(|(id, node)| (*id, node)).collect());
+        assert_eq!(wishes.wanted, [id(1), id(5)].into());
+        assert_eq!(wishes.replaced, [(id(4), id(5)), (id(3), id(5))]);
     }
 }

@@ -1,7 +1,7 @@
 //! Keeps this node's idea of who belongs to the cluster as the catalog says, and the catalog's as the cluster is: the
 //! nodes that formed it are noted, and those that have left are forgotten.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use skein_proto::ids::NodeId;
 use tokio::sync::watch;
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::{
     broker::{CatalogCommand, ClusterNode, NodeAddresses, NodeCommand, Standing},
     peer::{Connections, Identity, Member, Members, Roster},
-    raft::{Groups, Proposed},
+    raft::{Groups, Proposed, Transport},
 };
 
 /// How often is looked whether a leaving node has left, and after a proposal that failed.
@@ -21,6 +21,8 @@ pub struct RosterKeeper {
     pub groups: Arc<Groups>,
     /// The ways to the others.
     pub connections: Arc<Connections>,
+    /// Raft calls to the others.
+    pub transport: Arc<dyn Transport>,
     /// What this node tells its peers.
     pub identity: watch::Sender<Identity>,
     /// The nodes that the configuration lists, or that formed the cluster: reached where it says.
@@ -65,12 +67,13 @@ impl RosterKeeper {
         self.identity.send_if_modified(|identity| identity.roster.replace(roster.clone()) != Some(roster));
     }
 
-    /// Where a node is reached: where the configuration says, if it says anything. Addresses of those that formed the
-    /// cluster are changed there.
+    /// Where a node is reached: one that formed the cluster where the configuration says, if it lists it, since that is
+    /// where its addresses are changed; one that joined, where it said.
     fn member(&self, id: NodeId, node: &ClusterNode) -> Member {
         let NodeAddresses { grpc, http, clients } = node.addresses.clone();
         let told = || Member { grpc, http, clients };
-        self.configured.get(&id).cloned().unwrap_or_else(told)
+        let is_founder = node.token.is_empty();
+        self.configured.get(&id).filter(|_| is_founder).cloned().unwrap_or_else(told)
     }
 
     /// Tells the catalog what it does not know yet. This node leads it.
@@ -88,21 +91,27 @@ impl RosterKeeper {
             let nodes = self.configured.iter().map(|(id, member)| (*id, addresses(member))).collect();
             self.propose(NodeCommand::Found { nodes }).await;
         }
-        if leaving.is_empty() {
-            return;
+        for node in leaving {
+            if self.has_left(node).await {
+                tracing::info!(%node, "no shard has a replica on the node any more: it has left the cluster");
+                self.propose(NodeCommand::Forget { node }).await;
+            }
         }
-        let still_used: BTreeSet<NodeId> = self
-            .groups
-            .iter()
-            .map(|group| group.replica_set())
-            .flat_map(|replicas| {
-                replicas.old_voters.into_iter().chain(replicas.voters).chain(replicas.learners)
-            })
-            .collect();
-        for node in leaving.into_iter().filter(|node| !still_used.contains(node)) {
-            tracing::info!(%node, "no shard has a replica on the node any more: it has left the cluster");
-            self.propose(NodeCommand::Forget { node }).await;
+    }
+
+    /// Whether no shard has a replica on a node, by what a majority of each has agreed on up to now. What this node has
+    /// heard of a shard may be old, or nothing yet, and a node that is forgotten is refused by all others.
+    async fn has_left(&self, node: NodeId) -> bool {
+        for group in self.groups.iter() {
+            if !group.catch_up(self.transport.as_ref()).await {
+                return false;
+            }
+            let agreed = group.agreed_replicas();
+            if agreed.is_empty() || agreed.contains(&node) {
+                return false;
+            }
         }
+        true
     }
 
     async fn propose(&self, command: NodeCommand) {

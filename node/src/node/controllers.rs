@@ -41,6 +41,7 @@ impl Controllers<'_> {
         let roster = RosterKeeper {
             groups: Arc::clone(groups),
             connections: Arc::clone(connections),
+            transport: Arc::clone(transport),
             identity: self.identity,
             is_founder: !self.owner.has_joined(),
             configured: self.seat.members,
@@ -48,9 +49,21 @@ impl Controllers<'_> {
         tasks::spawn(roster.run());
         let sightings = attend(node, groups, connections, transport, clock, self.failures);
         let steady = Steady::follow(sightings.clone(), clock.clone());
-        let replicas = ReplicaKeeper { node, groups: Arc::clone(groups), steady: steady.clone(), activities };
+        let replicas = ReplicaKeeper {
+            node,
+            groups: Arc::clone(groups),
+            transport: Arc::clone(transport),
+            steady: steady.clone(),
+            activities,
+        };
         tasks::spawn(replicas.run());
-        let balance = LeaderBalance { node, groups: Arc::clone(groups), steady, clock: clock.clone() };
+        let balance = LeaderBalance {
+            node,
+            groups: Arc::clone(groups),
+            transport: Arc::clone(transport),
+            steady,
+            clock: clock.clone(),
+        };
         tasks::spawn(balance.run());
         (sightings, activities_watch)
     }

@@ -83,7 +83,8 @@ pub(super) fn source<T>(request: &Request<T>) -> Option<NodeId> {
 }
 
 /// Whether a peer refuses a call because this node was removed from the cluster.
-pub(super) fn says_removed(refused: &Status) -> bool {
+#[must_use]
+pub fn says_removed(refused: &Status) -> bool {
     refused.metadata().contains_key(REMOVED)
 }
 

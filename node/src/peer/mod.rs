@@ -15,7 +15,7 @@ mod snapshots;
 mod transport;
 
 pub use connections::{Connections, Member, Members, Peer};
-pub use credentials::Incoming;
+pub use credentials::{Incoming, says_removed};
 pub use presence::{Presence, Sightings};
 pub use service::{Identity, PeerService, Roster};
 pub use transport::PeerTransport;

@@ -132,6 +132,10 @@ impl Peer for PeerService {
     }
 
     async fn attend(&self, request: Request<AttendRequest>) -> Result<Response<Self::AttendStream>, Status> {
+        // Whoever cannot answer for its replicas is not counted on.
+        if self.groups.get().is_none() {
+            return Err(Status::unavailable("the node is starting"));
+        }
         let source = credentials::source(&request);
         let mut ticks = tokio::time::interval(BEAT_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -87,6 +87,11 @@ async fn run_node(config: Config, join_token: Option<&str>) -> anyhow::Result<()
 /// Ends the process at once, without another write: what is in memory may be ahead of what is on disk, and the other
 /// nodes have what was confirmed.
 fn fail(failure: &NodeFailure) -> ! {
-    tracing::error!(%failure, "the node failed and stops at once; start it again once the cause is mended");
+    match failure {
+        NodeFailure::Removed { .. } => tracing::error!(%failure, "the node stops"),
+        _ => {
+            tracing::error!(%failure, "the node failed and stops at once; start it again once the cause is mended");
+        }
+    }
     std::process::exit(1)
 }

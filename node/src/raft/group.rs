@@ -349,9 +349,14 @@ impl Group {
         Ok(true)
     }
 
+    /// Bytes of the shard's log after an entry, about.
+    pub(super) fn log_bytes_after(&self, index: u64) -> u64 {
+        self.saved.log.bytes_after(self.shard, index)
+    }
+
     /// How much of the shard's log some replica lacks, in bytes, about.
     pub(super) fn lag_bytes(&self) -> u64 {
-        self.saved.log.bytes_after(self.shard, self.saved.replica.replicated_index())
+        self.log_bytes_after(self.saved.replica.replicated_index())
     }
 
     /// Lets raft forget the part of the log that the checkpoint covers: as far as every replica has it, or, when those

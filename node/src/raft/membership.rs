@@ -7,10 +7,13 @@ use openraft::{BasicNode, ChangeMembers, async_runtime::watch::WatchReceiver as 
 use skein_proto::ids::NodeId;
 use tokio::time;
 
-use super::group::Group;
+use super::{group::Group, network::Transport};
 
 /// A change that is not agreed on within this is looked at again: a majority may be gone.
 const CHANGE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What a shard's leader has applied is applied here within this, or not waited for.
+const APPLY_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// The nodes that have a replica of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +54,26 @@ impl Group {
             learners: membership.learner_ids().map(NodeId::new).collect(),
             is_changing: configs.len() > 1,
         }
+    }
+
+    /// Waits until this replica has everything that was confirmed before the call, as its leader says. False when that
+    /// does not answer, or this replica is far behind.
+    pub async fn catch_up(&self, transport: &dyn Transport) -> bool {
+        let Some(leader) = self.leadership().borrow().leader else { return false };
+        let index = match leader == self.node() {
+            true => self.read_index().await,
+            false => transport.read_index(leader, self.shard()).await.ok(),
+        };
+        let Some(index) = index else { return false };
+        time::timeout(APPLY_WAIT_MAX, self.replica().wait_applied(index)).await.is_ok()
+    }
+
+    /// The nodes that have a replica, whether or not it counts, by the newest change that this replica has applied: it
+    /// is agreed on. Empty when this replica has applied nothing.
+    #[must_use]
+    pub fn agreed_replicas(&self) -> BTreeSet<NodeId> {
+        let (_, membership) = self.replica().applied();
+        membership.nodes().map(|(id, _)| NodeId::new(*id)).collect()
     }
 
     /// Lets a node have a replica that is brought up to date and does not count yet.

@@ -49,4 +49,4 @@ pub use replica::Replica;
 pub use scrub::Scrubbing;
 pub use snapshot::ReceiveError;
 pub use succession::Succession;
-pub use transfer::{LACKING_ENTRIES_MAX, TransferError};
+pub use transfer::TransferError;

@@ -53,7 +53,8 @@ impl Succession {
         let mut orphans = Vec::new();
         for group in self.groups.iter() {
             let led = *group.leadership().borrow();
-            if led.leader != Some(dead) {
+            // One that is being brought up to date has no say yet.
+            if led.leader != Some(dead) || !group.voters().contains(&self.node) {
                 continue;
             }
             if let Some(standing) = group.standing().await {

@@ -1,15 +1,19 @@
 //! Hands a shard's leadership over, to whomever is asked for or to whoever has most of the log.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
+use futures::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use skein_proto::ids::NodeId;
 use tokio::time;
 
-use super::group::Group;
+use super::{group::Group, network::Transport};
 
 /// Entries that a replica may lack and still be handed leadership: nobody leads until it has them.
-pub const LACKING_ENTRIES_MAX: u64 = 1_024;
+const LACKING_ENTRIES_MAX: u64 = 1_024;
+
+/// ... and bytes of them, about.
+const LACKING_BYTES_MAX: u64 = 16 << 20;
 
 /// A replica that was handed leadership leads within this, or somebody else does.
 const TAKEN_WITHIN: Duration = Duration::from_secs(3);
@@ -24,22 +28,56 @@ pub enum TransferError {
     #[error("it has no replica of the shard")]
     NotAReplica,
     /// The other one is down, or catching up.
-    #[error("it lacks {entries} entries of the shard's log, and may lack {LACKING_ENTRIES_MAX}")]
+    #[error(
+        "it lacks {entries} entries of the shard's log, and may lack {LACKING_ENTRIES_MAX}, and as many bytes as go \
+         with a few large ones"
+    )]
     Behind {
         /// How many.
         entries: u64,
     },
+    /// The other one does not answer, is starting, or has a damaged log.
+    #[error("it does not answer that it could")]
+    NotFit,
     /// The other one was asked, and did nothing.
     #[error("it did not take over within {TAKEN_WITHIN:?}")]
     NotTaken,
 }
 
 impl Group {
+    /// The other replicas that have nearly all of the log, as far as this node, which leads, has heard.
+    #[must_use]
+    pub fn caught_up(&self) -> BTreeSet<NodeId> {
+        let metrics = self.raft().metrics().borrow_watched().clone();
+        let others = metrics.replication.iter().flatten().map(|(id, matched)| (NodeId::new(*id), matched));
+        let others = others.filter(|(node, _)| *node != self.node());
+        // One that was never heard may have nothing, however little there is.
+        let heard = others.filter_map(|(node, matched)| Some((node, matched.as_ref()?.index())));
+        let last = metrics.last_log_index.unwrap_or_default();
+        let caught_up = heard.filter(|(_, matched)| {
+            last.saturating_sub(*matched) <= LACKING_ENTRIES_MAX
+                && self.log_bytes_after(*matched) <= LACKING_BYTES_MAX
+        });
+        caught_up.map(|(node, _)| node).collect()
+    }
+
+    /// Which of these nodes say that their replica could lead, as far as they answer.
+    pub async fn fit_among(&self, nodes: &BTreeSet<NodeId>, transport: &dyn Transport) -> BTreeSet<NodeId> {
+        let shard = self.shard();
+        let others = nodes.iter().copied().filter(|node| *node != self.node());
+        let asked = others.map(|node| async move {
+            let standings = transport.standings(node, vec![shard]).await.ok()?;
+            standings.iter().any(|(answered, _)| *answered == shard).then_some(node)
+        });
+        let own = self.standing().await.map(|_| self.node()).filter(|own| nodes.contains(own));
+        join_all(asked).await.into_iter().chain([own]).flatten().collect()
+    }
+
     /// Lets a replica lead, and waits until it does. Gives the term in which it does.
     ///
     /// # Errors
     /// See [`TransferError`]. Whoever leads then is known from [`Group::leadership`].
-    pub async fn transfer_to(&self, to: NodeId) -> Result<u64, TransferError> {
+    pub async fn transfer_to(&self, to: NodeId, transport: &dyn Transport) -> Result<u64, TransferError> {
         let mut leadership = self.leadership();
         let now = *leadership.borrow();
         if now.leader == Some(to) {
@@ -53,8 +91,12 @@ impl Group {
         let matched = matched.ok_or(TransferError::NotAReplica)?.as_ref().map(|id| id.index());
         let end = |last: Option<u64>| last.map_or(0, |last| last + 1);
         let entries = end(metrics.last_log_index).saturating_sub(end(matched));
-        if entries > LACKING_ENTRIES_MAX {
+        if !self.caught_up().contains(&to) {
             return Err(TransferError::Behind { entries });
+        }
+        // While it is asked to lead, nobody does: only who answers that it could is asked.
+        if !self.fit_among(&[to].into(), transport).await.contains(&to) {
+            return Err(TransferError::NotFit);
         }
         let asked = self.raft().trigger().transfer_leader(to.get()).await;
         asked.map_err(|_| TransferError::NotLeader)?;

@@ -1,14 +1,11 @@
 //! Nodes that come, go, and shall lead nothing; each waited for with what is being done about it.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use indicatif::ProgressBar;
 use serde_json::json;
-use skein_client::{Client, NodeId, NodeStanding, ShardId, Topology};
+use skein_client::{Client, Node, NodeId, NodeStanding, ShardId, Topology};
 
 use super::Patience;
 use crate::output::{self, Output};
@@ -63,6 +60,13 @@ pub(super) async fn drain(
 ) -> anyhow::Result<()> {
     client.drain_node(node, !undo).await?;
     if !undo {
+        let topology = client.topology_of_leaders().await?;
+        if may_lead(&topology).all(|other| other == node) && !leads(&topology, node).is_empty() {
+            bail!(
+                "node {node} is drained, but leads on: there is no other node that may lead; bring one up, or \
+                 let one lead again (skein cluster drain NODE --undo)"
+            );
+        }
         wait(client, &format!("node {node} hands over"), patience, |topology| {
             let leads = leads(topology, node).len();
             (leads, leads == 0)
@@ -95,13 +99,18 @@ pub(super) async fn wait_settled(client: &Client, patience: Patience, output: &O
 
 pub(super) async fn rebalance(client: &Client, output: &Output) -> anyhow::Result<()> {
     let mut moved = 0;
-    let topology = client.topology().await?;
+    let mut topology = client.topology_of_leaders().await?;
     // Each move makes the difference smaller; there are no more of them than shards.
-    for _ in &topology.shards {
-        let topology = client.topology().await?;
+    for _ in 0..topology.shards.len() {
         let Some((shard, to)) = next_move(&topology) else { break };
         client.transfer_leader(shard, to).await?;
         moved += 1;
+        // Not everybody has heard of it yet.
+        topology
+            .shards
+            .iter_mut()
+            .filter(|moved| moved.id == shard)
+            .for_each(|moved| moved.leader = Some(to));
     }
     output.result(&json!({ "moved_count": moved }), || match moved {
         0 => "leaders are spread evenly already".to_owned(),
@@ -110,20 +119,24 @@ pub(super) async fn rebalance(client: &Client, output: &Output) -> anyhow::Resul
     Ok(())
 }
 
-/// A shard of the node that leads most, and the node that leads fewest, when they differ by more than one.
+/// A shard of the node that leads most, and a node that leads at least two fewer and could lead it.
 fn next_move(topology: &Topology) -> Option<(ShardId, NodeId)> {
-    let may_lead = topology
-        .nodes
-        .iter()
-        .filter(|node| node.reachable && !node.drained && node.standing == NodeStanding::Member);
-    let led: BTreeMap<NodeId, Vec<ShardId>> =
-        may_lead.map(|node| (node.id, leads(topology, node.id))).collect();
-    let (_, most) = led.iter().max_by_key(|(_, shards)| shards.len())?;
-    let (to, fewest) = led.iter().min_by_key(|(_, shards)| shards.len())?;
-    let moves = most.len() >= fewest.len() + 2;
-    let is_replica =
-        |shard: &&ShardId| topology.shard(**shard).is_some_and(|shard| shard.replicas.contains(to));
-    moves.then(|| most.iter().find(is_replica).map(|shard| (*shard, *to))).flatten()
+    let mut by_count: Vec<_> = may_lead(topology).map(|node| (leads(topology, node).len(), node)).collect();
+    by_count.sort_unstable();
+    let (most, from) = *by_count.last()?;
+    let led = leads(topology, from);
+    let fewer = by_count.iter().filter(|(count, _)| most >= count + 2);
+    fewer.into_iter().find_map(|(_, to)| {
+        let has_replica =
+            |shard: &&ShardId| topology.shard(**shard).is_some_and(|shard| shard.replicas.contains(to));
+        led.iter().find(has_replica).map(|shard| (*shard, *to))
+    })
+}
+
+/// The nodes that leaders may be given to now.
+fn may_lead(topology: &Topology) -> impl Iterator<Item = NodeId> {
+    let may_lead = |node: &&Node| node.reachable && !node.drained && node.standing == NodeStanding::Member;
+    topology.nodes.iter().filter(may_lead).map(|node| node.id)
 }
 
 fn leads(topology: &Topology, node: NodeId) -> Vec<ShardId> {
