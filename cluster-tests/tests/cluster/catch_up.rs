@@ -281,6 +281,13 @@ async fn the_only_node_is_replaced_and_nothing_is_left_behind_with_it() {
         let installed =
             scenario.cluster.metric(invitation.node_id, "skein_snapshots_installed_total").await?;
         ensure!(installed > 0, "no snapshot was needed");
+        // What it holds is compared with what others then get from it.
+        for _ in 0..2 {
+            let invitation = scenario.cluster.invite(None).await?;
+            scenario.cluster.join(&invitation, &impatient().settings)?;
+            work.1.add(scenario.cluster.channel(invitation.node_id)?);
+        }
+        scenario.cluster.wait_settled(CATCH_UP_LIMIT).await?;
         scenario.finish(work).await
     })
     .await;

@@ -104,18 +104,34 @@ impl ReplicaKeeper {
         group.is_leader() && self.wishes().is_some_and(is_same)
     }
 
+    /// The nodes that have a replica of any other shard than the catalog, as far as this node knows: all of them while
+    /// it has not heard of some. They must hear from the catalog what is wanted, so they leave that last.
+    fn used_by_others(&self) -> BTreeSet<NodeId> {
+        let mut used = BTreeSet::new();
+        for group in self.groups.iter().filter(|group| group.shard() != ShardId::CATALOG) {
+            let replicas = group.replica_set();
+            if replicas.voters.is_empty() {
+                return self.groups.catalog().replica_set().voters;
+            }
+            used.extend(replicas.voters.into_iter().chain(replicas.old_voters).chain(replicas.learners));
+        }
+        used
+    }
+
     fn next(&self, group: &Group, wishes: &Wishes) -> Step {
         let replicas = group.replica_set();
         if !replicas.is_changing && replicas.learners.is_empty() && replicas.voters == wishes.wanted {
             return Step::Settled;
         }
         let steady = self.steady.for_at_least(STEADY_AFTER);
+        let held = if group.shard() == ShardId::CATALOG { self.used_by_others() } else { BTreeSet::new() };
         let fit: BTreeSet<_> = group.caught_up().intersection(&steady).copied().chain([self.node]).collect();
         let known = Known {
             leader: self.node,
             replicas: &replicas,
             wanted: &wishes.wanted,
             replaced: &wishes.replaced,
+            held: &held,
             drained: &wishes.drained,
             steady: &steady,
             fit: &fit,

@@ -105,10 +105,11 @@ impl Group {
             parts;
         let shard = replica.shard();
         let saved = Saved { checkpoint, replica: Arc::clone(&replica), log: log.clone() };
+        let (quiet, quiet_watch) = watch::channel(false);
         let raft = Raft::new(
             node.get(),
             Arc::new(raft_config(shard, timers)?),
-            Network::new(transport, shard),
+            Network::new(transport, shard, quiet_watch),
             LogStore::new(log, shard, repairs.clone()),
             StateMachine::new(saved.clone()),
         )
@@ -126,7 +127,7 @@ impl Group {
         );
         tasks::spawn(proposer.run(mailbox));
         let lease = timers.election_max;
-        let watch = LeadershipWatch { node, shard, raft: raft.clone(), clock: clock.clone(), lease };
+        let watch = LeadershipWatch { node, shard, raft: raft.clone(), clock: clock.clone(), lease, quiet };
         tasks::spawn(watch.run(leadership_sender, failures));
         let receiver = Receiver::new(saved.clone(), raft.clone(), clock);
         Ok(Self { node, shard, raft, saved, proposals, leadership, replicated_index, receiver, repairs })

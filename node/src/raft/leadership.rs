@@ -1,5 +1,6 @@
 //! Who leads a shard, as this node knows. A leader that no majority has answered for as long as a lease lasts is not
-//! one any more: others may have elected another.
+//! one any more: others may have elected another. And if they have not, since they hear it although it does not hear
+//! them, it keeps quiet, so that they do.
 
 use std::time::Duration;
 
@@ -12,6 +13,10 @@ use crate::clock::Clock;
 
 /// A leader looks so many times in a lease whether a majority still answers.
 const LOOKS_PER_LEASE: u32 = 4;
+
+/// A leader that is cut off keeps quiet for so many leases, more than others need to elect one, and then makes itself
+/// heard for the length of a look: all may be well again, and nobody else may have a majority.
+const QUIET_LEASES: u32 = 2;
 
 /// Who leads a shard, as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub(super) struct LeadershipWatch {
     pub clock: Clock,
     /// After so long without an answer from a majority, followers may elect another leader.
     pub lease: Duration,
+    /// Told when this node is to send no entries and no heartbeats.
+    pub quiet: watch::Sender<bool>,
 }
 
 impl LeadershipWatch {
@@ -44,6 +51,7 @@ impl LeadershipWatch {
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The term in which this node leads, and since when.
         let mut leads: Option<(u64, Duration)> = None;
+        let mut cut_off_since: Option<Duration> = None;
         loop {
             let (term, leader) = {
                 let metrics = metrics.borrow_watched();
@@ -55,6 +63,9 @@ impl LeadershipWatch {
                 _ => Some((term, self.clock.monotonic())),
             };
             let is_cut_off = leads.is_some_and(|(_, since)| self.is_cut_off(since));
+            cut_off_since = is_cut_off.then(|| cut_off_since.unwrap_or_else(|| self.clock.monotonic()));
+            let is_quiet = cut_off_since.is_some_and(|since| self.keeps_quiet(since));
+            self.quiet.send_if_modified(|quiet| std::mem::replace(quiet, is_quiet) != is_quiet);
             let now = Leadership { term, leader: leader.filter(|_| !is_cut_off) };
             let changed = leadership.send_if_modified(|known| std::mem::replace(known, now) != now);
             if changed && is_cut_off {
@@ -72,6 +83,14 @@ impl LeadershipWatch {
             // The node may be gone already, and then nobody needs to know.
             let _ = failures.send(GroupFailure { shard: self.shard, reason: fatal.to_string() });
         }
+    }
+
+    fn keeps_quiet(&self, cut_off_since: Duration) -> bool {
+        let quiet = self.lease * QUIET_LEASES;
+        let round = quiet + self.lease / LOOKS_PER_LEASE;
+        let cut_off_for = self.clock.monotonic().saturating_sub(cut_off_since);
+        let since_round_began = cut_off_for.as_nanos() % round.as_nanos().max(1);
+        since_round_began < quiet.as_nanos()
     }
 
     /// Whether a leader, which leads since then, has no majority that answers.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use openraft::{
     OptionalSend, alias,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
@@ -22,7 +22,7 @@ use openraft::{
     },
 };
 use skein_proto::ids::{NodeId, ShardId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::log::KeptEntry;
@@ -172,11 +172,13 @@ pub trait Transport: Send + Sync + 'static {
 pub(super) struct Network {
     transport: Arc<dyn Transport>,
     shard: ShardId,
+    quiet: watch::Receiver<bool>,
 }
 
 impl Network {
-    pub(super) fn new(transport: Arc<dyn Transport>, shard: ShardId) -> Self {
-        Self { transport, shard }
+    /// Sends no entries and no heartbeats while `quiet`.
+    pub(super) fn new(transport: Arc<dyn Transport>, shard: ShardId, quiet: watch::Receiver<bool>) -> Self {
+        Self { transport, shard, quiet }
     }
 }
 
@@ -199,6 +201,7 @@ impl Network {
             shard: self.shard,
             target: NodeId::new(target),
             append_mode,
+            quiet: self.quiet.clone(),
         }
     }
 }
@@ -217,6 +220,7 @@ pub(super) struct PeerClient {
     shard: ShardId,
     target: NodeId,
     append_mode: AppendMode,
+    quiet: watch::Receiver<bool>,
 }
 
 type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
@@ -236,7 +240,11 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
         let transport = Arc::clone(&self.transport);
         let target = self.target;
         let mode = self.append_mode;
+        let mut quiet = self.quiet.clone();
         Box::pin(async move {
+            if *quiet.borrow() {
+                return Err(rpc_error(quiet_error(target)));
+            }
             let answers = match mode {
                 AppendMode::Stream => transport.append(target, requests).await.map_err(rpc_error)?,
                 AppendMode::OneByOne => {
@@ -244,7 +252,9 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 }
             };
             let answers = answers.map(|answer| answer.map(AppendResult::into_raft).map_err(rpc_error));
-            Ok(answers.boxed())
+            // An error means that the group is stopping. The stream ends, and the next one is refused above.
+            let falls_quiet = async move { drop(quiet.wait_for(|quiet| *quiet).await) };
+            Ok(answers.take_until(falls_quiet.boxed()).boxed())
         })
     }
 }
@@ -327,6 +337,11 @@ impl NetBackoff<TypeConfig> for PeerClient {
         let pauses = iter::successors(Some(BACKOFF_FIRST), |pause| Some((*pause * 2).min(BACKOFF_MAX)));
         Some(Backoff::new(pauses))
     }
+}
+
+fn quiet_error(node: NodeId) -> TransportError {
+    let reason = "this node keeps quiet, so that others elect a leader whom they hear".to_owned();
+    TransportError::Unreachable { node, reason }
 }
 
 fn rpc_error(error: TransportError) -> RPCError<TypeConfig> {

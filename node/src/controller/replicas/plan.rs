@@ -21,6 +21,9 @@ pub(super) struct Known<'a> {
     pub wanted: &'a BTreeSet<NodeId>,
     /// Leaving nodes, each with the one that takes its place.
     pub replaced: &'a [(NodeId, NodeId)],
+    /// Nodes that must keep their replica of this shard for now, although they leave: other shards are not done with
+    /// them yet, and they must hear from this one what is wanted.
+    pub held: &'a BTreeSet<NodeId>,
     /// Nodes that shall lead nothing.
     pub drained: &'a BTreeSet<NodeId>,
     /// The nodes that have been there for a while.
@@ -59,6 +62,8 @@ pub(super) enum Reason {
     TooFewOthers(NodeId),
     /// With this node, too few of all would be.
     TooFewWith(NodeId),
+    /// Other shards have a replica on this node, which leaves them first.
+    LastOfAll(NodeId),
 }
 
 impl Step {
@@ -88,6 +93,9 @@ impl fmt::Display for Reason {
             }
             Self::TooFewOthers(node) => {
                 write!(f, "keeps the replica of node {node}: without it too few others are up and up to date")
+            }
+            Self::LastOfAll(node) => {
+                write!(f, "keeps the replica of node {node} until no other shard has one there")
             }
             Self::TooFewWith(node) => {
                 write!(f, "does not let node {node} count: with it too few of all are up and up to date")
@@ -126,6 +134,14 @@ impl Known<'_> {
                 wait.get_or_insert(self.why_unfit(learner));
                 continue;
             }
+            let mut replaced =
+                self.replaced.iter().filter(|(gone, by)| *by == learner && *gone != self.leader);
+            if let Some((gone, _)) =
+                replaced.find(|(gone, _)| voters.contains(gone) && self.held.contains(gone))
+            {
+                wait.get_or_insert(Reason::LastOfAll(*gone));
+                continue;
+            }
             let mut target = voters.clone();
             target.insert(learner);
             // The leader leaves in a step of its own, since it has to hand over first.
@@ -156,6 +172,8 @@ impl Known<'_> {
             let successor = target.iter().filter(can_lead).min_by_key(|node| self.drained.contains(node));
             match successor {
                 Some(successor) if leaving == self.leader => return Some(Step::HandOver(*successor)),
+                // A leader that goes would not hear when the others are done.
+                _ if self.held.contains(&leaving) => drop(wait.get_or_insert(Reason::LastOfAll(leaving))),
                 Some(_) if self.carry(&target) => return Some(Step::SetVoters(target)),
                 _ => drop(wait.get_or_insert(Reason::TooFewOthers(leaving))),
             }
@@ -214,12 +232,13 @@ mod tests {
         let (wanted, fit) = (set(wanted), set(fit));
         let steady: BTreeSet<_> = fit.iter().copied().chain(set(&[9])).collect();
         let leader = NodeId::new(1);
-        let drained = &set(&[2]);
+        let (drained, held) = (&set(&[2]), &set(&[7]));
         Known {
             leader,
             replicas: &replicas,
             wanted: &wanted,
             replaced: &replaced,
+            held,
             drained,
             steady: &steady,
             fit: &fit,
@@ -265,6 +284,35 @@ mod tests {
     }
 
     #[test]
+    fn who_is_held_keeps_its_replica() {
+        let kept = Step::Wait(Reason::LastOfAll(NodeId::new(7)));
+        assert_eq!(next(&[1, 2, 7], &[], &[1, 2], &[], &[1, 2, 7]), kept);
+        // Also for the one that takes its place, which has caught up: with both, there would be four.
+        assert_eq!(next(&[1, 2, 7], &[9], &[1, 2, 9], &[(7, 9)], &[1, 2, 9]), kept);
+        // One that leads hands over all the same.
+        let replicas = ReplicaSet {
+            voters: set(&[1, 2]),
+            learners: BTreeSet::new(),
+            old_voters: BTreeSet::new(),
+            is_changing: false,
+        };
+        let (wanted, both, none) = (set(&[2]), set(&[1, 2]), BTreeSet::new());
+        let known = Known {
+            leader: NodeId::new(1),
+            replicas: &replicas,
+            wanted: &wanted,
+            replaced: &[],
+            held: &both,
+            drained: &none,
+            steady: &both,
+            fit: &both,
+        };
+        assert_eq!(known.next(), Step::HandOver(NodeId::new(2)));
+        // Others come and go meanwhile.
+        assert_eq!(next(&[1, 3, 7], &[], &[1, 9], &[], &[1, 3, 7]), Step::SetVoters(set(&[1, 7])));
+    }
+
+    #[test]
     fn a_node_leaves_when_the_others_do_without_it() {
         let node = NodeId::new;
         assert_eq!(next(&[1, 2, 3], &[], &[1, 2], &[], &[1, 2, 3]), Step::SetVoters(set(&[1, 2])));
@@ -307,9 +355,9 @@ mod tests {
             });
             let fit = self.fit();
             let carries = |voters: &BTreeSet<NodeId>| voters.intersection(&fit).count() > voters.len() / 2;
-            let drained = &BTreeSet::new();
+            let (drained, held) = (&BTreeSet::new(), &BTreeSet::new());
             let (leader, replicas, steady) = (self.leader, &self.replicas, &self.up);
-            let known = Known { leader, replicas, wanted, replaced, drained, steady, fit: &fit };
+            let known = Known { leader, replicas, wanted, replaced, held, drained, steady, fit: &fit };
             match known.next() {
                 Step::Settled => return false,
                 Step::Wait(_) => return !self.behind.is_empty(),
