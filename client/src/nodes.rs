@@ -99,6 +99,31 @@ impl Client {
 }
 
 impl Topology {
+    /// Why no node should be taken down now, since another one is needed; nothing when any one may go. To be asked of
+    /// [`Client::topology_of_leaders`].
+    #[must_use]
+    pub fn why_all_are_needed(&self) -> Option<String> {
+        let members = || self.nodes.iter().filter(|node| node.standing == NodeStanding::Member);
+        if let Some(down) = members().find(|node| !node.reachable) {
+            return Some(format!("node {} is down", down.id));
+        }
+        if let Some(low) = members().find(|node| node.low_on_disk) {
+            return Some(format!("node {} is low on disk", low.id));
+        }
+        if let Some(shard) = self.shards.iter().find(|shard| shard.leader.is_none()) {
+            return Some(format!("shard {} has no leader", shard.id));
+        }
+        if let Some(shard) = self.shards.iter().find(|shard| !shard.activity.is_empty()) {
+            return Some(format!("shard {}: {}", shard.id, shard.activity));
+        }
+        if let Some((shard, node)) = self.shards.iter().find_map(|shard| Some((shard, shard.behind.first()?)))
+        {
+            return Some(format!("node {node} has yet to catch up with shard {}", shard.id));
+        }
+        let alone = self.shards.iter().find(|shard| shard.replicas.len() < 3)?;
+        Some(format!("shard {} has fewer than three replicas", alone.id))
+    }
+
     /// Whether every node that belongs to the cluster, and no other one, has a replica of every shard that counts, and
     /// every node that was invited has come.
     #[must_use]
@@ -114,5 +139,74 @@ impl Topology {
             shard.leader.is_some() && shard.learners.is_empty() && shard.replicas == members
         };
         !is_moving && self.shards.iter().all(is_settled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Node, Shard};
+
+    fn whole() -> Topology {
+        let ids = [1, 2, 3].map(NodeId::new);
+        let node = |id: NodeId| Node {
+            id,
+            grpc_address: format!("node-{id}:7101"),
+            http_address: String::new(),
+            reachable: true,
+            low_on_disk: false,
+            standing: NodeStanding::Member,
+            replaces: None,
+            drained: false,
+        };
+        let shard = Shard {
+            id: ShardId::CATALOG,
+            leader: Some(ids[0]),
+            term: 1,
+            replicas: ids.to_vec(),
+            learners: Vec::new(),
+            applied_index: 1,
+            activity: String::new(),
+            behind: Vec::new(),
+        };
+        Topology { cluster_id: "c".into(), nodes: ids.map(node).to_vec(), shards: vec![shard] }
+    }
+
+    #[test]
+    fn any_node_may_go_when_all_are_well_and_none_otherwise() {
+        assert_eq!(whole().why_all_are_needed(), None);
+        type Change = fn(&mut Topology);
+        let unwell: [(Change, &str); 6] = [
+            (|topology| topology.nodes[1].reachable = false, "node 2 is down"),
+            (|topology| topology.nodes[2].low_on_disk = true, "node 3 is low on disk"),
+            (|topology| topology.shards[0].leader = None, "shard 0 has no leader"),
+            (
+                |topology| topology.shards[0].activity = "gives node 4 a replica".into(),
+                "shard 0: gives node 4 a replica",
+            ),
+            (
+                |topology| topology.shards[0].behind.push(NodeId::new(2)),
+                "node 2 has yet to catch up with shard 0",
+            ),
+            (|topology| topology.shards[0].replicas.truncate(2), "shard 0 has fewer than three replicas"),
+        ];
+        for (change, why) in unwell {
+            let mut topology = whole();
+            change(&mut topology);
+            assert_eq!(topology.why_all_are_needed().as_deref(), Some(why));
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_settled_when_every_member_has_every_replica_and_nobody_is_on_the_way() {
+        assert!(whole().is_settled());
+        for standing in [NodeStanding::Invited, NodeStanding::Leaving] {
+            let mut topology = whole();
+            topology.nodes[2].standing = standing;
+            assert!(!topology.is_settled());
+        }
+        let mut topology = whole();
+        topology.shards[0].learners.push(NodeId::new(3));
+        assert!(!topology.is_settled());
     }
 }

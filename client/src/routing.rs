@@ -272,6 +272,7 @@ mod tests {
             learners: Vec::new(),
             applied_index: 0,
             activity: String::new(),
+            behind: Vec::new(),
         };
         let nodes = [1, 2, 3].map(node).to_vec();
         router.learn(Topology { cluster_id: "c".into(), nodes, shards: vec![shard] });

@@ -78,6 +78,8 @@ pub struct Shard {
     /// What is being done about its replicas, or waited for; empty when nothing is, or the node that answered does not
     /// lead it. [`Client::topology_of_leaders`](crate::Client::topology_of_leaders) asks those that do.
     pub activity: String,
+    /// Replicas that lack more than a little of the log, or have not been heard; known to the leader alone, as above.
+    pub behind: Vec<NodeId>,
 }
 
 impl Topology {
@@ -164,6 +166,7 @@ impl From<broker::Shard> for Shard {
             replicas: wire.replica_node_ids.into_iter().map(NodeId::new).collect(),
             learners: wire.learner_node_ids.into_iter().map(NodeId::new).collect(),
             activity: wire.activity,
+            behind: wire.behind_node_ids.into_iter().map(NodeId::new).collect(),
             applied_index: wire.applied_index,
         }
     }
@@ -197,6 +200,7 @@ mod tests {
             learners: Vec::new(),
             applied_index: 0,
             activity: String::new(),
+            behind: Vec::new(),
         };
         Topology { cluster_id: "c".into(), nodes: [1, 2, 3].map(node).to_vec(), shards: vec![shard] }
     }

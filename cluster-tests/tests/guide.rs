@@ -165,7 +165,7 @@ fn every_page_is_in_the_index_and_is_compiled() {
             assert!(compiled.contains(&format!("docs/guide/{name}")), "client/src/lib.rs lacks {name}");
         }
         for (number, line) in (1..).zip(page.lines()) {
-            let opening = ["```", "```console", "```rust,no_run"];
+            let opening = ["```", "```console", "```rust,no_run", "```toml"];
             assert!(!line.starts_with("```") || opening.contains(&line), "{name}:{number}: {line}");
             assert!(line.chars().count() <= LINE_CHARS_MAX, "{name}:{number} is too long");
         }

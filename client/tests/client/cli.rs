@@ -68,6 +68,13 @@ async fn nodes_come_and_go_and_lead_nothing() {
     assert!(skein(&cluster, &["cluster", "wait"]).await.contains("each of the nodes 1, 2\n"));
     assert!(skein(&cluster, &["cluster", "rebalance"]).await.contains("spread evenly already"));
 
+    let checked = skein_with_input(&cluster, &["cluster", "rolling-check", "--wait", "100ms"], "").await;
+    let why = String::from_utf8(checked.stderr).unwrap();
+    assert!(
+        !checked.status.success() && why.contains("taken down now: shard 1 has fewer than three replicas"),
+        "{why}"
+    );
+
     let invited = skein(&cluster, &["cluster", "replace", "2"]).await;
     assert!(invited.contains("node 7 may join, to take the place of node 2"), "{invited}");
     assert!(invited.contains("--join-token secret"), "{invited}");

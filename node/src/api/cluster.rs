@@ -87,6 +87,17 @@ impl Api {
             false => (voters, learners),
         };
         let ids = |nodes: BTreeSet<NodeId>| nodes.into_iter().map(NodeId::get).collect();
+        let behind = match leadership.leader == Some(self.node) {
+            true => {
+                let caught_up = group.caught_up();
+                counting
+                    .iter()
+                    .copied()
+                    .filter(|node| *node != self.node && !caught_up.contains(node))
+                    .collect()
+            }
+            false => BTreeSet::new(),
+        };
         Shard {
             shard_id: group.shard().get(),
             leader_node_id: leadership.leader.map_or(0, NodeId::get),
@@ -94,6 +105,7 @@ impl Api {
             replica_node_ids: ids(counting),
             applied_index: *group.replica().applied_index().borrow(),
             learner_node_ids: ids(others),
+            behind_node_ids: ids(behind),
             activity: self.activities.borrow().get(&group.shard()).cloned().unwrap_or_default(),
         }
     }

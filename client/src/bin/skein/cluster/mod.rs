@@ -28,6 +28,12 @@ Examples:
 
 The new node may run where the old one ran, with the old one's configuration: the token alone says who it is.";
 
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  skein cluster rolling-check                 may the first one go?
+  systemctl restart skein-node                on its machine
+  skein cluster rolling-check --wait 10m      returns when the next one may";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
     /// Show nodes, shards and their leaders, and what is being done about them.
@@ -70,6 +76,13 @@ pub(crate) enum ClusterCommand {
         #[command(flatten)]
         patience: Patience,
     },
+    /// Say whether a node may be taken down now, as in a rolling restart; ends with an error when none may.
+    #[command(after_help = CHECK_EXAMPLES)]
+    RollingCheck {
+        /// Wait for this long until one may.
+        #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+        wait: Option<Duration>,
+    },
     /// Spread leaders evenly now, rather than once the cluster has been quiet for a while.
     #[command(after_help = "Example:\n  skein cluster rebalance")]
     Rebalance,
@@ -108,6 +121,7 @@ pub(crate) async fn run(client: &Client, command: ClusterCommand, output: &Outpu
             nodes::drain(client, NodeId::new(node), undo, patience, output).await?;
         }
         ClusterCommand::Wait { patience } => nodes::wait_settled(client, patience, output).await?,
+        ClusterCommand::RollingCheck { wait } => nodes::rolling_check(client, wait, output).await?,
         ClusterCommand::Rebalance => nodes::rebalance(client, output).await?,
         ClusterCommand::Transfer { shard, node } => {
             let term = client.transfer_leader(ShardId::new(shard), NodeId::new(node)).await?;

@@ -97,6 +97,23 @@ pub(super) async fn wait_settled(client: &Client, patience: Patience, output: &O
     Ok(())
 }
 
+pub(super) async fn rolling_check(
+    client: &Client,
+    wait: Option<Duration>,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + wait.unwrap_or_default();
+    loop {
+        let Some(why) = client.topology_of_leaders().await?.why_all_are_needed() else { break };
+        if Instant::now() >= deadline {
+            bail!("no node may be taken down now: {why}");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    output.result(&json!({ "may_go": true }), || "any one node may be taken down now".to_owned())?;
+    Ok(())
+}
+
 pub(super) async fn rebalance(client: &Client, output: &Output) -> anyhow::Result<()> {
     let mut moved = 0;
     let mut topology = client.topology_of_leaders().await?;
