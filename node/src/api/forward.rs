@@ -1,6 +1,7 @@
 //! Passes calls on to the node that leads the shard, as they came.
 
 use std::{
+    error::Error as _,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -14,7 +15,7 @@ use skein_proto::{
         topics_client::TopicsClient,
     },
 };
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{ConnectError, Request, Response, Status, Streaming, transport::Channel};
 
 use super::{route, status};
 
@@ -58,12 +59,27 @@ impl<T: Unpin> Stream for Requests<T> {
     }
 }
 
-/// A failure as the leader told it; or, when the connection to it broke, as one whose outcome nobody knows.
+/// A failure as the leader told it; as one that did nothing when the leader takes no connections; or, when the
+/// connection to it broke, as one whose outcome nobody knows.
 pub(super) fn failed(status: Status) -> Status {
     if status.metadata().contains_key(REASON_TRAILER) {
         return status;
     }
+    if was_never_sent(&status) {
+        return status::leader_gone();
+    }
     status::connection_broke(&status)
+}
+
+fn was_never_sent(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// The leader's answers, as they come.

@@ -87,6 +87,13 @@ pub(super) fn no_leader(shard: skein_proto::ids::ShardId) -> Status {
     status(Code::Unavailable, Reason::NoLeader, message)
 }
 
+/// Whoever led the shard is gone, and has not heard of the call.
+pub(super) fn leader_gone() -> Status {
+    let message =
+        "the node that led the shard takes no connections; try again in a moment, when another one leads";
+    status(Code::Unavailable, Reason::NoLeader, message)
+}
+
 /// A call was passed on, and the way to the leader broke.
 pub(super) fn connection_broke(cause: &Status) -> Status {
     let message = format!(

@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write as _};
 
+use crate::telemetry::Counted;
+
 /// What a figure is.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
@@ -47,6 +49,19 @@ impl Exposition {
         self.family(name, kind, help, [(Vec::new(), value)]);
     }
 
+    /// How long something took, in seconds.
+    pub(super) fn histogram(&mut self, name: &str, help: &str, counted: &Counted) {
+        let Counted { up_to, count, sum_s } = counted;
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (bound_s, count) in up_to {
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound_s}\"}} {count}");
+        }
+        let _ = writeln!(
+            self.0,
+            "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum_s}\n{name}_count {count}"
+        );
+    }
+
     pub(super) fn into_text(self) -> String {
         self.0
     }
@@ -68,9 +83,14 @@ mod tests {
         let labels = |text: &str| vec![("queue", "a".to_owned()), ("group", text.to_owned())];
         exposition.family("skein_b", Kind::Counter, "More.", [(labels("m"), 1.5), (labels("\"\\"), 2.0)]);
         exposition.family::<u64>("skein_c", Kind::Gauge, "None.", []);
+        let counted = Counted { up_to: vec![(0.001, 2), (1.0, 3)], count: 4, sum_s: 7.25 };
+        exposition.histogram("skein_d_seconds", "Long.", &counted);
         let expected = "# HELP skein_a Some.\n# TYPE skein_a gauge\nskein_a 7\n\
                         # HELP skein_b More.\n# TYPE skein_b counter\n\
-                        skein_b{queue=\"a\",group=\"m\"} 1.5\nskein_b{queue=\"a\",group=\"\\\"\\\\\"} 2\n";
+                        skein_b{queue=\"a\",group=\"m\"} 1.5\nskein_b{queue=\"a\",group=\"\\\"\\\\\"} 2\n\
+                        # HELP skein_d_seconds Long.\n# TYPE skein_d_seconds histogram\n\
+                        skein_d_seconds_bucket{le=\"0.001\"} 2\nskein_d_seconds_bucket{le=\"1\"} 3\n\
+                        skein_d_seconds_bucket{le=\"+Inf\"} 4\nskein_d_seconds_sum 7.25\nskein_d_seconds_count 4\n";
         assert_eq!(exposition.into_text(), expected);
     }
 }

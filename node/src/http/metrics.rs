@@ -14,6 +14,7 @@ use crate::raft::Group;
 pub(super) async fn metrics(State(state): State<HttpState>, RawQuery(query): RawQuery) -> String {
     let mut exposition = Exposition::default();
     tell_of_node(&mut exposition, &state);
+    tell_of_times(&mut exposition, &state);
     tell_of_shards(&mut exposition, &state);
     let asked =
         query.as_deref().and_then(|query| query.split('&').find_map(|part| part.strip_prefix("queues=")));
@@ -75,6 +76,19 @@ fn tell_of_node(exposition: &mut Exposition, state: &HttpState) {
     for (name, kind, help, value) in figures {
         exposition.single(name, kind, help, value);
     }
+}
+
+fn tell_of_times(exposition: &mut Exposition, state: &HttpState) {
+    exposition.histogram(
+        "skein_log_sync_seconds",
+        "How long a batch of log records took to be on this node's disk.",
+        &state.log.sync_times().counted(),
+    );
+    exposition.histogram(
+        "skein_confirm_seconds",
+        "How long an entry took from being proposed by this leader to being on a majority's disks and applied.",
+        &state.api.groups.confirm_times().counted(),
+    );
 }
 
 fn tell_of_shards(exposition: &mut Exposition, state: &HttpState) {

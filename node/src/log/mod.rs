@@ -50,7 +50,7 @@ pub use kept::{KeptEntry, Part, Parts};
 pub use space::{Rewritten, SegmentId, SegmentSurvey, ShardShare};
 pub use verify::DamagedRecord;
 
-use crate::{disk::Disk, random, tasks};
+use crate::{clock::Clock, disk::Disk, random, tasks, telemetry::Histogram};
 use batch::AlignedBuffer;
 use files::{FileKeeper, SegmentFiles};
 use format::{BLOCK_BYTES, Record, SegmentNumber};
@@ -217,6 +217,7 @@ impl Log {
             buffer,
             taken: VecDeque::new(),
             failure: None,
+            clock: Clock::real(),
             on_failure: Box::new(on_failure),
             _dir_lock: dir_lock,
         };
@@ -404,6 +405,12 @@ impl Log {
     #[must_use]
     pub fn stats(&self) -> LogStats {
         self.shared.stats()
+    }
+
+    /// How long batches took to be on disk, since the log was opened.
+    #[must_use]
+    pub fn sync_times(&self) -> &Histogram {
+        &self.shared.sync_times
     }
 
     /// Writes what is queued and stops. Later appends through other handles fail; reads go on.

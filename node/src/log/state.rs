@@ -22,6 +22,7 @@ use super::{
     positions::SegmentPositions,
     segment::Slot,
 };
+use crate::telemetry::Histogram;
 
 /// How many indexes of sealed segments are kept after use. Readers of old entries go forward one at a time; this is
 /// room for two per shard of a default cluster, of which one may be in vain.
@@ -37,6 +38,8 @@ pub(super) struct Shared {
     /// Found damaged when the log was opened.
     pub(super) damaged: Vec<(ShardId, u64)>,
     pub(super) spare_count: Arc<AtomicUsize>,
+    /// How long batches took to be on disk.
+    pub(super) sync_times: Histogram,
     state: Mutex<State>,
     /// Signalled when the writer has something to do.
     work: Condvar,
@@ -126,7 +129,8 @@ impl Shared {
     ) -> Self {
         let payload_bytes_max = usize::try_from(segment_bytes / 2).unwrap_or(usize::MAX);
         let (state, work) = (Mutex::new(state), Condvar::new());
-        Self { dir, payload_bytes_max, segment_bytes, damaged, spare_count, state, work }
+        let sync_times = Histogram::default();
+        Self { dir, payload_bytes_max, segment_bytes, damaged, spare_count, sync_times, state, work }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

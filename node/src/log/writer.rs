@@ -24,7 +24,10 @@ use super::{
     segment_set::RUN_BYTES,
     state::{Item, Shared},
 };
-use crate::disk::{DirLock, DiskFile};
+use crate::{
+    clock::Clock,
+    disk::{DirLock, DiskFile},
+};
 
 /// The writer's own.
 pub(super) struct Writer {
@@ -36,6 +39,8 @@ pub(super) struct Writer {
     pub(super) buffer: AlignedBuffer,
     pub(super) taken: VecDeque<Item>,
     pub(super) failure: Option<LogFailure>,
+    /// For how long the disk takes, which decides nothing.
+    pub(super) clock: Clock,
     pub(super) on_failure: Box<dyn Fn(LogFailure) + Send>,
     /// Held as long as there may be writes.
     pub(super) _dir_lock: DirLock,
@@ -105,7 +110,9 @@ impl Writer {
             let out = self.buffer.take(written_bytes);
             let records = self.taken.iter().take(plan.item_count).filter_map(Item::record);
             encode_batch(out, self.active.segment.seed, self.next_batch, records);
+            let begun = self.clock.monotonic();
             self.active.write(out, self.active.tail)?;
+            self.shared.sync_times.record(self.clock.monotonic().saturating_sub(begun));
             self.next_batch += 1;
         }
         self.on_written(&plan, written_bytes as u64);

@@ -39,6 +39,7 @@ use crate::{
     clock::{Clock, millis},
     log::{KeptEntry, Log},
     tasks,
+    telemetry::Histogram,
 };
 
 /// Timers of a group.
@@ -82,6 +83,7 @@ pub(super) struct GroupParts {
     pub checkpoint: Checkpoint,
     pub transport: Arc<dyn Transport>,
     pub clock: Clock,
+    pub confirm_times: Arc<Histogram>,
     pub repairs: Repairs,
     pub failures: mpsc::UnboundedSender<GroupFailure>,
 }
@@ -101,8 +103,8 @@ pub struct Group {
 
 impl Group {
     pub(super) async fn start(parts: GroupParts) -> Result<Self, GroupError> {
-        let GroupParts { node, timers, log, replica, checkpoint, transport, clock, repairs, failures } =
-            parts;
+        let GroupParts { node, timers, log, replica, checkpoint, transport, clock, repairs, .. } = parts;
+        let (confirm_times, failures) = (parts.confirm_times, parts.failures);
         let shard = replica.shard();
         let saved = Saved { checkpoint, replica: Arc::clone(&replica), log: log.clone() };
         let (quiet, quiet_watch) = watch::channel(false);
@@ -122,7 +124,7 @@ impl Group {
         let proposer = Proposer::new(
             (node, raft.clone()),
             leadership.clone(),
-            clock.clone(),
+            (clock.clone(), confirm_times),
             Arc::clone(&replicated_index),
         );
         tasks::spawn(proposer.run(mailbox));

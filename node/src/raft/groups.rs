@@ -19,6 +19,7 @@ use crate::{
     clock::Clock,
     log::{Log, LogFailure},
     tasks,
+    telemetry::Histogram,
 };
 
 /// A checkpoint is saved after this many bytes of applied entries: a restart replays at most about as much.
@@ -94,6 +95,7 @@ pub struct Groups {
     lag_bytes_max: u64,
     clock: Clock,
     repairs: Repairs,
+    confirm_times: Arc<Histogram>,
 }
 
 /// When something was done last.
@@ -112,6 +114,7 @@ impl Groups {
     pub async fn open(parts: GroupsParts, checkpoint_dir: &Path) -> Result<Self, OpenGroupsError> {
         let checkpoints = Checkpoints::open(checkpoint_dir)?;
         let repairs = Repairs::default();
+        let confirm_times = Arc::new(Histogram::default());
         for (shard, index) in parts.log.damaged() {
             repairs.report(shard, index);
         }
@@ -133,6 +136,7 @@ impl Groups {
                 checkpoint,
                 transport: Arc::clone(&parts.transport),
                 clock: parts.clock.clone(),
+                confirm_times: Arc::clone(&confirm_times),
                 repairs: repairs.clone(),
                 failures: parts.failures.clone(),
             })
@@ -143,7 +147,7 @@ impl Groups {
         }
         tasks::spawn(scrub(parts.log.clone(), repairs.clone(), parts.scrubbing, parts.clock.clone()));
         let GroupsParts { log, lag_bytes_max, clock, .. } = parts;
-        Ok(Self { groups, log, lag_bytes_max, clock, repairs })
+        Ok(Self { groups, log, lag_bytes_max, clock, repairs, confirm_times })
     }
 
     /// One shard's group, if this node hosts it.
@@ -164,6 +168,12 @@ impl Groups {
     /// All groups, the catalog first.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Group>> {
         self.groups.values()
+    }
+
+    /// How long entries took from being proposed here to being applied here, on disk on a majority.
+    #[must_use]
+    pub fn confirm_times(&self) -> &Histogram {
+        &self.confirm_times
     }
 
     /// The damaged entries of this node.

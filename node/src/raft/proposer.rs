@@ -23,6 +23,7 @@ use super::{
 use crate::{
     broker::{CatalogOutcome, Outcome},
     clock::Clock,
+    telemetry::Histogram,
 };
 
 /// Commands that wait to be proposed. Their bytes are bounded by admission; this bounds their number.
@@ -92,6 +93,7 @@ pub(super) struct Proposer {
     raft: Raft,
     leadership: watch::Receiver<Leadership>,
     clock: Clock,
+    confirm_times: Arc<Histogram>,
     /// The newest index known to be on every replica's disk, kept by the group.
     replicated_index: Arc<AtomicU64>,
     queued: VecDeque<Proposal>,
@@ -105,7 +107,7 @@ impl Proposer {
     pub(super) fn new(
         (node, raft): (NodeId, Raft),
         leadership: watch::Receiver<Leadership>,
-        clock: Clock,
+        (clock, confirm_times): (Clock, Arc<Histogram>),
         replicated_index: Arc<AtomicU64>,
     ) -> Self {
         Self {
@@ -113,6 +115,7 @@ impl Proposer {
             raft,
             leadership,
             clock,
+            confirm_times,
             replicated_index,
             queued: VecDeque::new(),
             queued_bytes: 0,
@@ -183,6 +186,8 @@ impl Proposer {
         let head = EntryHead { leader_time_ms: self.clock.wall_ms(), replicated_index };
         let body = codec::encode_entry(head, &commands);
         let (responder, outcome) = OneshotResponder::new_pair();
+        let (clock, confirm_times) = (self.clock.clone(), Arc::clone(&self.confirm_times));
+        let begun = clock.monotonic();
         let given_up = given_up(self.leadership.clone(), self.node);
         let sent = self.raft.client_write_ff(Body(body), Some(responder)).await;
         self.in_flight.push_back(
@@ -194,6 +199,9 @@ impl Proposer {
                     },
                     Err(_) => Err(ProposeError::Stopped),
                 };
+                if matches!(result, Ok(Ok(_))) {
+                    confirm_times.record(clock.monotonic().saturating_sub(begun));
+                }
                 (waiting, result)
             }
             .boxed(),

@@ -1,8 +1,12 @@
-//! What the node tells of itself on stderr.
+//! What the node tells of itself: on stderr, and what it counts for its metrics.
+
+mod histogram;
 
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
+
+pub use histogram::{Counted, Histogram};
 
 /// What is told when `SKEIN_LOG` does not say: our own words, and of libraries only what is wrong. openraft warns of
 /// every vote it refuses and every peer it cannot reach, which an election is full of.
