@@ -58,8 +58,12 @@ impl Report {
                 confirms.entry(&call.identity.queue).or_default().extend(call.returned);
             }
             confirms.values_mut().for_each(|moments| moments.sort_unstable());
-            for event in self.events.iter().filter(|event| event.second.is_none()) {
-                let waits = confirms.values().map(|moments| longest_wait(moments, event));
+            let next_begun = self.events.iter().skip(1).map(|next| next.begun).chain([Moment::MAX]);
+            let alone = self.events.iter().zip(next_begun).filter(|(event, _)| event.second.is_none());
+            for (event, next_begun) in alone {
+                // What happens in the next one is not the doing of this one.
+                let until = next_begun.min(event.ended + AFTERMATH);
+                let waits = confirms.values().map(|moments| longest_wait(moments, event.begun, until));
                 self.waits.entry(event.fault).or_default().push(waits.max().unwrap_or_default());
             }
         });
@@ -79,8 +83,7 @@ impl Report {
 }
 
 /// The longest time without a confirm among these moments, which rise, while a fault had its effects.
-fn longest_wait(confirms: &[Moment], event: &Event) -> Duration {
-    let (from, to) = (event.begun, event.ended + AFTERMATH);
+fn longest_wait(confirms: &[Moment], from: Moment, to: Moment) -> Duration {
     let first = confirms.partition_point(|moment| *moment < from).saturating_sub(1);
     let meant = confirms[first..].iter().take_while(|moment| **moment <= to);
     let meant: Vec<_> = meant.collect();
@@ -129,10 +132,10 @@ mod tests {
     fn waits_are_those_that_touch_the_fault() {
         let ms = Duration::from_millis;
         let confirms: Vec<_> = [0, 500, 510, 520, 900, 910, 10_000, 12_000].map(ms).into();
-        let event = Event { fault: Fault::KillLeader, second: None, begun: ms(515), ended: ms(905) };
-        assert_eq!(longest_wait(&confirms, &event), ms(380));
-        // The wait that had begun before counts.
-        assert_eq!(longest_wait(&confirms, &Event { begun: ms(100), ..event }), ms(500));
-        assert_eq!(longest_wait(&[], &event), Duration::ZERO);
+        assert_eq!(longest_wait(&confirms, ms(515), ms(3_905)), ms(380));
+        // The wait that had begun before counts, and one that ends later does not.
+        assert_eq!(longest_wait(&confirms, ms(100), ms(3_905)), ms(500));
+        assert_eq!(longest_wait(&confirms, ms(515), ms(899)), ms(10));
+        assert_eq!(longest_wait(&[], ms(515), ms(905)), Duration::ZERO);
     }
 }

@@ -34,14 +34,32 @@ impl Cluster {
         let answer = wait::until("an invitation", INVITE_LIMIT, async || {
             let any = *self.running().first().context("no node is running")?;
             match ClusterClient::new(self.channel(any)?).add_node(request).await {
-                // Asked again after any other failure, it might give out another id.
+                Ok(answer) => Ok(Ok(answer.into_inner())),
                 Err(refused) if is_not_done(&refused) => Err(refused.into()),
-                answer => Ok(answer),
+                // It may have been given, and its token lost: nobody can join with it.
+                Err(refused) if replaces.is_some() => {
+                    self.take_back(request.replaces_node_id).await?;
+                    Err(refused.into())
+                }
+                Err(refused) => Ok(Err(refused)),
             }
         })
-        .await??
-        .into_inner();
+        .await??;
         Ok(Invitation { node_id: answer.node_id, token: answer.join_token })
+    }
+
+    /// Takes back what invitation there is to take a node's place.
+    async fn take_back(&self, replaced: u64) -> Result<()> {
+        for topology in self.topologies().await {
+            let invited = topology
+                .nodes
+                .iter()
+                .find(|node| node.standing() == NodeStanding::Invited && node.replaces_node_id == replaced);
+            if let Some(invited) = invited {
+                return self.remove(invited.node_id).await;
+            }
+        }
+        Ok(())
     }
 
     /// Starts a node that was invited, where no node was before. It asks the nodes that there are now.
