@@ -72,8 +72,9 @@ impl ReplicaKeeper {
                 steps.iter().any(|(_, step)| matches!(step, Step::Wait(Reason::CatchesUp(_))));
             for (group, step) in steps {
                 let is_put_off = matches!(step, Step::Add(_)) && std::mem::replace(&mut is_copying, true);
-                if !is_put_off && self.is_still_right(group, &step).await {
-                    self.take(group, step).await;
+                if !is_put_off && self.is_still_right(group, &step).await && self.take(group, step).await {
+                    // What is done is done; what comes next is told when it is known.
+                    self.activities.send_if_modified(|told| told.remove(&group.shard()).is_some());
                 }
             }
         }
@@ -139,11 +140,12 @@ impl ReplicaKeeper {
         known.next()
     }
 
-    async fn take(&self, group: &Group, step: Step) {
+    /// Takes a step. False when it was taken in vain.
+    async fn take(&self, group: &Group, step: Step) -> bool {
         let shard = group.shard();
         let what = step.describe();
         let taken = match step {
-            Step::Settled | Step::Wait(_) => return,
+            Step::Settled | Step::Wait(_) => return false,
             Step::Add(node) => group.add_learner(node, &self.address(node)).await,
             Step::SetVoters(voters) => self.set_voters(group, &voters).await,
             Step::Drop(node) => group.drop_learner(node).await,
@@ -153,9 +155,15 @@ impl ReplicaKeeper {
             }
         };
         match taken {
-            Ok(()) => tracing::info!(%shard, "{what}"),
-            // It is looked at again soon, by whoever leads then.
-            Err(error) => tracing::warn!(%shard, %error, "tried in vain: {what}"),
+            Ok(()) => {
+                tracing::info!(%shard, "{what}");
+                true
+            }
+            Err(error) => {
+                // It is looked at again soon, by whoever leads then.
+                tracing::warn!(%shard, %error, "tried in vain: {what}");
+                false
+            }
         }
     }
 
