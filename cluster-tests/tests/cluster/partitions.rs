@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use skein_cluster_tests::{
     cluster::{Cluster, Setup},
     faults::links::{
@@ -168,6 +168,38 @@ async fn two_that_hear_only_a_third_do_not_depose_each_other_for_ever() {
         let later = term(&scenario.cluster).await?;
         ensure!(later <= settled + 1, "terms went from {settled} to {later}");
         scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_replaced_while_another_one_is_cut_off_and_comes_back() {
+    run("a_node_is_replaced_while_another_one_is_cut_off_and_comes_back", CUT_OFF, async |scenario| {
+        let leader = scenario.cluster.leader_of(QUEUE).await?;
+        let [other, goes] =
+            [1, 2, 3].into_iter().filter(|node_id| *node_id != leader).collect::<Vec<_>>()[..]
+        else {
+            bail!("node {leader} is not one of three");
+        };
+        let invitation = scenario.cluster.invite(Some(goes)).await?;
+        scenario.cluster.join(&invitation, "")?;
+        wait::until("the new node to get a replica", BACK_LIMIT, async || {
+            let shards = scenario.cluster.topology(leader).await?.shards;
+            let comes = |ids: &[u64]| ids.contains(&invitation.node_id);
+            let has_one =
+                shards.iter().any(|shard| comes(&shard.replica_node_ids) || comes(&shard.learner_node_ids));
+            ensure!(has_one, "no shard has given it one");
+            Ok(())
+        })
+        .await?;
+        // Of the three that count, two are left, one of which is to go.
+        cut_off(&scenario.cluster, &scenario.recorder, other)?;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
+        heal(&scenario.cluster, &scenario.recorder)?;
+        scenario.cluster.wait_removed(goes, RESUME_LIMIT).await?;
+        scenario.cluster.wait_settled(RESUME_LIMIT).await?;
+        scenario.suspect = Some(invitation.node_id);
+        Ok(())
     })
     .await;
 }
