@@ -145,31 +145,11 @@ impl Topology {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Node, Shard};
+    use crate::topology::samples;
 
     fn whole() -> Topology {
-        let ids = [1, 2, 3].map(NodeId::new);
-        let node = |id: NodeId| Node {
-            id,
-            grpc_address: format!("node-{id}:7101"),
-            http_address: String::new(),
-            reachable: true,
-            low_on_disk: false,
-            standing: NodeStanding::Member,
-            replaces: None,
-            drained: false,
-        };
-        let shard = Shard {
-            id: ShardId::CATALOG,
-            leader: Some(ids[0]),
-            term: 1,
-            replicas: ids.to_vec(),
-            learners: Vec::new(),
-            applied_index: 1,
-            activity: String::new(),
-            behind: Vec::new(),
-        };
-        Topology { cluster_id: "c".into(), nodes: ids.map(node).to_vec(), shards: vec![shard] }
+        let shard = samples::shard(ShardId::CATALOG, Some(1), 1);
+        Topology { cluster_id: "c".into(), nodes: [1, 2, 3].map(samples::node).to_vec(), shards: vec![shard] }
     }
 
     #[test]

@@ -246,7 +246,7 @@ mod tests {
     use skein_proto::ids::NodeId;
 
     use super::*;
-    use crate::topology::{Node, NodeStanding, Shard};
+    use crate::topology::{Node, samples};
 
     const SHARD: ShardId = ShardId::new(1);
     const PATIENT: u32 = 3;
@@ -254,26 +254,9 @@ mod tests {
     fn router(leader: Option<u64>) -> Router {
         let timeouts = Timeouts { connect: Duration::from_secs(1), request: Duration::from_secs(1) };
         let router = Router::new(vec!["seed:1".into()], timeouts);
-        let node = |id: u64| Node {
-            id: NodeId::new(id),
-            grpc_address: format!("node:{id}"),
-            http_address: String::new(),
-            reachable: id != 1,
-            low_on_disk: false,
-            standing: NodeStanding::Member,
-            replaces: None,
-            drained: false,
-        };
-        let shard = Shard {
-            id: SHARD,
-            leader: leader.map(NodeId::new),
-            term: 1,
-            replicas: Vec::new(),
-            learners: Vec::new(),
-            applied_index: 0,
-            activity: String::new(),
-            behind: Vec::new(),
-        };
+        let node =
+            |id: u64| Node { grpc_address: format!("node:{id}"), reachable: id != 1, ..samples::node(id) };
+        let shard = samples::shard(SHARD, leader, 1);
         let nodes = [1, 2, 3].map(node).to_vec();
         router.learn(Topology { cluster_id: "c".into(), nodes, shards: vec![shard] });
         router

@@ -177,12 +177,13 @@ pub(crate) fn node_id(raw: u64) -> Option<NodeId> {
     (raw != 0).then(|| NodeId::new(raw))
 }
 
+/// Nodes and shards of which all is well, for tests.
 #[cfg(test)]
-mod tests {
+pub(crate) mod samples {
     use super::*;
 
-    fn view(leader: u64, term: u64) -> Topology {
-        let node = |id: u64| Node {
+    pub(crate) fn node(id: u64) -> Node {
+        Node {
             id: NodeId::new(id),
             grpc_address: format!("node-{id}:7101"),
             http_address: String::new(),
@@ -191,18 +192,31 @@ mod tests {
             standing: NodeStanding::Member,
             replaces: None,
             drained: false,
-        };
-        let shard = Shard {
-            id: ShardId::new(1),
-            leader: node_id(leader),
+        }
+    }
+
+    /// On nodes 1, 2 and 3.
+    pub(crate) fn shard(id: ShardId, leader: Option<u64>, term: u64) -> Shard {
+        Shard {
+            id,
+            leader: leader.map(NodeId::new),
             term,
             replicas: [1, 2, 3].map(NodeId::new).to_vec(),
             learners: Vec::new(),
             applied_index: 0,
             activity: String::new(),
             behind: Vec::new(),
-        };
-        Topology { cluster_id: "c".into(), nodes: [1, 2, 3].map(node).to_vec(), shards: vec![shard] }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(leader: u64, term: u64) -> Topology {
+        let shard = samples::shard(ShardId::new(1), (leader != 0).then_some(leader), term);
+        Topology { cluster_id: "c".into(), nodes: [1, 2, 3].map(samples::node).to_vec(), shards: vec![shard] }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
-use skein_client::{Client, NodeId};
+use skein_client::NodeId;
 use tokio::time;
 
 pub use self::report::{Event, Report};
@@ -305,7 +305,7 @@ impl Chaos {
             }
             Fault::Drain => {
                 recorder.disturbed(format!("node {leader} is drained"));
-                client(scenario).await?.drain_node(NodeId::new(leader), true).await?;
+                scenario.client().await?.drain_node(NodeId::new(leader), true).await?;
                 self.drained = Some(leader);
             }
             Fault::Replace => self.replace(scenario, &recorder, any).await?,
@@ -341,7 +341,7 @@ impl Chaos {
         links::heal(&scenario.cluster, &recorder)?;
         scenario.cluster.heal().await?;
         if let Some(node_id) = self.drained.take() {
-            client(scenario).await?.drain_node(NodeId::new(node_id), false).await?;
+            scenario.client().await?.drain_node(NodeId::new(node_id), false).await?;
         }
         wait::until("the cluster to be whole", WHOLE_LIMIT, async || {
             for topology in scenario.cluster.topologies().await {
@@ -356,10 +356,6 @@ impl Chaos {
         })
         .await
     }
-}
-
-async fn client(scenario: &Scenario) -> Result<Client> {
-    scenario.client().await
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ use skein_proto::ids::NodeId;
 
 use self::file::{Contradiction, File};
 use crate::{
+    broker::NodeAddresses,
     disk,
-    peer::{Member, Members},
+    peer::Members,
     raft::{Scrubbing, Timers},
 };
 
@@ -54,7 +55,7 @@ pub struct Config {
     /// Which of `members` this node is, unless it joins a cluster that exists.
     pub node: Option<NodeId>,
     /// Where other nodes and clients reach it.
-    pub advertised: Member,
+    pub advertised: NodeAddresses,
     /// Where it keeps everything.
     pub data_dir: PathBuf,
     /// Where gRPC listens.

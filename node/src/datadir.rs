@@ -11,7 +11,7 @@ use skein_proto::ids::NodeId;
 
 use crate::{
     disk::{self, DirLock, Disk},
-    random::random_u64,
+    random::random_name,
 };
 
 /// The file that says whose directory this is.
@@ -196,7 +196,7 @@ impl DataDir {
         if let Some(text) = self.read(&file, "read joining.json in it")? {
             return serde_json::from_str(&text).map_err(|source| DataDirError::Unreadable { file, source });
         }
-        let name = format!("{:016x}{:016x}", random_u64(), random_u64());
+        let name = random_name();
         self.write(NAME_FILE, &format!("{name:?}\n"), "write joining.json in it")?;
         Ok(name)
     }

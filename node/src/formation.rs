@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     datadir::{DataDir, DataDirError, Owner},
     peer::{Connections, Identity, says_removed},
-    random::random_u64,
+    random::random_name,
 };
 
 /// The pause before asking a node again that did not answer, or has not joined yet.
@@ -153,7 +153,7 @@ impl Joiner<'_> {
             cluster_id => Err(FormationError::LostDirectory { cluster_id, node: self.node }),
         })
         .await?;
-        let cluster_id = format!("{:016x}{:016x}", random_u64(), random_u64());
+        let cluster_id = random_name();
         self.join_as(cluster_id)
     }
 
@@ -229,35 +229,41 @@ impl Joiner<'_> {
     ) -> Result<HelloResponse, FormationError> {
         let address = &self.config.members[&node].grpc;
         for attempt in 0_u32.. {
-            if let Some(hello) = self.hello(node).await? {
-                if hello.node_id != node.get() {
+            let reason = match self.hello(node).await? {
+                Ok(hello) if hello.node_id != node.get() => {
                     let address = address.clone();
                     return Err(FormationError::OtherNode { listed: node, answered: hello.node_id, address });
                 }
-                self.check_configuration(node, &hello)?;
-                if enough(&hello) {
-                    return Ok(hello);
+                Ok(hello) => {
+                    self.check_configuration(node, &hello)?;
+                    if enough(&hello) {
+                        return Ok(hello);
+                    }
+                    "it has not come as far".to_owned()
                 }
-            }
+                Err(reason) => reason,
+            };
             if attempt % REMIND_EVERY == REMIND_EVERY - 1 {
-                tracing::info!(%node, address, "waiting for a node, to form the cluster with it");
+                tracing::info!(%node, address, reason, "waiting for a node, to form the cluster with it");
             }
             tokio::time::sleep(ASK_AGAIN_AFTER).await;
         }
         unreachable!("a node is asked until it answers")
     }
 
-    /// One question. No answer, or a refusal, is as good as none: the node may be starting. But not when it says that
-    /// this node was removed.
-    async fn hello(&self, node: NodeId) -> Result<Option<HelloResponse>, FormationError> {
+    /// One question. No answer, or a refusal, whose reason is told, is waited out: the node may be starting. But not
+    /// when it says that this node was removed.
+    async fn hello(&self, node: NodeId) -> Result<Result<HelloResponse, String>, FormationError> {
         let request = HelloRequest { node_id: self.node.get(), ..HelloRequest::default() };
-        let Some(mut peer) = self.connections.peer(node) else { return Ok(None) };
+        let Some(mut peer) = self.connections.peer(node) else {
+            return Ok(Err("it is not listed".to_owned()));
+        };
         match peer.hello(request).await {
-            Ok(answer) => Ok(Some(answer.into_inner())),
+            Ok(answer) => Ok(Ok(answer.into_inner())),
             Err(refused) if says_removed(&refused) => {
                 Err(FormationError::Removed { node: self.node, by: node })
             }
-            Err(_) => Ok(None),
+            Err(refused) => Ok(Err(refused.message().to_owned())),
         }
     }
 

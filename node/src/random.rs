@@ -6,3 +6,9 @@
 pub fn random_u64() -> u64 {
     rand::random()
 }
+
+/// 128 random bits as text, for names that nobody else may have or guess.
+#[must_use]
+pub fn random_name() -> String {
+    format!("{:016x}{:016x}", random_u64(), random_u64())
+}

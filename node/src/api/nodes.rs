@@ -16,7 +16,8 @@ use tonic::{Code, Status};
 use super::{Api, status};
 use crate::{
     broker::{CatalogCommand, CatalogOutcome, NodeAddresses, NodeCommand, NodeOutcome},
-    random::random_u64,
+    peer::is_host_and_port,
+    random::random_name,
 };
 
 /// A node that joins takes connections at once: it asks from there.
@@ -26,7 +27,7 @@ impl Api {
     /// Invites a node. This node leads the catalog, as for the ones below.
     pub(super) async fn add_node(&self, request: AddNodeRequest) -> Result<AddNodeResponse, Status> {
         let replaces = (request.replaces_node_id != 0).then(|| NodeId::new(request.replaces_node_id));
-        let token = format!("{:016x}{:016x}", random_u64(), random_u64());
+        let token = random_name();
         let command = NodeCommand::Invite { token: token.clone(), replaces };
         match self.change_nodes(command).await? {
             NodeOutcome::Invited(node) => Ok(AddNodeResponse { node_id: node.get(), join_token: token }),
@@ -39,7 +40,7 @@ impl Api {
         let JoinNodeRequest { join_token: token, directory, grpc_address, http_address, client_address } =
             request;
         for address in [&grpc_address, &http_address, &client_address] {
-            if !is_host_and_port(address) {
+            if !is_address(address) {
                 let message = format!("{address:?} is not where a node can be reached; say host:port");
                 return Err(status::invalid_setting(message));
             }
@@ -98,13 +99,9 @@ fn not_reached(node: NodeId, address: &str) -> Status {
     status::status(Code::Unavailable, Reason::Busy, message)
 }
 
-/// Names are as good as numbers.
-fn is_host_and_port(address: &str) -> bool {
-    address.len() <= NODE_TEXT_BYTES_MAX
-        && address.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
-        && address
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+fn is_address(text: &str) -> bool {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    text.len() <= NODE_TEXT_BYTES_MAX && is_plain && is_host_and_port(text)
 }
 
 fn refused(outcome: NodeOutcome, node_id: u64) -> Status {

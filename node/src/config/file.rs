@@ -15,7 +15,8 @@ use toml::Spanned;
 
 use super::{Config, Limits, LogConfig};
 use crate::{
-    peer::{Member, Members},
+    broker::NodeAddresses,
+    peer::{Members, is_host_and_port},
     raft::{Scrubbing, Timers},
 };
 
@@ -229,7 +230,7 @@ impl File {
         &self,
         advertise: &Spanned<AdvertiseFile>,
         given: Option<NodeId>,
-    ) -> Result<Member, Contradiction> {
+    ) -> Result<NodeAddresses, Contradiction> {
         let message = "advertise is for a node that joins a running cluster, which gives it its id; leave node_id out, \
                        or leave advertise out where cluster.members lists this node";
         if let Some(written) = &self.node_id {
@@ -245,7 +246,7 @@ impl File {
                 return refuse(advertise, format!("{address:?} is not an address; write host:port"));
             }
         }
-        Ok(Member { grpc: grpc.clone(), http: http.clone(), clients: clients.clone() })
+        Ok(NodeAddresses { grpc: grpc.clone(), http: http.clone(), clients: clients.clone() })
     }
 
     fn check_node(&self, given: Option<NodeId>, members: &Members) -> Result<NodeId, Contradiction> {
@@ -291,7 +292,7 @@ impl ClusterFile {
                 return refuse(member, "node_id 0 stands for no node; number nodes from 1");
             }
             let clients = clients.as_ref().unwrap_or(grpc);
-            let node = Member { grpc: grpc.clone(), http: http.clone(), clients: clients.clone() };
+            let node = NodeAddresses { grpc: grpc.clone(), http: http.clone(), clients: clients.clone() };
             if members.insert(NodeId::new(*node_id), node).is_some() {
                 return refuse(member, format!("node {node_id} is listed twice; give each node its own id"));
             }
@@ -448,11 +449,6 @@ impl RaftFile {
             election_max: Duration::from_millis(max_ms),
         })
     }
-}
-
-/// Names are as good as numbers, and are looked up whenever a connection is made.
-fn is_host_and_port(address: &str) -> bool {
-    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn address(field: &str, text: &Spanned<String>) -> Result<SocketAddr, Contradiction> {

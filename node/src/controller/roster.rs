@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::{
     broker::{CatalogCommand, ClusterNode, NodeAddresses, NodeCommand, Standing},
-    peer::{Connections, Identity, Member, Members, Roster},
+    peer::{Connections, Identity, Members, Roster},
     raft::{Groups, Proposed, Transport},
 };
 
@@ -36,18 +36,17 @@ impl RosterKeeper {
     pub async fn run(self) {
         let catalog = self.groups.catalog();
         let mut applied = catalog.replica().applied_index();
-        let mut revision = None;
+        let mut known: Vec<(NodeId, ClusterNode)> = Vec::new();
         loop {
-            let known = catalog.replica().with_catalog(|catalog| {
-                let newest = Some(catalog.revision());
-                (revision != newest).then(|| {
-                    revision = newest;
-                    let nodes: Vec<_> = catalog.nodes().map(|(id, node)| (id, node.clone())).collect();
-                    (nodes, catalog.next_node())
-                })
+            // Most changes of the catalog are of queues, and none of them is worth a copy.
+            let changed = catalog.replica().with_catalog(|catalog| {
+                let is_known = catalog.nodes().eq(known.iter().map(|(id, node)| (*id, node)));
+                let nodes = || catalog.nodes().map(|(id, node)| (id, node.clone())).collect();
+                (!is_known).then(|| (nodes(), catalog.next_node()))
             });
-            if let Some((nodes, next)) = known.filter(|(nodes, _)| !nodes.is_empty()) {
-                self.learn(&nodes, next);
+            if let Some((nodes, next)) = changed {
+                known = nodes;
+                self.learn(&known, next);
             }
             if catalog.is_leader() {
                 self.tell().await;
@@ -62,18 +61,16 @@ impl RosterKeeper {
 
     fn learn(&self, nodes: &[(NodeId, ClusterNode)], next: NodeId) {
         let joined = nodes.iter().filter(|(_, node)| node.standing != Standing::Invited);
-        self.connections.set_members(joined.map(|(id, node)| (*id, self.member(*id, node))).collect());
+        self.connections.set_members(joined.map(|(id, node)| (*id, self.addresses(*id, node))).collect());
         let roster = Roster { nodes: nodes.iter().map(|(id, _)| *id).collect(), next };
         self.identity.send_if_modified(|identity| identity.roster.replace(roster.clone()) != Some(roster));
     }
 
     /// Where a node is reached: one that formed the cluster where the configuration says, if it lists it, since that is
     /// where its addresses are changed; one that joined, where it said.
-    fn member(&self, id: NodeId, node: &ClusterNode) -> Member {
-        let NodeAddresses { grpc, http, clients } = node.addresses.clone();
-        let told = || Member { grpc, http, clients };
+    fn addresses(&self, id: NodeId, node: &ClusterNode) -> NodeAddresses {
         let is_founder = node.token.is_empty();
-        self.configured.get(&id).filter(|_| is_founder).cloned().unwrap_or_else(told)
+        self.configured.get(&id).filter(|_| is_founder).unwrap_or(&node.addresses).clone()
     }
 
     /// Tells the catalog what it does not know yet. This node leads it.
@@ -84,11 +81,7 @@ impl RosterKeeper {
             (catalog.next_node() > NodeId::new(1), leaving.map(|(id, _)| id).collect::<Vec<_>>())
         });
         if !is_founded && self.is_founder {
-            let addresses = |member: &Member| {
-                let Member { grpc, http, clients } = member.clone();
-                NodeAddresses { grpc, http, clients }
-            };
-            let nodes = self.configured.iter().map(|(id, member)| (*id, addresses(member))).collect();
+            let nodes = self.configured.clone().into_iter().collect();
             self.propose(NodeCommand::Found { nodes }).await;
         }
         for node in leaving {

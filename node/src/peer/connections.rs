@@ -18,6 +18,7 @@ use tonic::{
 };
 
 use super::{Identity, credentials::Outgoing};
+use crate::broker::NodeAddresses;
 
 /// A peer that does not take a connection for this long is down, or might as well be.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,19 +32,8 @@ const TAKEN_WITHIN: Duration = Duration::from_millis(100);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where a node is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// host:port for other nodes.
-    pub grpc: String,
-    /// host:port for health checks and metrics.
-    pub http: String,
-    /// host:port that clients are told.
-    pub clients: String,
-}
-
 /// The nodes of the cluster.
-pub type Members = BTreeMap<NodeId, Member>;
+pub type Members = BTreeMap<NodeId, NodeAddresses>;
 
 /// Connections to every other node.
 pub struct Connections {
@@ -88,7 +78,7 @@ impl Connections {
 
     /// Takes note of the nodes that the cluster has now. Connections to those that stay where they are stay as well.
     pub fn set_members(&self, members: Members) {
-        let known = |(id, member): (&NodeId, &Member)| {
+        let known = |(id, member): (&NodeId, &NodeAddresses)| {
             let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(known) = peers.get(id).filter(|known| known.address == member.grpc) {
                 return Some((*id, known.clone()));
@@ -147,6 +137,12 @@ impl PeerChannels {
         let channel = || channel(address);
         Ok(Self { address: address.to_owned(), raft: channel()?, bulk: channel()?, clients: channel()? })
     }
+}
+
+/// Whether an address is `host:port`. Names are as good as numbers, and are looked up whenever a connection is made.
+#[must_use]
+pub fn is_host_and_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {

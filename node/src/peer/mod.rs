@@ -14,7 +14,7 @@ mod service;
 mod snapshots;
 mod transport;
 
-pub use connections::{Connections, Member, Members, Peer};
+pub use connections::{Connections, Members, Peer, is_host_and_port};
 pub use credentials::{Incoming, says_removed};
 pub use presence::{Presence, Sightings};
 pub use service::{Identity, PeerService, Roster};

@@ -16,7 +16,7 @@ const CHANGE_WAIT_MAX: Duration = Duration::from_secs(5);
 const APPLY_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// The nodes that have a replica of a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReplicaSet {
     /// Those that elect, and that a majority is counted of.
     pub voters: BTreeSet<NodeId>,

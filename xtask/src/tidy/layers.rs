@@ -50,8 +50,8 @@ const LAYERS: [Layer; 27] = [
     layer("formation", &["datadir", "config", "peer"]),
     layer("joining", &["datadir", "config"]),
     layer("datadir", &["disk"]),
-    layer("config", &["peer", "raft", "disk"]),
-    layer("peer", &["raft", "log", "free_space"]),
+    layer("config", &["peer", "raft", "broker", "disk"]),
+    layer("peer", &["raft", "broker", "log", "free_space"]),
     // Joins raft groups, cores, dispatchers and log reads on one node.
     layer("shard", &["raft", "broker", "dispatch", "log", "offsets", "batch"]),
     // `disk` only to open a real log in its tests.

@@ -221,12 +221,7 @@ mod tests {
 
     /// The next step of a shard that node 1 leads.
     fn next(voters: &[u64], learners: &[u64], wanted: &[u64], replaced: &[(u64, u64)], fit: &[u64]) -> Step {
-        let replicas = ReplicaSet {
-            voters: set(voters),
-            learners: set(learners),
-            old_voters: BTreeSet::new(),
-            is_changing: false,
-        };
+        let replicas = ReplicaSet { voters: set(voters), learners: set(learners), ..ReplicaSet::default() };
         let replaced: Vec<_> =
             replaced.iter().map(|(gone, by)| (NodeId::new(*gone), NodeId::new(*by))).collect();
         let (wanted, fit) = (set(wanted), set(fit));
@@ -290,12 +285,7 @@ mod tests {
         // Also for the one that takes its place, which has caught up: with both, there would be four.
         assert_eq!(next(&[1, 2, 7], &[9], &[1, 2, 9], &[(7, 9)], &[1, 2, 9]), kept);
         // One that leads hands over all the same.
-        let replicas = ReplicaSet {
-            voters: set(&[1, 2]),
-            learners: BTreeSet::new(),
-            old_voters: BTreeSet::new(),
-            is_changing: false,
-        };
+        let replicas = ReplicaSet { voters: set(&[1, 2]), ..ReplicaSet::default() };
         let (wanted, both, none) = (set(&[2]), set(&[1, 2]), BTreeSet::new());
         let known = Known {
             leader: NodeId::new(1),
@@ -411,12 +401,7 @@ mod tests {
         ) {
             let as_set = |ids: &BTreeSet<u64>| ids.iter().copied().map(NodeId::new).collect::<BTreeSet<_>>();
             let mut world = World {
-                replicas: ReplicaSet {
-                    voters: as_set(&start),
-                    learners: BTreeSet::new(),
-                    old_voters: BTreeSet::new(),
-                    is_changing: false,
-                },
+                replicas: ReplicaSet { voters: as_set(&start), ..ReplicaSet::default() },
                 leader: NodeId::new(*start.first().unwrap()),
                 up: BTreeSet::new(),
                 behind: BTreeMap::new(),

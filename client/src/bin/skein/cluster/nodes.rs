@@ -185,10 +185,13 @@ async fn wait(
         if Instant::now() >= deadline {
             progress.finish_and_clear();
             let why = activity(&topology).unwrap_or_else(|| "skein cluster status tells more".to_owned());
+            let still = match left {
+                0 => "it is not over".to_owned(),
+                left => format!("{left} of {} shards are left", topology.shards.len()),
+            };
             bail!(
-                "{what}, and after {} {left} of {} shards are left; it goes on by itself ({why})",
-                output::span(patience.timeout),
-                topology.shards.len()
+                "{what}, and after {} {still}; it goes on by itself ({why})",
+                output::span(patience.timeout)
             );
         }
         tokio::time::sleep(LOOK_EVERY).await;
