@@ -255,8 +255,8 @@ members = [
             ),
             (
                 "[cluster]",
-                "[raft]\nelection_max_ms = 700\n[cluster]",
-                "node.toml:8: raft.election_max_ms is 700",
+                "[raft]\nelection_max_ms = 1100\n[cluster]",
+                "node.toml:8: raft.election_max_ms is 1100",
             ),
             (
                 "[cluster]",

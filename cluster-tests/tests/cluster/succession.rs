@@ -27,7 +27,7 @@ const MESSAGES: usize = 200;
 
 /// Timers that nobody would wait for: twenty seconds of silence.
 fn without_timers() -> Setup {
-    let settings = "[raft]\nelection_min_ms = 8000\nelection_max_ms = 12000\n".to_owned();
+    let settings = "[raft]\nelection_min_ms = 18000\nelection_max_ms = 27000\n".to_owned();
     Setup { settings, ..Setup::default() }
 }
 

@@ -151,14 +151,14 @@ impl Default for LogFile {
     }
 }
 
-/// Elections of at least 600 ms ride out the pauses of a busy two-core machine; a dead process is noticed by its
+/// A second of silence is longer than the pauses of a busy two-core machine; a dead process is noticed by its
 /// connections, not by these timers.
 impl Default for RaftFile {
     fn default() -> Self {
         Self {
             heartbeat_ms: unwritten(200),
-            election_min_ms: unwritten(600),
-            election_max_ms: unwritten(1_200),
+            election_min_ms: unwritten(1_000),
+            election_max_ms: unwritten(1_500),
             drain_ms: 5_000,
         }
     }

@@ -53,6 +53,19 @@ pub struct Timers {
     pub election_max: Duration,
 }
 
+impl Timers {
+    /// How long a leader may count on those who answered it: they elect nobody else meanwhile.
+    #[must_use]
+    pub fn lease(self) -> Duration {
+        self.election_max / 2
+    }
+
+    /// What a follower waits on top of the lease, at least. openraft takes the lease itself for the most that it waits.
+    fn beyond_lease_min(self) -> Duration {
+        self.election_min.saturating_sub(self.lease()).max(self.heartbeat + Duration::from_millis(1))
+    }
+}
+
 /// A group failed for good: its storage broke or it met a bug. The node must stop.
 #[derive(Debug, thiserror::Error)]
 #[error("shard {shard} stopped: {reason}")]
@@ -128,7 +141,7 @@ impl Group {
             Arc::clone(&replicated_index),
         );
         tasks::spawn(proposer.run(mailbox));
-        let lease = timers.election_max;
+        let lease = timers.lease();
         let watch = LeadershipWatch { node, shard, raft: raft.clone(), clock: clock.clone(), lease, quiet };
         tasks::spawn(watch.run(leadership_sender, failures));
         let receiver = Receiver::new(saved.clone(), raft.clone(), clock);
@@ -466,8 +479,8 @@ fn raft_config(shard: ShardId, timers: Timers) -> Result<Config, GroupError> {
     Config {
         cluster_name: format!("shard-{shard}"),
         heartbeat_interval: millis(timers.heartbeat),
-        election_timeout_min: millis(timers.election_min),
-        election_timeout_max: millis(timers.election_max),
+        election_timeout_min: millis(timers.beyond_lease_min()),
+        election_timeout_max: millis(timers.lease()),
         max_payload_entries: 256,
         max_append_entries: Some(256),
         api_channel_size: Some(1_024),

@@ -16,7 +16,7 @@ const LOOKS_PER_LEASE: u32 = 4;
 
 /// A leader that is cut off keeps quiet for so many leases, more than others need to elect one, and then makes itself
 /// heard for the length of a look: all may be well again, and nobody else may have a majority.
-const QUIET_LEASES: u32 = 2;
+const QUIET_LEASES: u32 = 3;
 
 /// Who leads a shard, as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
