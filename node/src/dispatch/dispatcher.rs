@@ -14,7 +14,7 @@ use skein_proto::{
 
 use self::settle::push_returned;
 use super::{
-    AddConsumerError, ConsumerId, Credit, Delivery, Expired, GroupCounts, GroupKey, GroupStart, Ready,
+    AddConsumerError, ConsumerId, Credit, Delivery, Expired, GroupCounts, GroupKey, GroupStart, Now, Ready,
     Returned, Rules, Stored,
     alarms::AlarmClock,
     consumer::{Consumer, Lease},
@@ -30,10 +30,10 @@ pub struct Dispatcher {
     consumers: BTreeMap<ConsumerId, Consumer>,
     /// The groups for which something may be handed out: all others are left alone.
     work: BTreeSet<GroupKey>,
-    /// When each lease ends.
+    /// When each lease ends, by the steady clock.
     lease_ends: BTreeSet<(u64, ConsumerId, Offset)>,
     alarms: AlarmClock,
-    /// Until when each group is held back, should nobody come back before.
+    /// Until when each group is held back, by the steady clock, should nobody come back before.
     holds: BTreeSet<(u64, GroupKey)>,
 }
 
@@ -176,22 +176,22 @@ impl Dispatcher {
 
     /// Gives a consumer that has come back what it held on a stream that is lost, where nobody else has it and it is
     /// not settled; no more than its credit allows. Says what that is. A group that is held back is from now on held
-    /// back until `others_until_ms` at most, for the others to come back as well.
+    /// back until `others_until_ms` at most, by the steady clock, for the others to come back as well.
     pub fn resume(
         &mut self,
         id: ConsumerId,
         held: &[OffsetRange],
-        now_ms: u64,
+        now: Now,
         others_until_ms: u64,
         stored: &dyn Stored,
     ) -> OffsetSet {
         let mut resumed = OffsetSet::new();
         // It may hold what was not due yet when this leader took over.
-        self.release_due(now_ms, stored);
+        self.release_due(now.wall_ms, stored);
         let Some(consumer) = self.consumers.get_mut(&id) else { return resumed };
         let key = consumer.key;
         let Some(group) = self.groups.get_mut(&key) else { return resumed };
-        let until_ms = now_ms.saturating_add(u64::from(group.rules().lease_ms));
+        let until_ms = now.steady_ms.saturating_add(u64::from(group.rules().lease_ms));
         for range in held {
             // What it held was within its credit.
             for Work { range, attempt } in group.resume(*range, consumer.messages_left()) {
@@ -264,21 +264,22 @@ impl Dispatcher {
     }
 
     /// Takes out the messages whose time is over and that nobody holds: the core is to give them up.
-    pub fn take_expired(&mut self, now_ms: u64, stored: &dyn Stored) -> Vec<Expired> {
+    pub fn take_expired(&mut self, now: Now, stored: &dyn Stored) -> Vec<Expired> {
         let mut expired = Vec::new();
         while let Some(&(at_ms, key, first, count)) = self.alarms.expiries.first()
-            && at_ms <= now_ms
+            && at_ms <= now.wall_ms
         {
             self.alarms.expiries.pop_first();
             let Some(group) = self.groups.get_mut(&key) else { continue };
-            if group.held_back_until_ms > now_ms {
+            let held_back_for_ms = group.held_back_until_ms.saturating_sub(now.steady_ms);
+            if held_back_for_ms > 0 {
                 // Somebody may hold them, and is about to say so.
-                self.alarms.expiries.insert((group.held_back_until_ms, key, first, count));
+                self.alarms.expiries.insert((now.wall_ms + held_back_for_ms, key, first, count));
                 continue;
             }
             for part in waiting_parts(key.queue, OffsetRange::new(first, count), false, stored) {
                 match part.expires_at_ms {
-                    Some(at_ms) if at_ms <= now_ms => {
+                    Some(at_ms) if at_ms <= now.wall_ms => {
                         let parts = group.expire(part.range).into_iter();
                         expired.extend(parts.map(|range| Expired { key, range }));
                         // What comes next may be small enough for somebody for whom these were too large.
@@ -296,10 +297,10 @@ impl Dispatcher {
     }
 
     /// Hands out all that can be, and appends it to `deliveries`. The consumers' credits bound how much that is.
-    pub fn poll(&mut self, now_ms: u64, stored: &dyn Stored, deliveries: &mut Vec<Delivery>) {
-        self.release_due(now_ms, stored);
+    pub fn poll(&mut self, now: Now, stored: &dyn Stored, deliveries: &mut Vec<Delivery>) {
+        self.release_due(now.wall_ms, stored);
         while let Some(&(at_ms, key)) = self.holds.first()
-            && at_ms <= now_ms
+            && at_ms <= now.steady_ms
         {
             self.holds.pop_first();
             if let Some(group) = self.groups.get_mut(&key) {
@@ -311,7 +312,7 @@ impl Dispatcher {
             if let Some(group) = self.groups.get_mut(&key).filter(|group| group.held_back_until_ms == 0) {
                 let mut round = Round {
                     key,
-                    now_ms,
+                    steady_ms: now.steady_ms,
                     stored,
                     group,
                     consumers: &mut self.consumers,
@@ -323,14 +324,17 @@ impl Dispatcher {
         }
     }
 
-    /// When to call [`Dispatcher::expire`] and [`Dispatcher::poll`] next, should nothing else happen before.
+    /// In how many milliseconds to call [`Dispatcher::expire`] and [`Dispatcher::poll`], should nothing else happen
+    /// before.
     #[must_use]
-    pub fn next_deadline_ms(&self) -> Option<u64> {
+    pub fn due_in_ms(&self, now: Now) -> Option<u64> {
         let lease_end = self.lease_ends.first().map(|&(until_ms, ..)| until_ms);
-        let delay = self.alarms.delays.first().map(|&(at_ms, ..)| at_ms);
         let hold = self.holds.first().map(|&(at_ms, _)| at_ms);
+        let delay = self.alarms.delays.first().map(|&(at_ms, ..)| at_ms);
         let expiry = self.alarms.expiries.first().map(|&(at_ms, ..)| at_ms);
-        [lease_end, delay, hold, expiry].into_iter().flatten().min()
+        let steady = [lease_end, hold].into_iter().flatten().map(|at_ms| at_ms.saturating_sub(now.steady_ms));
+        let wall = [delay, expiry].into_iter().flatten().map(|at_ms| at_ms.saturating_sub(now.wall_ms));
+        steady.chain(wall).min()
     }
 
     /// How busy a group is; all zero for one that is not known.

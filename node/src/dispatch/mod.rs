@@ -1,6 +1,6 @@
 //! The dispatcher of a shard's leader: which consumer gets which messages, and until when.
 //!
-//! Without I/O, clock or randomness: `now_ms` is an argument, and events of the broker core come in as calls. Leases
+//! Without I/O, clock or randomness: [`Now`] is an argument, and events of the broker core come in as calls. Leases
 //! live here only; a new leader builds its dispatcher from the core.
 
 mod alarms;
@@ -124,6 +124,15 @@ pub struct Rules {
     pub by_key: bool,
 }
 
+/// One moment by two clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// By the one that people and messages go by. It may jump.
+    pub wall_ms: u64,
+    /// By the one that only ever goes on, from wherever it began: what leases and holds are measured with.
+    pub steady_ms: u64,
+}
+
 /// Where a group stands when the dispatcher gets to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupStart {
@@ -135,7 +144,7 @@ pub struct GroupStart {
     pub fresh_from: Offset,
     /// The end of the queue.
     pub next_offset: Offset,
-    /// Nothing is delivered before this wall-clock time; 0 for at once. A new leader waits for those who hold
+    /// Nothing is delivered before this steady time; 0 for at once. A new leader waits for those who hold
     /// messages of the old one to say so.
     pub held_back_until_ms: u64,
     /// How often the core has moved the group.

@@ -15,7 +15,7 @@ use crate::offsets::OffsetRange;
 /// One group's turn in a poll.
 pub(super) struct Round<'a> {
     pub(super) key: GroupKey,
-    pub(super) now_ms: u64,
+    pub(super) steady_ms: u64,
     pub(super) stored: &'a dyn Stored,
     pub(super) group: &'a mut Group,
     pub(super) consumers: &'a mut BTreeMap<ConsumerId, Consumer>,
@@ -90,7 +90,8 @@ impl Round<'_> {
             return Attempt::TooLarge;
         }
         let range = OffsetRange::new(work.range.first, u64::from(count));
-        let until_ms = self.now_ms.saturating_add(u64::from(self.group.rules().lease_ms));
+        let lease_ms = self.group.rules().lease_ms;
+        let until_ms = self.steady_ms.saturating_add(u64::from(lease_ms));
         self.group.lease(range);
         consumer.grant(Lease { range, until_ms, attempt: work.attempt, bytes });
         self.lease_ends.insert((until_ms, id, range.first));

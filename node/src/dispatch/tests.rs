@@ -11,7 +11,7 @@ use skein_proto::ids::{GroupId, Offset, QueueId};
 use self::model::Model;
 use super::{
     AddConsumerError, ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupCounts, GroupKey, GroupStart,
-    Ready, Refusal, Returned, Rules, Stored, Waiting,
+    Now, Ready, Refusal, Returned, Rules, Stored, Waiting,
 };
 use crate::offsets::{OffsetRange, OffsetRuns};
 
@@ -105,6 +105,8 @@ enum Step {
     Nack(usize, OffsetRange),
     Extend(usize, OffsetRange, u64),
     Wait(u64),
+    /// Somebody sets the clock forward.
+    SetClock(u64),
     /// The core takes back what is on its way within the range; the delay counts from now.
     TakeBack(OffsetRange, Option<u64>),
     /// The core gives up what is on its way within the range.
@@ -127,6 +129,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (slot(), range()).prop_map(|(slot, range)| Step::Nack(slot, range)),
         2 => (slot(), range(), 0..90_u64).prop_map(|(slot, range, ms)| Step::Extend(slot, range, ms)),
         3 => (0..40_u64).prop_map(Step::Wait),
+        1 => (0..200_u64).prop_map(Step::SetClock),
         4 => (range(), prop::option::of(0..60_u64)).prop_map(|(range, delay)| Step::TakeBack(range, delay)),
         1 => range().prop_map(Step::GiveUp),
         6 => Just(Step::Poll),

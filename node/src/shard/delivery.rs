@@ -22,7 +22,7 @@ use super::{
 use crate::{
     broker::{self, Command, Event, Outcome, Queue, Return, Shard},
     clock::{Clock, millis},
-    dispatch::{ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupKey, Refusal, Returned},
+    dispatch::{ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupKey, Now, Refusal, Returned},
     offsets::{OffsetRange, OffsetSet},
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     random::random_u64,
@@ -154,7 +154,7 @@ impl Deliverer {
                     queue.groups().map(|group| GroupKey { queue: queue.id(), group: group.id() })
                 })
                 .collect();
-            let held_back_until_ms = self.clock.wall_ms() + millis(HOLD_BACK);
+            let held_back_until_ms = self.now().steady_ms + millis(HOLD_BACK);
             for key in keys {
                 self.add_group(shard, key, held_back_until_ms);
             }
@@ -271,11 +271,11 @@ impl Deliverer {
     }
 
     fn resume(&mut self, consumer: ConsumerId, held: &[OffsetRange]) -> OffsetSet {
-        let now_ms = self.clock.wall_ms();
-        let others_until_ms = now_ms + millis(OTHERS_COME_WITHIN);
+        let now = self.now();
+        let others_until_ms = now.steady_ms + millis(OTHERS_COME_WITHIN);
         let replica = Arc::clone(self.group.replica());
         replica.with_messages(|shard| {
-            self.dispatcher.resume(consumer, held, now_ms, others_until_ms, &StoredMessages(shard))
+            self.dispatcher.resume(consumer, held, now, others_until_ms, &StoredMessages(shard))
         })
     }
 
@@ -287,7 +287,7 @@ impl Deliverer {
     }
 
     async fn settle(&mut self, key: GroupKey, items: Vec<SettleItem>, reply: SettleReply) {
-        let now_ms = self.clock.wall_ms();
+        let now = self.now();
         let mut ended = Ended::default();
         let mut unsettled = Vec::new();
         for SettleItem { consumer, range, kind } in items {
@@ -305,7 +305,7 @@ impl Deliverer {
                 SettleKind::Ack => self.dispatcher.ack(consumer, range),
                 SettleKind::Nack { .. } => self.dispatcher.nack(consumer, range),
                 SettleKind::Extend { lease_ms } => {
-                    self.dispatcher.extend(consumer, range, now_ms + u64::from(lease_ms))
+                    self.dispatcher.extend(consumer, range, now.steady_ms + u64::from(lease_ms))
                 }
             };
             for (range, part) in parts {
@@ -314,7 +314,7 @@ impl Deliverer {
                     (Ok(_), SettleKind::Ack) => ended.acks.push(range),
                     (Ok(attempt), SettleKind::Nack { delay_ms }) => {
                         let delay_ms = delay_ms.unwrap_or_else(|| self.redelivery_delay_ms(key, attempt));
-                        let not_before_ms = later(now_ms, delay_ms);
+                        let not_before_ms = later(now.wall_ms, delay_ms);
                         ended.returns.push(Return { range, attempt, not_before_ms });
                     }
                     (Ok(_), SettleKind::Extend { .. }) => {}
@@ -329,8 +329,8 @@ impl Deliverer {
     }
 
     async fn on_time(&mut self) {
-        let now_ms = self.clock.wall_ms();
-        let expired = self.dispatcher.expire(now_ms);
+        let Now { wall_ms: now_ms, steady_ms } = self.now();
+        let expired = self.dispatcher.expire(steady_ms);
         if !expired.is_empty() {
             let group = Arc::clone(&self.group);
             self.return_all(expired, |key, attempt| later(now_ms, redelivery_delay_ms(&group, key, attempt)))
@@ -414,12 +414,12 @@ impl Deliverer {
     }
 
     async fn deliver(&mut self, deliveries: &mut Vec<Delivery>) {
-        let now_ms = self.clock.wall_ms();
+        let now = self.now();
         let replica = Arc::clone(self.group.replica());
         let expired = replica.with_messages(|shard| {
             let stored = StoredMessages(shard);
-            let expired = self.dispatcher.take_expired(now_ms, &stored);
-            self.dispatcher.poll(now_ms, &stored, deliveries);
+            let expired = self.dispatcher.take_expired(now, &stored);
+            self.dispatcher.poll(now, &stored, deliveries);
             for delivery in deliveries.drain(..) {
                 // A group's messages cannot vanish between two lines under one lock.
                 let Some(slice) = shard.locate(delivery.key.queue, delivery.first, delivery.count) else {
@@ -436,14 +436,14 @@ impl Deliverer {
     }
 
     fn sleep_until_due(&self) -> Duration {
-        let now_ms = self.clock.wall_ms();
-        let deadlines = [self.dispatcher.next_deadline_ms(), self.next_trim_ms];
-        deadlines
-            .into_iter()
-            .flatten()
-            .min()
-            .map_or(IDLE_SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)))
-            .min(IDLE_SLEEP_MAX)
+        let now = self.now();
+        let trim_in_ms = self.next_trim_ms.map(|at_ms| at_ms.saturating_sub(now.wall_ms));
+        let due_in_ms = [self.dispatcher.due_in_ms(now), trim_in_ms].into_iter().flatten().min();
+        due_in_ms.map_or(IDLE_SLEEP_MAX, Duration::from_millis).min(IDLE_SLEEP_MAX)
+    }
+
+    fn now(&self) -> Now {
+        Now { wall_ms: self.clock.wall_ms(), steady_ms: millis(self.clock.monotonic()) }
     }
 }
 

@@ -22,16 +22,16 @@ impl Dispatcher {
         self.settle(id, range, Settle::Return)
     }
 
-    /// Sets when leases end.
+    /// Sets when leases end, by the steady clock.
     pub fn extend(&mut self, id: ConsumerId, range: OffsetRange, lease_until_ms: u64) -> Settlements {
         self.settle(id, range, Settle::Extend { until_ms: lease_until_ms })
     }
 
-    /// Ends the leases whose time is over, and says which: the core is to take the messages back.
-    pub fn expire(&mut self, now_ms: u64) -> Vec<Returned> {
+    /// Ends the leases whose time is over by the steady clock, and says which: the core is to take the messages back.
+    pub fn expire(&mut self, steady_ms: u64) -> Vec<Returned> {
         let mut returned = Vec::new();
         while let Some(&(until_ms, id, first)) = self.lease_ends.first()
-            && until_ms <= now_ms
+            && until_ms <= steady_ms
         {
             self.lease_ends.pop_first();
             let Some(consumer) = self.consumers.get_mut(&id) else {

@@ -1,7 +1,7 @@
 //! Whose turn it is in a group, and what becomes of one that is moved or whose queue changes.
 
 use super::{
-    scenarios::{ALL_KEPT, NEW, PLENTY, brief, id, poll},
+    scenarios::{ALL_KEPT, NEW, PLENTY, at, brief, id, poll},
     *,
 };
 
@@ -110,7 +110,7 @@ fn lower_priorities_have_their_share_while_they_wait() {
     dispatcher.add_group(key(1), start, &special);
     add(&mut dispatcher, 1, 100, 0);
     let mut delivered = Vec::new();
-    dispatcher.poll(1_000, &special, &mut delivered);
+    dispatcher.poll(at(1_000), &special, &mut delivered);
     let offsets = delivered.iter().flat_map(|delivery| {
         let first = delivery.first.get();
         first..first + u64::from(delivery.count)
@@ -140,14 +140,14 @@ fn a_group_that_is_moved_begins_anew_without_consumers() {
 fn a_time_to_live_that_is_set_later_holds_for_what_waits() {
     let mut dispatcher = dispatcher(false);
     let special = TestStored { first: 0, special: true };
-    assert_eq!(dispatcher.take_expired(1_000, &special), []);
+    assert_eq!(dispatcher.take_expired(at(1_000), &special), []);
     dispatcher.change_queue(QUEUE, RULES, &special);
     // Every fourth, from offset 3 on.
-    assert_eq!(dispatcher.next_deadline_ms(), Some(13), "offset 1 is due");
-    let expired = dispatcher.take_expired(46, &special);
+    assert_eq!(dispatcher.due_in_ms(at(0)), Some(13), "offset 1 is due");
+    let expired = dispatcher.take_expired(at(46), &special);
     assert_eq!(expired, [Expired { key: key(1), range: range_of(3, 1) }]);
     // They may wait for ever after all.
-    assert_eq!(dispatcher.take_expired(1_000, &ALL_KEPT), []);
+    assert_eq!(dispatcher.take_expired(at(1_000), &ALL_KEPT), []);
 }
 
 #[test]
@@ -156,15 +156,15 @@ fn what_a_consumer_may_still_hold_does_not_expire() {
     let special = TestStored { first: 0, special: true };
     let start = GroupStart { next_offset: Offset::new(8), held_back_until_ms: 2_000, ..NEW };
     dispatcher.add_group(key(1), start, &special);
-    assert_eq!(dispatcher.take_expired(100, &special), []);
+    assert_eq!(dispatcher.take_expired(at(100), &special), []);
     add(&mut dispatcher, 1, 100, 0);
-    let resumed = dispatcher.resume(id(1), &[range_of(3, 1)], 100, 350, &special);
+    let resumed = dispatcher.resume(id(1), &[range_of(3, 1)], at(100), 350, &special);
     assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(3, 1)]);
-    let expired = dispatcher.take_expired(2_000, &special);
+    let expired = dispatcher.take_expired(at(2_000), &special);
     assert_eq!(expired, [Expired { key: key(1), range: range_of(7, 1) }]);
     // It comes back, and has waited too long.
     dispatcher.nack(id(1), range_of(3, 1));
     dispatcher.handle_returned(key(1), range_of(3, 1), 1, 0, &special);
-    let expired = dispatcher.take_expired(2_000, &special);
+    let expired = dispatcher.take_expired(at(2_000), &special);
     assert_eq!(expired, [Expired { key: key(1), range: range_of(3, 1) }]);
 }

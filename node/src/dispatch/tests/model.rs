@@ -8,7 +8,7 @@ use super::*;
 
 pub(super) struct Model {
     dispatcher: Dispatcher,
-    now_ms: u64,
+    now: Now,
     stored: TestStored,
     groups: [Vec<State>; 2],
     rules: Rules,
@@ -72,7 +72,8 @@ impl Model {
         let consumers = BTreeMap::new();
         Self {
             dispatcher,
-            now_ms: 0,
+            // Far apart: whoever takes one for the other is found out.
+            now: Now { wall_ms: 0, steady_ms: 1 << 40 },
             stored,
             groups: states,
             rules,
@@ -108,7 +109,7 @@ impl Model {
                 self.settle(slot, range, Dispatcher::nack, |attempt| State::Returning { attempt });
             }
             Step::Extend(slot, range, ms) => {
-                let until_ms = self.now_ms + ms;
+                let until_ms = self.now.steady_ms + ms;
                 let consumer = self.slots[slot].unwrap_or(ConsumerId::new(0));
                 let held = self.dispatcher.held(consumer);
                 let extend = |dispatcher: &mut Dispatcher, id, range| dispatcher.extend(id, range, until_ms);
@@ -116,9 +117,10 @@ impl Model {
                 assert_eq!(self.dispatcher.held(consumer), held, "splitting leases changed their bytes");
             }
             Step::Wait(ms) => {
-                self.now_ms += ms;
+                self.wait(ms);
                 self.expire();
             }
+            Step::SetClock(ms) => self.now.wall_ms += ms,
             Step::TakeBack(range, delay_ms) => self.take_back(range, delay_ms),
             Step::GiveUp(range) => self.give_up(range),
             Step::Poll => self.poll(),
@@ -130,7 +132,7 @@ impl Model {
     pub(super) fn settle_everything(&mut self) {
         let all = range_of(0, u64::MAX);
         self.take_back(all, None);
-        self.now_ms += 1_000;
+        self.wait(1_000);
         self.expire();
         self.take_back(all, None);
         for slot in 0..self.slots.len() {
@@ -181,9 +183,14 @@ impl Model {
     }
 
     fn expire(&mut self) {
-        let returned = self.dispatcher.expire(self.now_ms);
-        let now_ms = self.now_ms;
-        self.end_leases(&returned, |_, until_ms| until_ms <= now_ms);
+        let steady_ms = self.now.steady_ms;
+        let returned = self.dispatcher.expire(steady_ms);
+        self.end_leases(&returned, |_, until_ms| until_ms <= steady_ms);
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.now.wall_ms += ms;
+        self.now.steady_ms += ms;
     }
 
     /// Exactly the leases that `ends` were returned.
@@ -256,7 +263,7 @@ impl Model {
     }
 
     fn take_back(&mut self, range: OffsetRange, delay_ms: Option<u64>) {
-        let not_before_ms = delay_ms.map_or(0, |delay_ms| self.now_ms + delay_ms);
+        let not_before_ms = delay_ms.map_or(0, |delay_ms| self.now.wall_ms + delay_ms);
         for (group, states) in self.groups.iter_mut().enumerate() {
             // Messages that follow each other come back together.
             let mut returned = OffsetRuns::new();
@@ -291,9 +298,9 @@ impl Model {
 
     fn poll(&mut self) {
         let mut deliveries = Vec::new();
-        let expired = self.dispatcher.take_expired(self.now_ms, &self.stored);
+        let expired = self.dispatcher.take_expired(self.now, &self.stored);
         self.expire_messages(&expired);
-        self.dispatcher.poll(self.now_ms, &self.stored, &mut deliveries);
+        self.dispatcher.poll(self.now, &self.stored, &mut deliveries);
         let mut takers: Vec<_> = deliveries.iter().map(|delivery| delivery.consumer).collect();
         for delivery in deliveries {
             self.deliver(delivery);
@@ -321,7 +328,7 @@ impl Model {
         for offset in first.get()..first.get() + u64::from(count) {
             assert_eq!(self.next_work(group), Some((offset, attempt)));
             self.note_share(group, offset);
-            let until_ms = self.now_ms + u64::from(LEASE_MS);
+            let until_ms = self.now.steady_ms + u64::from(LEASE_MS);
             self.groups[group][offset as usize] = State::Leased { consumer: id, until_ms, attempt };
         }
         let offsets = first.get()..first.get() + u64::from(count);
@@ -340,7 +347,7 @@ impl Model {
             for (offset, state) in (0..).zip(states) {
                 let waits = matches!(state, State::Fresh | State::Ready { .. });
                 let is_over =
-                    self.stored.waits(offset).expires_at_ms.is_some_and(|at_ms| at_ms <= self.now_ms);
+                    self.stored.waits(offset).expires_at_ms.is_some_and(|at_ms| at_ms <= self.now.wall_ms);
                 if waits && is_over {
                     assert!(listed.remove(&(group, offset)), "{offset} may not wait any longer");
                     *state = State::Gone;
@@ -397,13 +404,13 @@ impl Model {
             assert_eq!(counts.consumers, attached as u32);
         }
         // Those whose time has come are not waited for any more, or not yet seen by a poll.
-        let later = |at_ms: u64| Some(at_ms).filter(|&at_ms| at_ms > self.now_ms);
+        let later = |at_ms: u64| at_ms.checked_sub(self.now.wall_ms).filter(|&in_ms| in_ms > 0);
         let states = self.groups.iter().flat_map(|states| (0..).zip(states));
         let deadlines = states.flat_map(|(offset, state)| {
             let waits = self.stored.waits(offset);
             let expires = waits.expires_at_ms.and_then(later);
             match *state {
-                State::Leased { until_ms, .. } => [Some(until_ms), None],
+                State::Leased { until_ms, .. } => [until_ms.checked_sub(self.now.steady_ms), None],
                 State::Ready { not_before_ms, .. } => {
                     [later(not_before_ms.max(waits.deliver_at_ms)), expires]
                 }
@@ -412,7 +419,7 @@ impl Model {
             }
         });
         if let Some(earliest) = deadlines.flatten().min() {
-            let deadline = self.dispatcher.next_deadline_ms();
+            let deadline = self.dispatcher.due_in_ms(self.now);
             assert!(
                 deadline.is_some_and(|deadline| deadline <= earliest),
                 "{deadline:?} is after {earliest}"

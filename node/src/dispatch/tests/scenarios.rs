@@ -17,6 +17,11 @@ pub(super) const NEW: GroupStart = GroupStart {
     seek_count: 0,
 };
 
+/// When both clocks say the same.
+pub(super) fn at(ms: u64) -> Now {
+    Now { wall_ms: ms, steady_ms: ms }
+}
+
 pub(super) fn id(raw: u64) -> ConsumerId {
     ConsumerId::new(raw)
 }
@@ -53,7 +58,7 @@ pub(super) fn resume(
     held: &[OffsetRange],
     now_ms: u64,
 ) -> Vec<OffsetRange> {
-    dispatcher.resume(id(consumer), held, now_ms, now_ms + 250, &ALL_KEPT).iter().collect()
+    dispatcher.resume(id(consumer), held, at(now_ms), now_ms + 250, &ALL_KEPT).iter().collect()
 }
 
 #[test]
@@ -61,7 +66,7 @@ fn a_new_leader_waits_for_those_who_hold_messages() {
     let mut dispatcher = taken_over(20);
     dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     assert_eq!(brief(&poll(&mut dispatcher, 100)), []);
-    assert_eq!(dispatcher.next_deadline_ms(), Some(2_000));
+    assert_eq!(dispatcher.due_in_ms(at(0)), Some(2_000));
 
     // One comes back with what it was delivered out of the middle; the other is waited for a little longer.
     assert_eq!(
@@ -95,7 +100,7 @@ fn what_is_resumed_and_not_kept_takes_nothing_else_along() {
     dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     // Purged below 7, and the event has not come yet.
     let sizes = TestStored { first: 7, ..ALL_KEPT };
-    let resumed = dispatcher.resume(id(1), &[range_of(2, 8)], 0, 250, &sizes);
+    let resumed = dispatcher.resume(id(1), &[range_of(2, 8)], at(0), 250, &sizes);
     assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(7, 3)]);
     assert_eq!(dispatcher.counts(key(1)).leased, 3);
 }
@@ -132,7 +137,7 @@ fn what_is_settled_or_returned_later_or_not_there_cannot_be_resumed() {
 
 pub(super) fn poll(dispatcher: &mut Dispatcher, now_ms: u64) -> Vec<Delivery> {
     let mut deliveries = Vec::new();
-    dispatcher.poll(now_ms, &ALL_KEPT, &mut deliveries);
+    dispatcher.poll(at(now_ms), &ALL_KEPT, &mut deliveries);
     deliveries
 }
 
@@ -170,7 +175,7 @@ fn what_came_back_goes_first_and_not_too_early() {
     dispatcher.handle_returned(key(1), range_of(1, 1), 1, 0, &ALL_KEPT);
     dispatcher.handle_returned(key(1), range_of(0, 1), 1, 40, &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 1)), [(1, 1, 1, 2), (1, 3, 1, 1)]);
-    assert_eq!(dispatcher.next_deadline_ms(), Some(40));
+    assert_eq!(dispatcher.due_in_ms(at(0)), Some(40));
     dispatcher.ack(id(1), range_of(3, 1));
     assert_eq!(poll(&mut dispatcher, 39), []);
     assert_eq!(brief(&poll(&mut dispatcher, 40)), [(1, 0, 1, 2)]);
@@ -206,10 +211,10 @@ fn leases_end_and_can_be_extended() {
         Returned { key: key(1), range: range_of(3, 1), attempt },
     ];
     assert_eq!(dispatcher.expire(50), expected);
-    assert_eq!(dispatcher.next_deadline_ms(), Some(80));
+    assert_eq!(dispatcher.due_in_ms(at(0)), Some(80));
     assert_eq!(dispatcher.ack(id(1), range_of(0, 1)), [(range_of(0, 1), Err(Refusal::LeaseLost))]);
     assert_eq!(dispatcher.expire(80), [Returned { key: key(1), range: range_of(1, 2), attempt }]);
-    assert_eq!(dispatcher.next_deadline_ms(), None);
+    assert_eq!(dispatcher.due_in_ms(at(0)), None);
 }
 
 #[test]
@@ -265,7 +270,7 @@ fn a_consumer_that_leaves_gives_back_what_it_held() {
     let returned = dispatcher.remove_consumer(id(1));
     let expected = [range_of(0, 2), range_of(3, 9)].map(|range| Returned { key: key(1), range, attempt: 1 });
     assert_eq!(returned, expected);
-    assert_eq!(dispatcher.next_deadline_ms(), None);
+    assert_eq!(dispatcher.due_in_ms(at(0)), None);
     dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     assert_eq!(poll(&mut dispatcher, 0), [], "the core has not taken them back yet");
 }
@@ -289,7 +294,7 @@ fn a_forgotten_group_takes_its_consumers_along() {
     assert_eq!(dispatcher.add_consumer(key(1), id(9_999), PLENTY, 0), Err(AddConsumerError::TooMany));
     poll(&mut dispatcher, 0);
     assert_eq!(dispatcher.remove_group(key(1)).len(), GROUP_CONSUMERS_MAX);
-    assert_eq!((dispatcher.next_deadline_ms(), dispatcher.counts(key(1))), (None, GroupCounts::default()));
+    assert_eq!((dispatcher.due_in_ms(at(0)), dispatcher.counts(key(1))), (None, GroupCounts::default()));
     assert_eq!(dispatcher.add_consumer(key(1), id(1), PLENTY, 0), Err(AddConsumerError::NoGroup));
     assert_eq!(dispatcher.remove_group(key(1)), []);
     assert_eq!(dispatcher.ack(id(1), range_of(0, 1)), [(range_of(0, 1), Err(Refusal::LeaseLost))]);
@@ -328,14 +333,14 @@ fn what_the_core_has_freed_stops_nobody() {
     dispatcher.handle_returned(key(1), range_of(2, 1), 1, 40, &ALL_KEPT);
     dispatcher.handle_returned(key(1), range_of(3, 1), 1, 0, &ALL_KEPT);
     let mut deliveries = Vec::new();
-    dispatcher.poll(1, &TestStored { first: 3, ..ALL_KEPT }, &mut deliveries);
+    dispatcher.poll(at(1), &TestStored { first: 3, ..ALL_KEPT }, &mut deliveries);
     assert_eq!(brief(&deliveries), [(1, 3, 1, 2), (1, 4, 1, 1), (1, 5, 2, 1)]);
     let left = GroupCounts { leased: 4, consumers: 1, ready: 3, delayed: 0 };
     assert_eq!(dispatcher.counts(key(1)), left);
     // The same of messages that were never delivered, up to beyond the end that is known here.
     dispatcher.ack(id(1), range_of(3, 4));
     let mut deliveries = Vec::new();
-    dispatcher.poll(1, &TestStored { first: 12, ..ALL_KEPT }, &mut deliveries);
+    dispatcher.poll(at(1), &TestStored { first: 12, ..ALL_KEPT }, &mut deliveries);
     assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 0));
     dispatcher.handle_appended(QUEUE, Offset::new(14), &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 1)), [(1, 12, 2, 1)]);
@@ -347,12 +352,12 @@ fn a_single_missing_message_is_skipped() {
     dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     let mut deliveries = Vec::new();
-    dispatcher.poll(0, &Holed { queue_exists: true }, &mut deliveries);
+    dispatcher.poll(at(0), &Holed { queue_exists: true }, &mut deliveries);
     assert_eq!(brief(&deliveries), [(1, 0, 2, 1), (2, 3, 1, 1)]);
     // The same of a message that came back.
     dispatcher.handle_returned(key(1), range_of(2, 1), 1, 0, &ALL_KEPT);
     let mut deliveries = Vec::new();
-    dispatcher.poll(0, &Holed { queue_exists: true }, &mut deliveries);
+    dispatcher.poll(at(0), &Holed { queue_exists: true }, &mut deliveries);
     assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 0));
 }
 
@@ -361,8 +366,24 @@ fn without_a_queue_a_turn_ends() {
     let mut dispatcher = dispatcher(4);
     dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     let mut deliveries = Vec::new();
-    dispatcher.poll(0, &Holed { queue_exists: false }, &mut deliveries);
+    dispatcher.poll(at(0), &Holed { queue_exists: false }, &mut deliveries);
     assert_eq!((deliveries.len(), dispatcher.counts(key(1)).ready), (0, 4));
     dispatcher.handle_appended(QUEUE, Offset::new(5), &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 5, 1)]);
+}
+
+#[test]
+fn leases_and_holds_last_as_long_as_they_should_whatever_is_done_to_the_clock() {
+    let mut dispatcher = taken_over(5);
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
+    let poll = |dispatcher: &mut Dispatcher, wall_ms, steady_ms| {
+        let mut deliveries = Vec::new();
+        dispatcher.poll(Now { wall_ms, steady_ms }, &ALL_KEPT, &mut deliveries);
+        deliveries.len()
+    };
+    assert_eq!(poll(&mut dispatcher, 1 << 40, 1_999), 0, "set forward by years");
+    assert_eq!(poll(&mut dispatcher, 0, 2_000), 1, "set back");
+    assert_eq!(dispatcher.due_in_ms(Now { wall_ms: 1 << 40, steady_ms: 2_010 }), Some(40));
+    assert_eq!(dispatcher.expire(2_049), []);
+    assert_eq!(dispatcher.expire(2_050).len(), 1);
 }

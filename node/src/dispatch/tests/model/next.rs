@@ -40,7 +40,8 @@ impl Model {
             let holds_up = match *state {
                 State::Leased { .. } | State::Returning { .. } => true,
                 State::Ready { attempts, not_before_ms } => {
-                    attempts > 0 && not_before_ms.max(self.stored.waits(offset).deliver_at_ms) > self.now_ms
+                    attempts > 0
+                        && not_before_ms.max(self.stored.waits(offset).deliver_at_ms) > self.now.wall_ms
                 }
                 State::Fresh | State::Gone => false,
             };
@@ -80,12 +81,12 @@ impl Model {
         let due = |(offset, state): (u64, &State)| {
             let waits = self.stored.waits(offset);
             match *state {
-                State::Fresh if waits.deliver_at_ms <= self.now_ms => {
+                State::Fresh if waits.deliver_at_ms <= self.now.wall_ms => {
                     let is_last = !self.stored.special && !self.rules.by_key;
                     Some(((Reverse(waits.priority), is_last, offset), 1))
                 }
                 State::Ready { attempts, not_before_ms }
-                    if not_before_ms.max(waits.deliver_at_ms) <= self.now_ms =>
+                    if not_before_ms.max(waits.deliver_at_ms) <= self.now.wall_ms =>
                 {
                     Some(((Reverse(waits.priority), false, offset), attempts + 1))
                 }
