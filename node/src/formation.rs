@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     datadir::{DataDir, DataDirError, Owner},
     peer::{Connections, Identity, says_removed},
+    planted::{Bug, is_planted},
     random::random_name,
 };
 
@@ -149,7 +150,7 @@ struct Joiner<'a> {
 impl Joiner<'_> {
     async fn found(&self) -> Result<Owner, FormationError> {
         self.ask_all(async |peer| match self.ask(peer, |_| true).await?.cluster_id {
-            none if none.is_empty() => Ok(()),
+            none if none.is_empty() || is_planted(Bug::EmptyDirectoryTaken) => Ok(()),
             cluster_id => Err(FormationError::LostDirectory { cluster_id, node: self.node }),
         })
         .await?;

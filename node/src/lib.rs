@@ -27,6 +27,8 @@ pub mod log;
 pub mod node;
 pub mod offsets;
 pub mod peer;
+#[doc(hidden)]
+pub mod planted;
 pub mod program;
 pub mod raft;
 pub mod random;

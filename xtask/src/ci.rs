@@ -18,13 +18,28 @@ struct Step {
 /// Cheap steps first. Clippy and doc share what they compile, and so do tidy and test; only the last step needs the
 /// release profile. Warnings are refused by flags of the last program in the chain and not by RUSTFLAGS, which
 /// would compile every dependency again.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step { name: "format", arguments: &["fmt", "--all", "--check"], variables: &[] },
     Step { name: "tidy", arguments: &["xtask", "tidy"], variables: &[] },
     Step { name: "floors", arguments: &["xtask", "floors"], variables: &[] },
     Step {
         name: "clippy",
         arguments: &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        variables: &[],
+    },
+    Step {
+        name: "planted",
+        arguments: &[
+            "clippy",
+            "--locked",
+            "-p",
+            "skein-node",
+            "--features",
+            "planted-bugs",
+            "--",
+            "-D",
+            "warnings",
+        ],
         variables: &[],
     },
     Step {

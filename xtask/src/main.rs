@@ -1,4 +1,4 @@
-//! Arguments in, exit code out: `cargo xtask tidy`, `cargo xtask floors`, `cargo xtask ci`.
+//! Arguments in, exit code out: `cargo xtask tidy`, `cargo xtask floors`, `cargo xtask ci`, `cargo xtask planted`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 
 mod ci;
 mod floors;
+mod planted;
 mod repository;
 mod tidy;
 
@@ -19,7 +20,8 @@ usage: cargo xtask <command>
 
   tidy     the rules of this repository that neither rustfmt nor clippy checks
   floors   dependencies that are older than the version that fixed a vulnerability
-  ci       everything that must pass before a merge, in order, with timings";
+  ci       everything that must pass before a merge, in order, with timings
+  planted  plants one bug after the other, or the one that is named, and sees whether a test notices";
 
 fn main() -> ExitCode {
     match run() {
@@ -40,6 +42,8 @@ fn run() -> Result<ExitCode> {
         ["tidy"] => report(&tidy::check(&repository::read(root)?)),
         ["floors"] => report(&floors::check(root)?),
         ["ci"] => ci::run(root),
+        ["planted"] => planted::run(root, None),
+        ["planted", bug] => planted::run(root, Some(bug)),
         _ => {
             eprintln!("{USAGE}");
             Ok(ExitCode::FAILURE)

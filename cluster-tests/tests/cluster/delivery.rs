@@ -208,6 +208,21 @@ async fn a_lease_that_runs_out_gives_the_message_to_the_next() {
         // Either refused, or, where the same consumer got it again, taken for the newer lease.
         let _ = late_ack.await;
         ensure!(client.get_group("orders", "mail").await?.unacked_count == 0, "the ack was not kept");
+
+        // One that nobody extends lasts as long as the queue says.
+        let began = Instant::now();
+        publish(&client, "orders", 1).await?;
+        let mut held = Vec::new();
+        for attempt in [1, 2] {
+            let delivery = tokio::select! {
+                delivery = next(&mut other) => delivery?,
+                delivery = next(&mut sleeper) => delivery?,
+            };
+            ensure!(delivery.attempt == attempt, "attempt {}", delivery.attempt);
+            held.push(delivery);
+        }
+        let elapsed = began.elapsed();
+        ensure!(elapsed >= lease, "it came again after {elapsed:?}");
         Ok(())
     })
     .await;

@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
+use skein_client::NodeId;
 use skein_cluster_tests::{
     cluster::{Cluster, Setup},
     faults::kill::{kill, kill_leader},
@@ -175,6 +176,29 @@ async fn nobody_joins_or_leaves_who_should_not() {
         fs::remove_dir_all(scenario.cluster.data_dir(node_id)?)?;
         scenario.cluster.start_with_token(node_id, &invitation.token)?;
         refused_to_start(&mut scenario.cluster, node_id, "has joined with this token from another").await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_removed_while_it_was_away_stays_out() {
+    let name = "a_node_that_was_removed_while_it_was_away_stays_out";
+    let setup = Setup { shards: 2, ..Setup::default() };
+    scenario::run_with(&setup, name, LIMIT, async |scenario| {
+        let invitation = scenario.cluster.invite(None).await?;
+        scenario.cluster.join(&invitation, "")?;
+        scenario.cluster.wait_settled(SETTLE_LIMIT).await?;
+        let node_id = invitation.node_id;
+        scenario.cluster.kill(node_id)?;
+        scenario.client().await?.remove_node(NodeId::new(node_id)).await?;
+        scenario.cluster.wait_settled(SETTLE_LIMIT).await?;
+
+        // It is told by the others, and knows from then on.
+        for why in ["was removed from the cluster", "was removed from its cluster and cannot come back"] {
+            scenario.cluster.restart(node_id)?;
+            refused_to_start(&mut scenario.cluster, node_id, why).await?;
+        }
+        Ok(())
     })
     .await;
 }

@@ -14,6 +14,7 @@ use crate::{
     batch::{self, Fields},
     dispatch::GroupKey,
     offsets::OffsetRange,
+    planted::{Bug, is_planted},
     raft::Replica,
     shard::{BodyError, BodyReader, DeliveryHandle, OutboxItem, SettleItem, SettleKind},
 };
@@ -77,7 +78,9 @@ impl WantedReader {
             return Ok(vec![Wanted { first, count, batch }]);
         };
         let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
-        for (is_wanted, count, batch) in batch::split(&batch, |message| filter.wants(&Fields::of(message))) {
+        for (is_wanted, count, batch) in batch::split(&batch, |message| {
+            filter.wants(&Fields::of(message)) || is_planted(Bug::FilterIgnored)
+        }) {
             if is_wanted {
                 wanted.push(Wanted { first, count, batch });
             } else {

@@ -19,7 +19,10 @@ use super::{
     Block, BlockSlice, BlockSpan, GiveUpReason, Group, LivePart, Outcome, Position, Properties, Return,
     Settings, blocks::Blocks, group::TakenBack, live::LiveTally, producers::Producers, recent_ids::RecentIds,
 };
-use crate::offsets::OffsetRange;
+use crate::{
+    offsets::OffsetRange,
+    planted::{Bug, is_planted},
+};
 
 /// A named log of messages. Keeps a block until every group has acked all of its messages, and without groups for ever,
 /// or else for as long as its limits say; what went before the others leaves a hole between those that are kept.
@@ -334,7 +337,9 @@ impl Queue {
         let outcome = if group.dead_letter_count() > 0 {
             Outcome::DeadLettersPending
         } else {
-            group.seek(to);
+            if !is_planted(Bug::SeekIgnored) {
+                group.seek(to);
+            }
             self.ack_holes(&mut group);
             self.changed_groups.insert(id);
             Outcome::GroupMoved { offset: group.acked_floor() }

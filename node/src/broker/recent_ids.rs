@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::IdsRecord;
+use crate::planted::{Bug, is_planted};
 
 /// The most ids that a queue remembers. At some 50 bytes each that is 50 MB on every node.
 pub const QUEUE_IDS_MAX: usize = 1_000_000;
@@ -43,7 +44,7 @@ impl RecentIds {
     }
 
     pub(super) fn contains(&self, id: IdHash) -> bool {
-        self.known.contains(&id)
+        self.known.contains(&id) && !is_planted(Bug::IdForgotten)
     }
 
     pub(super) fn has_room(&self, count: usize) -> bool {

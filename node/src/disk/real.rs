@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use super::{Access, DirLock, Disk, DiskFile, FreeSpace};
+use crate::planted::{Bug, is_planted};
 
 /// The file whose lock stands for its directory's.
 const LOCK_FILE_NAME: &str = "lock";
@@ -66,14 +67,14 @@ impl Disk for RealDisk {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
         match access {
             Access::Read => Ok(Arc::new(RealFile { file: File::open(path)?, durable: false })),
-            Access::Write { direct: true } => match open_direct(path) {
+            Access::Write { direct: true } if !is_planted(Bug::NeverSynced) => match open_direct(path) {
                 // What a file system without O_DIRECT answers.
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                     open_buffered(path)
                 }
                 opened => opened,
             },
-            Access::Write { direct: false } => open_buffered(path),
+            Access::Write { .. } => open_buffered(path),
         }
     }
 
@@ -106,7 +107,7 @@ fn open_direct(path: &Path) -> io::Result<Arc<dyn DiskFile>> {
 
 fn open_buffered(path: &Path) -> io::Result<Arc<dyn DiskFile>> {
     let file = OpenOptions::new().write(true).open(path)?;
-    Ok(Arc::new(RealFile { file, durable: false }))
+    Ok(Arc::new(RealFile { file, durable: is_planted(Bug::NeverSynced) }))
 }
 
 struct RealFile {

@@ -12,7 +12,10 @@ use super::{
     lanes::Lanes,
     turns::Turns,
 };
-use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
+use crate::{
+    offsets::{OffsetRange, OffsetRuns, OffsetSet},
+    planted::{Bug, is_planted},
+};
 
 /// One consumer group. Every offset below `next_offset` is in exactly one state: leased, ready, in its key's line,
 /// delayed, fresh, or none of the dispatcher's business (acked, given up, or on its way back to the core).
@@ -76,7 +79,9 @@ impl Group {
 
     /// Whether it may be this consumer's turn. Where only one is active, it waits until nobody else holds anything.
     pub(super) fn may_take(&self, id: ConsumerId, consumer: &Consumer) -> bool {
-        !self.rules.single_active || (self.active == Some(id) && self.leased.len() == consumer.held().0)
+        !self.rules.single_active
+            || is_planted(Bug::AllActive)
+            || (self.active == Some(id) && self.leased.len() == consumer.held().0)
     }
 
     /// What is to be delivered next: what is sorted or came back before what is fresh.
@@ -304,6 +309,7 @@ impl Group {
     ) {
         for part in waiting_parts(queue, range, self.rules.by_key, stored) {
             let Waiting { range, deliver_at_ms, expires_at_ms, key_slot, .. } = part;
+            let deliver_at_ms = if is_planted(Bug::DeliveredEarly) { 0 } else { deliver_at_ms };
             let not_before_ms = ready.not_before_ms.max(deliver_at_ms);
             if not_before_ms == 0 {
                 self.make_ready(&part, ready.attempts);

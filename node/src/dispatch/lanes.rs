@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use crate::offsets::{OffsetRange, OffsetRuns};
+use crate::{
+    offsets::{OffsetRange, OffsetRuns},
+    planted::{Bug, is_planted},
+};
 
 /// Messages with the attempts so far, the highest priority first and in each the lowest offset. Lower priorities can
 /// have a share of their own: while they wait, every so many messages the one with the lowest offset of them is next.
@@ -70,6 +73,7 @@ impl Lanes {
 
     /// Adds messages, none of which may be there already.
     pub(super) fn insert(&mut self, range: OffsetRange, attempts: u32, priority: u8) {
+        let priority = if is_planted(Bug::PriorityIgnored) { 0 } else { priority };
         if !range.is_empty() {
             self.by_priority.entry(priority).or_default().insert(range, attempts);
         }

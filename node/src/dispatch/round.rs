@@ -10,7 +10,10 @@ use super::{
     consumer::{Consumer, Lease},
     group::{Group, Work},
 };
-use crate::offsets::OffsetRange;
+use crate::{
+    offsets::OffsetRange,
+    planted::{Bug, is_planted},
+};
 
 /// One group's turn in a poll.
 pub(super) struct Round<'a> {
@@ -91,6 +94,7 @@ impl Round<'_> {
         }
         let range = OffsetRange::new(work.range.first, u64::from(count));
         let lease_ms = self.group.rules().lease_ms;
+        let lease_ms = if is_planted(Bug::LeaseCutShort) { lease_ms / 1_000 } else { lease_ms };
         let until_ms = self.steady_ms.saturating_add(u64::from(lease_ms));
         self.group.lease(range);
         consumer.grant(Lease { range, until_ms, attempt: work.attempt, bytes });

@@ -22,6 +22,7 @@ use super::{
     segment::{FoundBatch, IndexPlace, Segment, Slot},
     writer::write_durably,
 };
+use crate::planted::{Bug, is_planted};
 
 /// What a directory holds.
 pub(super) struct Recovered {
@@ -244,7 +245,9 @@ impl Recovery {
             return Ok(Place::Sealed(IndexPlace::OnDisk { offset }));
         }
         if is_newest {
-            check_none_later(segment, scanned.end, scanned.next_batch)?;
+            if !is_planted(Bug::DamageEndsLog) {
+                check_none_later(segment, scanned.end, scanned.next_batch)?;
+            }
             tracing::info!(segment = %segment.path.display(), tail = scanned.end, "the log goes on here");
             return Ok(Place::Open { tail: scanned.end });
         }
@@ -289,6 +292,7 @@ impl Recovery {
             if !damaged_records.is_empty() {
                 // Without anything behind it, it was being written when the process or the machine stopped.
                 let was_durable = !is_newest || has_later(segment, end, header.number)?;
+                let was_durable = was_durable && !is_planted(Bug::DamageEndsLog);
                 if !was_durable || !self.take_damage(segment, scanned.end, &damaged_records) {
                     break;
                 }

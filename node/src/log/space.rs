@@ -19,6 +19,7 @@ use super::{
     segment::{IndexPlace, Segment},
     segment_set::encode_numbers,
 };
+use crate::planted::{Bug, is_planted};
 
 /// How many entries' worth of parts is asked for at a time.
 const ASKED_ENTRIES_MAX: u64 = 4096;
@@ -269,7 +270,8 @@ impl Rewrite<'_> {
         record: (u64, Position),
         parts: &[Part],
     ) -> Result<(), RewriteError> {
-        if self.is_kept_elsewhere(shard, parts) {
+        let is_lost = is_planted(Bug::RewriteLoses) && record.0.is_multiple_of(4);
+        if is_lost || self.is_kept_elsewhere(shard, parts) {
             return Ok(());
         }
         let found = Found { segment: self.segment.clone(), kind, records: vec![record] };

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tonic::{Request, Status, metadata::MetadataValue, service::Interceptor};
 
 use super::Identity;
+use crate::planted::{Bug, is_planted};
 
 const CLUSTER: &str = "skein-cluster-id";
 const TARGET: &str = "skein-target-node-id";
@@ -69,6 +70,7 @@ impl Interceptor for Incoming {
         }
         if let Some(source) = source(&request)
             && identity.has_removed(source)
+            && !is_planted(Bug::RemovedNodeHeard)
         {
             return Err(removed(source));
         }

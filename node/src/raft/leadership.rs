@@ -9,7 +9,10 @@ use skein_proto::ids::{NodeId, ShardId};
 use tokio::sync::{mpsc, watch};
 
 use super::{group::GroupFailure, types::Raft};
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    planted::{Bug, is_planted},
+};
 
 /// A leader looks so many times in a lease whether a majority still answers.
 const LOOKS_PER_LEASE: u32 = 4;
@@ -95,6 +98,9 @@ impl LeadershipWatch {
 
     /// Whether a leader, which leads since then, has no majority that answers.
     fn is_cut_off(&self, since: Duration) -> bool {
+        if is_planted(Bug::CutOffLeaderStays) {
+            return false;
+        }
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let unanswered = match &metrics.last_quorum_acked {

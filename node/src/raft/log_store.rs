@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     log::{Entry, Log, LogFailure, ReadError},
+    planted::{Bug, is_planted},
     tasks,
 };
 
@@ -133,6 +134,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
+        if is_planted(Bug::VoteForgotten) {
+            return Ok(());
+        }
         let (done, saved) = oneshot::channel();
         self.log.save_vote(
             self.shard,

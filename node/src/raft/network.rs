@@ -26,6 +26,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::log::KeptEntry;
+#[cfg(feature = "planted-bugs")]
+use crate::{
+    log::EntryId,
+    planted::{Bug, is_planted},
+    tasks,
+};
 
 use super::{
     snapshot::SnapshotData,
@@ -246,6 +252,10 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 return Err(rpc_error(quiet_error(target)));
             }
             let answers = match mode {
+                #[cfg(feature = "planted-bugs")]
+                AppendMode::Stream if is_planted(Bug::FollowersNotWaitedFor) => {
+                    answer_for(transport, target, requests)
+                }
                 AppendMode::Stream => transport.append(target, requests).await.map_err(rpc_error)?,
                 AppendMode::OneByOne => {
                     requests.then(move |request| transport.append_one(target, request)).boxed()
@@ -337,6 +347,27 @@ impl NetBackoff<TypeConfig> for PeerClient {
         let pauses = iter::successors(Some(BACKOFF_FIRST), |pause| Some((*pause * 2).min(BACKOFF_MAX)));
         Some(Backoff::new(pauses))
     }
+}
+
+/// Says that the follower has everything, which it gets a while later.
+#[cfg(feature = "planted-bugs")]
+fn answer_for(transport: Arc<dyn Transport>, target: NodeId, requests: AppendRequests) -> AppendResults {
+    let (later, delayed) = mpsc::channel::<AppendRequest>(65_536);
+    let delayed = ReceiverStream::new(delayed).then(|request| async {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        request
+    });
+    tasks::spawn(async move {
+        let Ok(answers) = transport.append(target, AppendRequests(delayed.boxed())).await else { return };
+        answers.for_each(|_| async {}).await;
+    });
+    let answers = requests.map(move |request| {
+        let last = request.entries.last().map(|entry| EntryId { term: entry.term, index: entry.index });
+        let matched = AppendResult::Matched(last.or(request.previous));
+        let _ = later.try_send(request);
+        Ok(matched)
+    });
+    answers.boxed()
 }
 
 fn quiet_error(node: NodeId) -> TransportError {

@@ -21,6 +21,7 @@ use crate::{
     batch,
     broker::{BlockSlice, Command, DeadLetter, GiveUpReason},
     dispatch::GroupKey,
+    planted::{Bug, is_planted},
     raft::{Group, ProposeError, Proposed},
 };
 
@@ -146,6 +147,10 @@ async fn move_one(
     // What the group does not want it gives up without a trace, as it would have passed it by.
     if parcel.filter.as_ref().is_none_or(|filter| courier.wants(filter, &message)) {
         let batch = batch::single(&message, &origin(parcel));
+        if is_planted(Bug::DeadLetterDoubled) {
+            let somebody_else = producer(key, sequence.next());
+            courier.publish(parcel.to_queue.clone(), somebody_else, batch.clone()).await?;
+        }
         courier.publish(parcel.to_queue.clone(), producer(key, sequence), batch).await?;
     }
     group

@@ -24,6 +24,7 @@ use crate::{
     clock::{Clock, millis},
     dispatch::{ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupKey, Now, Refusal, Returned},
     offsets::{OffsetRange, OffsetSet},
+    planted::{Bug, is_planted},
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     random::random_u64,
     tasks,
@@ -323,6 +324,11 @@ impl Deliverer {
         }
         if ended.is_empty() {
             let _ = reply.send(Ok(unsettled));
+            return;
+        }
+        if is_planted(Bug::AckAnsweredEarly) {
+            let _ = reply.send(Ok(unsettled));
+            self.replicate(key, ended, Vec::new(), None).await;
             return;
         }
         self.replicate(key, ended, unsettled, Some(reply)).await;

@@ -14,10 +14,10 @@ struct Layer {
 }
 
 /// What everything but the deterministic core may use.
-const AMBIENT: [&str; 4] = ["clock", "random", "tasks", "telemetry"];
+const AMBIENT: [&str; 5] = ["clock", "planted", "random", "tasks", "telemetry"];
 
 /// From the top down. Dependencies point down only.
-const LAYERS: [Layer; 27] = [
+const LAYERS: [Layer; 28] = [
     layer("main", &["program"]),
     // One file for each subcommand.
     layer("program", &["node", "config", "raft", "log", "disk"]),
@@ -63,10 +63,11 @@ const LAYERS: [Layer; 27] = [
     layer("telemetry", &[]),
     // Deterministic: no time, randomness or tasks.
     Layer { module: "batch", below: &["broker"], ambient: false },
-    Layer { module: "broker", below: &["offsets"], ambient: false },
-    Layer { module: "dispatch", below: &["offsets"], ambient: false },
+    Layer { module: "broker", below: &["offsets", "planted"], ambient: false },
+    Layer { module: "dispatch", below: &["offsets", "planted"], ambient: false },
     Layer { module: "offsets", below: &[], ambient: false },
     Layer { module: "clock", below: &[], ambient: false },
+    Layer { module: "planted", below: &[], ambient: false },
     Layer { module: "random", below: &[], ambient: false },
     Layer { module: "tasks", below: &[], ambient: false },
 ];

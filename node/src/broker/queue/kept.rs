@@ -8,12 +8,18 @@ use super::{
     },
     Batch, GiveUpReason, Group, Offset, OffsetRange, Queue,
 };
-use crate::offsets::OffsetSet;
+use crate::{
+    offsets::OffsetSet,
+    planted::{Bug, is_planted},
+};
 
 impl Queue {
     /// Whether it may keep a batch as well. Where the oldest messages make room there always is.
     pub(super) fn has_room(&self, batch: &Batch<'_>) -> bool {
-        if self.settings.overflow == Overflow::DropOldest || self.has_no_limits() {
+        if self.settings.overflow == Overflow::DropOldest
+            || self.has_no_limits()
+            || is_planted(Bug::LimitIgnored)
+        {
             return true;
         }
         let Sums { messages, bytes, .. } = self.counted();
