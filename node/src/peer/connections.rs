@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{PoisonError, RwLock},
+    sync::{Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -40,6 +40,8 @@ pub struct Connections {
     identity: watch::Receiver<Identity>,
     members: watch::Sender<Members>,
     peers: RwLock<BTreeMap<NodeId, PeerChannels>>,
+    /// When each was last heard to say that it is there, by the monotonic clock.
+    heard_at: Mutex<BTreeMap<NodeId, Duration>>,
 }
 
 /// A client for peers' calls, which says whom they are meant for.
@@ -67,7 +69,8 @@ impl Connections {
             .iter()
             .map(|(id, member)| Ok((*id, PeerChannels::new(&member.grpc)?)))
             .collect::<Result<_, tonic::transport::Error>>()?;
-        Ok(Self { identity, members: watch::Sender::new(members), peers: RwLock::new(peers) })
+        let members = watch::Sender::new(members);
+        Ok(Self { identity, members, peers: RwLock::new(peers), heard_at: Mutex::default() })
     }
 
     /// The nodes of the cluster, now and whenever they change.
@@ -96,6 +99,16 @@ impl Connections {
             *known = members;
             has_changed
         });
+    }
+
+    /// When a node was last heard to say that it is there, by the monotonic clock.
+    #[must_use]
+    pub fn heard_at(&self, node: NodeId) -> Option<Duration> {
+        self.heard_at.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+    }
+
+    pub(super) fn note_heard(&self, node: NodeId, at: Duration) {
+        self.heard_at.lock().unwrap_or_else(PoisonError::into_inner).insert(node, at);
     }
 
     fn channels(&self, node: NodeId) -> Option<PeerChannels> {

@@ -148,6 +148,7 @@ impl Presence {
             match tokio::time::timeout(SILENCE_MAX, beats.message()).await {
                 Ok(Ok(Some(beat))) => {
                     was_there = true;
+                    self.connections.note_heard(node, self.clock.monotonic());
                     self.note(node, Some(beat.low_on_disk));
                 }
                 Ok(Ok(None) | Err(_)) if was_there => return Lost::BrokeOff,

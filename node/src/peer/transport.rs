@@ -98,6 +98,10 @@ impl Transport for PeerTransport {
         self.connections.members().borrow().keys().copied().collect()
     }
 
+    fn heard_at(&self, node: NodeId) -> Option<Duration> {
+        self.connections.heard_at(node)
+    }
+
     fn append(
         &self,
         to: NodeId,

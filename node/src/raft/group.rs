@@ -124,7 +124,7 @@ impl Group {
         let raft = Raft::new(
             node.get(),
             Arc::new(raft_config(shard, timers)?),
-            Network::new(transport, shard, quiet_watch),
+            Network::new(Arc::clone(&transport), shard, quiet_watch),
             LogStore::new(log, shard, repairs.clone()),
             StateMachine::new(saved.clone()),
         )
@@ -142,7 +142,9 @@ impl Group {
         );
         tasks::spawn(proposer.run(mailbox));
         let lease = timers.lease();
-        let watch = LeadershipWatch { node, shard, raft: raft.clone(), clock: clock.clone(), lease, quiet };
+        let (raft_watched, clock_read) = (raft.clone(), clock.clone());
+        let watch =
+            LeadershipWatch { node, shard, raft: raft_watched, clock: clock_read, lease, quiet, transport };
         tasks::spawn(watch.run(leadership_sender, failures));
         let receiver = Receiver::new(saved.clone(), raft.clone(), clock);
         Ok(Self { node, shard, raft, saved, proposals, leadership, replicated_index, receiver, repairs })

@@ -2,13 +2,13 @@
 //! one any more: others may have elected another. And if they have not, since they hear it although it does not hear
 //! them, it keeps quiet, so that they do.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use openraft::{Instant as _, async_runtime::watch::WatchReceiver as _, errors::Fatal};
 use skein_proto::ids::{NodeId, ShardId};
 use tokio::sync::{mpsc, watch};
 
-use super::{group::GroupFailure, types::Raft};
+use super::{group::GroupFailure, network::Transport, types::Raft};
 use crate::{
     clock::Clock,
     planted::{Bug, is_planted},
@@ -40,6 +40,8 @@ pub(super) struct LeadershipWatch {
     pub lease: Duration,
     /// Told when this node is to send no entries and no heartbeats.
     pub quiet: watch::Sender<bool>,
+    /// Knows who was heard.
+    pub transport: Arc<dyn Transport>,
 }
 
 impl LeadershipWatch {
@@ -67,7 +69,8 @@ impl LeadershipWatch {
             };
             let is_cut_off = leads.is_some_and(|(_, since)| self.is_cut_off(since));
             cut_off_since = is_cut_off.then(|| cut_off_since.unwrap_or_else(|| self.clock.monotonic()));
-            let is_quiet = cut_off_since.is_some_and(|since| self.keeps_quiet(since));
+            let is_quiet =
+                cut_off_since.is_some_and(|since| self.keeps_quiet(since)) && !self.hears_majority();
             self.quiet.send_if_modified(|quiet| std::mem::replace(quiet, is_quiet) != is_quiet);
             let now = Leadership { term, leader: leader.filter(|_| !is_cut_off) };
             let changed = leadership.send_if_modified(|known| std::mem::replace(known, now) != now);
@@ -86,6 +89,19 @@ impl LeadershipWatch {
             // The node may be gone already, and then nobody needs to know.
             let _ = failures.send(GroupFailure { shard: self.shard, reason: fatal.to_string() });
         }
+    }
+
+    /// Whether it hears so many others that they are a majority with it: then it gets answers, if they hear it.
+    fn hears_majority(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let voters: Vec<_> =
+            metrics.borrow_watched().membership_config.voter_ids().map(NodeId::new).collect();
+        let now = self.clock.monotonic();
+        let is_heard = |voter: &&NodeId| {
+            let heard_at = self.transport.heard_at(**voter);
+            **voter == self.node || heard_at.is_some_and(|at| now.saturating_sub(at) <= self.lease)
+        };
+        voters.iter().filter(is_heard).count() > voters.len() / 2
     }
 
     fn keeps_quiet(&self, cut_off_since: Duration) -> bool {

@@ -1,5 +1,7 @@
 //! How raft groups reach their peers: the transport that `peer` implements, and openraft's network on top of it.
 
+mod appends;
+
 use std::{
     iter,
     pin::Pin,
@@ -22,9 +24,13 @@ use openraft::{
     },
 };
 use skein_proto::ids::{NodeId, ShardId};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
 use tokio_stream::wrappers::ReceiverStream;
 
+pub use self::appends::AppendRequests;
 use crate::log::KeptEntry;
 #[cfg(feature = "planted-bugs")]
 use crate::{
@@ -41,6 +47,9 @@ use super::{
         VoteResponse,
     },
 };
+
+/// How long a leader that keeps quiet lets openraft wait that wants to send something; it would ask again at once.
+const QUIET_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long replication to a peer pauses after a failed call: first, and at most. Short at first because a peer that
 /// restarts is back within milliseconds.
@@ -71,18 +80,6 @@ pub enum TransportError {
 /// The answers to a stream of appends, in the order of the requests.
 pub type AppendResults = BoxStream<'static, Result<AppendResult, TransportError>>;
 
-/// Appends on their way to a follower. A type of its own, since the compiler cannot see that a future holding a boxed
-/// stream of any lifetime is `Send`.
-pub struct AppendRequests(BoxStream<'static, AppendRequest>);
-
-impl Stream for AppendRequests {
-    type Item = AppendRequest;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<AppendRequest>> {
-        self.0.poll_next_unpin(context)
-    }
-}
-
 /// A snapshot on its way to a replica.
 pub struct SnapshotPieces(ReceiverStream<SnapshotPiece>);
 
@@ -111,6 +108,9 @@ pub type SnapshotAnswers = BoxStream<'static, Result<SnapshotAnswer, TransportEr
 pub trait Transport: Send + Sync + 'static {
     /// The nodes of the cluster, of which this one may be one.
     fn peers(&self) -> Vec<NodeId>;
+
+    /// When a peer was last heard to say that it is there, by the monotonic clock. It does so every half second.
+    fn heard_at(&self, node: NodeId) -> Option<Duration>;
 
     /// Opens a stream of appends to a peer.
     fn append(
@@ -241,14 +241,16 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         let shard = self.shard;
-        let requests =
-            AppendRequests(input.map(move |request| AppendRequest::from_raft(shard, request)).boxed());
+        let (requests, awaited) =
+            AppendRequests::new(input.map(move |request| AppendRequest::from_raft(shard, request)));
         let transport = Arc::clone(&self.transport);
         let target = self.target;
         let mode = self.append_mode;
         let mut quiet = self.quiet.clone();
         Box::pin(async move {
-            if *quiet.borrow() {
+            // An error means that the group is stopping.
+            let speaks = quiet.wait_for(|quiet| !quiet);
+            if time::timeout(QUIET_PAUSE, speaks).await.is_err() {
                 return Err(rpc_error(quiet_error(target)));
             }
             let answers = match mode {
@@ -261,7 +263,11 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                     requests.then(move |request| transport.append_one(target, request)).boxed()
                 }
             };
-            let answers = answers.map(|answer| answer.map(AppendResult::into_raft).map_err(rpc_error));
+            let answers = answers.map(move |answer| {
+                // Dropped with the answers, or with this call.
+                let _awaited = &awaited;
+                answer.map(AppendResult::into_raft).map_err(rpc_error)
+            });
             // An error means that the group is stopping. The stream ends, and the next one is refused above.
             let falls_quiet = async move { drop(quiet.wait_for(|quiet| *quiet).await) };
             Ok(answers.take_until(falls_quiet.boxed()).boxed())
@@ -354,11 +360,12 @@ impl NetBackoff<TypeConfig> for PeerClient {
 fn answer_for(transport: Arc<dyn Transport>, target: NodeId, requests: AppendRequests) -> AppendResults {
     let (later, delayed) = mpsc::channel::<AppendRequest>(65_536);
     let delayed = ReceiverStream::new(delayed).then(|request| async {
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        time::sleep(Duration::from_millis(2)).await;
         request
     });
     tasks::spawn(async move {
-        let Ok(answers) = transport.append(target, AppendRequests(delayed.boxed())).await else { return };
+        let (delayed, _awaited) = AppendRequests::new(delayed);
+        let Ok(answers) = transport.append(target, delayed).await else { return };
         answers.for_each(|_| async {}).await;
     });
     let answers = requests.map(move |request| {
