@@ -23,6 +23,9 @@ use crate::{config::Timeouts, retry::Backoff, topology::Topology};
 /// dead or cut off does not depend on that node, nor on one that shares its fate.
 pub(crate) const WATCHED_NODES: usize = 3;
 
+/// A node that passes a stream on, and says nothing for so long, may not hear the leader: another one is tried.
+const PASSED_ON_WITHIN: Duration = Duration::from_secs(1);
+
 /// A watcher for which no node is left looks again after this long.
 const WATCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -56,6 +59,18 @@ pub(crate) struct Route {
     pub(crate) channel: Channel,
     /// It leads the shard, as far as is known; otherwise it passes requests on.
     pub(crate) is_leader: bool,
+}
+
+impl Route {
+    /// Ends when the node should have said something by now, unless it is the leader: that it does not answer is told
+    /// by others.
+    pub(crate) async fn is_overdue(&self) {
+        if self.is_leader {
+            std::future::pending::<()>().await;
+        } else {
+            time::sleep(PASSED_ON_WITHIN).await;
+        }
+    }
 }
 
 impl Router {

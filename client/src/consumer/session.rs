@@ -106,6 +106,7 @@ impl Session {
         let Some(route) = router.route(self.shard, self.backoff.attempt(), FORWARD_FROM) else {
             return unavailable("the shard has no leader now");
         };
+        let mut is_overdue = std::pin::pin!(route.is_overdue());
         let requests = Requests::begin(Arc::clone(&self.shared), self.subscribe.clone());
         let mut broker = broker(route.channel.clone());
         let mut opening = std::pin::pin!(broker.consume(requests));
@@ -115,26 +116,37 @@ impl Session {
                     Ok(responses) => break responses.into_inner(),
                     Err(status) => return Cause::from_status(&status),
                 },
+                () = &mut is_overdue => return silent(),
                 _ = self.topology.changed() => if self.should_move(&route) {
-                    return moved();
+                    return self.moved();
                 },
             }
         };
-        let mut has_news = false;
+        let (mut is_open, mut has_news) = (false, false);
         loop {
             tokio::select! {
                 response = responses.message() => match response {
-                    Ok(Some(response)) => self.on_response(response),
+                    Ok(Some(response)) => {
+                        is_open = true;
+                        self.on_response(response);
+                    }
                     Ok(None) => return unavailable("the node ended the stream"),
                     Err(status) => return Cause::from_status(&status),
                 },
+                () = &mut is_overdue, if !is_open => return silent(),
                 _ = self.topology.changed() => has_news = true,
             }
             // Without news the leader was tried already, and could not be reached.
             if has_news && self.should_move(&route) {
-                return moved();
+                return self.moved();
             }
         }
+    }
+
+    fn moved(&mut self) -> Cause {
+        // Whoever leads now is tried first, and directly.
+        self.backoff.reset();
+        unavailable("another node leads the queue now")
     }
 
     fn on_response(&mut self, response: node::ConsumeResponse) {
@@ -175,8 +187,8 @@ fn closed() -> Cause {
     unavailable("the consumer was closed")
 }
 
-fn moved() -> Cause {
-    unavailable("another node leads the queue now")
+fn silent() -> Cause {
+    unavailable("the node that should pass the stream on says nothing")
 }
 
 /// The requests of one stream. Asks the inbox when the connection can take more, so that acks gather by themselves

@@ -97,7 +97,9 @@ impl Session {
             match end {
                 End::Finished => return,
                 _ if self.shared.lock().is_finished() => return,
-                End::Moved | End::Expired => {}
+                // Whoever leads now is tried first, and directly.
+                End::Moved => self.backoff.reset(),
+                End::Expired => {}
                 End::Failed(cause) => self.on_failed(cause).await,
             }
         }
@@ -132,6 +134,7 @@ impl Session {
         let Some(route) = router.route(self.shard, self.backoff.attempt(), FORWARD_FROM) else {
             return End::Failed(no_leader());
         };
+        let mut is_overdue = std::pin::pin!(route.is_overdue());
         let requests = Requests::begin(Arc::clone(&self.shared), &self.destination);
         let mut broker = broker(route.channel.clone());
         let mut opening = std::pin::pin!(broker.publish(requests));
@@ -141,20 +144,26 @@ impl Session {
                     Ok(responses) => break responses.into_inner(),
                     Err(status) => return End::Failed(Cause::from_status(&status)),
                 },
+                () = &mut is_overdue => return End::Failed(silent()),
                 _ = self.topology.changed() => if leads_elsewhere(&self.client, self.shard, &route) {
                     return End::Moved;
                 },
             }
         };
+        let mut is_open = false;
         loop {
             tokio::select! {
                 response = responses.message() => match response {
-                    Ok(Some(response)) => if let Err(unexpected) = self.on_response(&response) {
-                        return End::Failed(Cause::from_status(&Status::internal(unexpected.to_string())));
-                    },
+                    Ok(Some(response)) => {
+                        is_open = true;
+                        if let Err(unexpected) = self.on_response(&response) {
+                            return End::Failed(Cause::from_status(&Status::internal(unexpected.to_string())));
+                        }
+                    }
                     Ok(None) => return End::Failed(stream_ended()),
                     Err(status) => return End::Failed(Cause::from_status(&status)),
                 },
+                () = &mut is_overdue, if !is_open => return End::Failed(silent()),
                 _ = self.topology.changed() => if leads_elsewhere(&self.client, self.shard, &route) {
                     return End::Moved;
                 },
@@ -226,6 +235,13 @@ fn leads_elsewhere(client: &Client, shard: ShardId, route: &Route) -> bool {
 
 fn no_leader() -> Cause {
     Cause::from_status(&Status::new(Code::Unavailable, "the shard has no leader now"))
+}
+
+fn silent() -> Cause {
+    Cause::from_status(&Status::new(
+        Code::Unavailable,
+        "the node that should pass the stream on says nothing",
+    ))
 }
 
 fn stream_ended() -> Cause {
