@@ -13,7 +13,7 @@ use tokio::time;
 pub use self::report::{Event, Report};
 use crate::{
     cluster::Setup,
-    faults::{kill, links},
+    faults::{kill, links, machine},
     recorder::Recorder,
     scenario::{self, Scenario},
     wait,
@@ -43,6 +43,9 @@ const FAULT_MS: std::ops::Range<u64> = 200..5_000;
 
 /// How long nothing happens, in one round of four.
 const CALM_MS: std::ops::Range<u64> = 2_000..8_000;
+
+/// How far ahead a clock is set. A message that comes back meanwhile may wait for as long.
+const CLOCK_AHEAD_MS: std::ops::Range<i64> = -20_000..20_000;
 
 /// Queues whose leaders are meant.
 const QUEUES: [&str; 2] = ["orders", "invoices"];
@@ -76,6 +79,10 @@ pub enum Fault {
     CutPair,
     /// What goes to and from a node takes long.
     Slow,
+    /// A clock is set, forward or back.
+    SetClock,
+    /// What a node writes takes long.
+    SlowDisk,
     /// A node is asked to leave, and comes back.
     Leave,
     /// All are, one after the other.
@@ -90,7 +97,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every one.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::KillLeader,
         Self::KillFollower,
         Self::KillMajority,
@@ -104,6 +111,8 @@ impl Fault {
         Self::HearsNobody,
         Self::CutPair,
         Self::Slow,
+        Self::SetClock,
+        Self::SlowDisk,
         Self::Leave,
         Self::RollingRestart,
         Self::Transfer,
@@ -128,6 +137,8 @@ impl Fault {
             Self::HearsNobody => "hears-nobody",
             Self::CutPair => "cut-pair",
             Self::Slow => "slow",
+            Self::SetClock => "set-clock",
+            Self::SlowDisk => "slow-disk",
             Self::Leave => "leave",
             Self::RollingRestart => "rolling-restart",
             Self::Transfer => "transfer",
@@ -155,6 +166,8 @@ impl Fault {
                 | Self::HearsNobody
                 | Self::CutPair
                 | Self::Slow
+                | Self::SetClock
+                | Self::SlowDisk
         )
     }
 }
@@ -180,7 +193,7 @@ impl FromStr for Fault {
 /// # Errors
 /// With what was seen to be wrong, or why the run could not show that all is well.
 pub async fn run(seed: u64, length: Duration, faults: &[Fault]) -> Result<Report, (Report, String)> {
-    let setup = Setup { links: true, ..Setup::default() };
+    let setup = Setup { links: true, machines: true, ..Setup::default() };
     let limit = length + OVERHEAD;
     let mut report = Report::default();
     let ended = scenario::attempt(&setup, "chaos", seed, limit, async |scenario| {
@@ -293,6 +306,14 @@ impl Chaos {
                 let delay = Duration::from_millis(random.random_range(5..200));
                 links::slow_down(cluster, &recorder, linked, delay)?;
             }
+            Fault::SetClock => {
+                let ahead_ms = random.random_range(CLOCK_AHEAD_MS);
+                machine::set_clock(cluster, &recorder, any, ahead_ms)?;
+            }
+            Fault::SlowDisk => {
+                let by = Duration::from_millis(random.random_range(1..50));
+                machine::slow_disk_down(cluster, &recorder, any, by)?;
+            }
             Fault::Leave => {
                 recorder.disturbed(format!("node {any} is asked to leave"));
                 let status = cluster.terminate(any).await?;
@@ -339,6 +360,7 @@ impl Chaos {
             }
         }
         links::heal(&scenario.cluster, &recorder)?;
+        machine::heal(&scenario.cluster, &recorder)?;
         scenario.cluster.heal().await?;
         if let Some(node_id) = self.drained.take() {
             scenario.client().await?.drain_node(NodeId::new(node_id), false).await?;

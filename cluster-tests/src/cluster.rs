@@ -25,6 +25,7 @@ use self::addresses::{free_addresses, links};
 use crate::{
     http,
     links::Links,
+    machine::Machine,
     mount::{DiskKind, Mount},
     process::{Process, log_tail},
     wait,
@@ -34,7 +35,7 @@ use crate::{
 const CLUSTERS_MAX: usize = 2;
 static CLUSTERS: Semaphore = Semaphore::const_new(CLUSTERS_MAX);
 
-/// Every shard of a fresh or healed cluster has a leader within this. Elections take 0.6–1.2 s on an idle machine.
+/// Every shard of a fresh or healed cluster has a leader within this. Elections take 1.0–1.5 s on an idle machine.
 pub const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A leader exists within this, as long as a majority is there.
@@ -68,6 +69,8 @@ pub struct Setup {
     pub disk: DiskKind,
     /// Nodes hear each other through [`Links`], which can be cut.
     pub links: bool,
+    /// Nodes run on a [`Machine`] that can be changed.
+    pub machines: bool,
 }
 
 impl Default for Setup {
@@ -78,6 +81,7 @@ impl Default for Setup {
             settings: String::new(),
             disk: DiskKind::Shared,
             links: false,
+            machines: false,
         }
     }
 }
@@ -102,6 +106,7 @@ struct Node {
     /// Connects when it is used, and again when the node was restarted.
     channel: Channel,
     process: Option<Process>,
+    machine: Option<Machine>,
     /// What the data directory lies on. Declared, and so dropped, after the process that uses it.
     mount: Option<Mount>,
 }
@@ -131,7 +136,8 @@ impl Cluster {
             let (config, log) = (node_dir.join("node.toml"), node_dir.join("log"));
             let channel = channel(&grpc.to_string())?;
             let mount = setup.disk.mount(&node_dir.join(DATA_DIR))?;
-            let node = Node { grpc, http, config, log, log_start: 0, channel, process: None, mount };
+            let machine = setup.machines.then(|| Machine::new(&node_dir)).transpose()?;
+            let node = Node { grpc, http, config, log, log_start: 0, channel, process: None, machine, mount };
             nodes.insert(node_id, node);
         }
         let links = setup.links.then(|| links(&nodes)).transpose()?;
@@ -209,7 +215,7 @@ impl Cluster {
         let node = self.nodes.get_mut(&node_id).context("no such node")?;
         ensure!(node.process.is_none(), "node {node_id} is running");
         node.log_start = fs::metadata(&node.log).map_or(0, |log| log.len());
-        node.process = Some(Process::start_node(&node.config, &node.log, None)?);
+        node.process = Some(Process::start_node(&node.config, &node.log, node.machine.as_ref(), None)?);
         Ok(())
     }
 
@@ -235,6 +241,14 @@ impl Cluster {
     /// When the cluster was started without.
     pub fn links(&self) -> Result<&Links> {
         self.links.as_ref().context("the cluster has no links")
+    }
+
+    /// The machine of a node.
+    ///
+    /// # Errors
+    /// When the cluster was started without.
+    pub fn machine(&self, node_id: u64) -> Result<&Machine> {
+        self.node(node_id)?.machine.as_ref().context("the cluster has no machines")
     }
 
     /// The process of a running node, to stop and resume it.

@@ -13,6 +13,7 @@ pub mod faults;
 pub mod history;
 pub mod http;
 pub mod links;
+pub mod machine;
 pub mod mount;
 pub mod observer;
 pub mod process;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::wait;
+use crate::{machine::Machine, wait};
 
 /// Names a node binary to test instead of the one that belongs to this build.
 const BINARY_VARIABLE: &str = "SKEIN_NODE_BIN";
@@ -30,17 +30,25 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs a node with this configuration, and with a token if it is to join a cluster. What it logs is appended to a
-    /// file.
+    /// Runs a node with this configuration, on a machine that can be changed if there is one, and with a token if it is
+    /// to join a cluster. What it logs is appended to a file.
     ///
     /// # Errors
     /// When there is no node binary, or it cannot be started.
-    pub fn start_node(config: &Path, log: &Path, token: Option<&str>) -> Result<Self> {
+    pub fn start_node(
+        config: &Path,
+        log: &Path,
+        machine: Option<&Machine>,
+        token: Option<&str>,
+    ) -> Result<Self> {
         let binary = node_binary()?;
         let mut command = Command::new(binary);
         command.arg("run").arg("--config").arg(config);
         if let Some(token) = token {
             command.arg("--join-token").arg(token);
+        }
+        if let Some(machine) = machine {
+            machine.run(&mut command);
         }
         if env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", DEFAULT_LOG_FILTER);
@@ -182,9 +190,10 @@ fn build(package: &str, kind: Kind, name: &str) -> Result<PathBuf> {
         Kind::Program => ("--bin", ""),
         Kind::Example => ("--example", "examples"),
     };
-    let test = env::current_exe().context("where is this program?")?;
-    // target/<profile>/deps/<test>
-    let profile = test.ancestors().nth(2).context("this program does not lie in a target directory")?;
+    let program = env::current_exe().context("where is this program?")?;
+    // target/<profile>/<program>, or target/<profile>/deps/<test>
+    let dir = program.parent().context("a program lies in a directory")?;
+    let profile = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
     // Cargo builds no binary of another package for a test; and one from yesterday must not be tested.
     if let Some(cargo) = env::var_os("CARGO") {
         let mut build = Command::new(cargo);

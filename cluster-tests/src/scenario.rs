@@ -1,6 +1,7 @@
 //! One test against one cluster: bounded in time, judged at the end, and repeatable from what it prints.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::{self, Write as _},
     time::Duration,
@@ -165,6 +166,35 @@ impl Scenario {
             Ok(())
         })
         .await
+    }
+
+    /// Waits until so many more messages of every publisher are confirmed: none of them is stuck.
+    ///
+    /// # Errors
+    /// When that takes longer than `limit`.
+    pub async fn wait_each_confirmed(&self, more: usize, limit: Duration) -> Result<()> {
+        let before = self.confirmed_by_publisher();
+        wait::until(&format!("{more} more messages confirmed of each publisher"), limit, async || {
+            let now = self.confirmed_by_publisher();
+            for (publisher, count) in &before {
+                let added = now.get(publisher).map_or(0, |now| now - count);
+                ensure!(added >= more, "publisher {publisher:?} has {added}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// By queue and publisher.
+    fn confirmed_by_publisher(&self) -> BTreeMap<(String, u64), usize> {
+        self.recorder.with(|history| {
+            let mut confirmed = BTreeMap::new();
+            for publish in history.publishes.iter().filter(|publish| publish.outcome.is_ok()) {
+                let publisher = (publish.identity.queue.clone(), publish.identity.producer);
+                *confirmed.entry(publisher).or_default() += 1;
+            }
+            confirmed
+        })
     }
 
     /// Waits until so many messages are confirmed in these queues together.

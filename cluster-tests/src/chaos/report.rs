@@ -38,7 +38,7 @@ pub struct Report {
     pub unknown: usize,
     /// Promises that were broken.
     pub violations: usize,
-    /// The longest wait between two confirms of a queue during each fault that happened alone.
+    /// The longest wait of any publisher between two confirms during each fault that happened alone.
     pub waits: BTreeMap<Fault, Vec<Duration>>,
 }
 
@@ -53,9 +53,10 @@ impl Report {
             if let Verdict::Violated(violations) = judge(history) {
                 self.violations += violations.len();
             }
-            let mut confirms: BTreeMap<&str, Vec<Moment>> = BTreeMap::new();
+            let mut confirms: BTreeMap<(&str, u64), Vec<Moment>> = BTreeMap::new();
             for call in history.publishes.iter().filter(|call| matches!(call.outcome, Outcome::Ok(_))) {
-                confirms.entry(&call.identity.queue).or_default().extend(call.returned);
+                let publisher = (call.identity.queue.as_str(), call.identity.producer);
+                confirms.entry(publisher).or_default().extend(call.returned);
             }
             confirms.values_mut().for_each(|moments| moments.sort_unstable());
             let next_begun = self.events.iter().skip(1).map(|next| next.begun).chain([Moment::MAX]);

@@ -81,7 +81,17 @@ impl Cluster {
         );
         fs::write(&config, text).context("cannot configure")?;
         let channel = channel(&grpc.to_string())?;
-        let node = Node { grpc, http, config, log, log_start: 0, channel, process: None, mount: None };
+        let node = Node {
+            grpc,
+            http,
+            config,
+            log,
+            log_start: 0,
+            channel,
+            process: None,
+            machine: None,
+            mount: None,
+        };
         self.nodes.insert(*node_id, node);
         self.start_with_token(*node_id, token)
     }
@@ -105,7 +115,8 @@ impl Cluster {
         let node = self.nodes.get_mut(&node_id).context("no such node")?;
         ensure!(node.process.is_none(), "node {node_id} is running");
         node.log_start = fs::metadata(&node.log).map_or(0, |log| log.len());
-        node.process = Some(Process::start_node(&node.config, &node.log, Some(token))?);
+        node.process =
+            Some(Process::start_node(&node.config, &node.log, node.machine.as_ref(), Some(token))?);
         Ok(())
     }
 

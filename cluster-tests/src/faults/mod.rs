@@ -4,5 +4,6 @@ pub mod damage;
 pub mod disk;
 pub mod kill;
 pub mod links;
+pub mod machine;
 pub mod power;
 pub mod schedule;

@@ -13,6 +13,7 @@ mod forwarding;
 mod full_disk;
 mod keys;
 mod limits;
+mod machines;
 mod membership;
 mod partitions;
 mod power_loss;
