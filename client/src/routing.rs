@@ -17,7 +17,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{config::Timeouts, retry::Backoff, topology::Topology};
+use crate::{config::Timeouts, error::Cause, retry::Backoff, topology::Topology};
 
 /// Nodes whose view of the cluster is watched at a time, each by one watcher. Three, so that the news of a node that is
 /// dead or cut off does not depend on that node, nor on one that shares its fate.
@@ -62,14 +62,14 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// Ends when the node should have said something by now, unless it is the leader: that it does not answer is told
-    /// by others.
-    pub(crate) async fn is_overdue(&self) {
+    /// Ends when the node should have said something by now, and says why to give it up. Never for the leader: that it
+    /// does not answer is told by others.
+    pub(crate) async fn overdue(&self) -> Cause {
         if self.is_leader {
-            std::future::pending::<()>().await;
-        } else {
-            time::sleep(PASSED_ON_WITHIN).await;
+            return std::future::pending().await;
         }
+        time::sleep(PASSED_ON_WITHIN).await;
+        Cause::from_status(&Status::unavailable("the node that should pass the stream on says nothing"))
     }
 }
 

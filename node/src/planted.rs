@@ -4,6 +4,7 @@
 
 /// A bug that can be planted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "planted-bugs", derive(clap::ValueEnum))]
 pub enum Bug {
     /// What is written is taken to be on disk, and lies in the page cache.
     NeverSynced,
@@ -33,11 +34,11 @@ pub enum Bug {
     LeaseCutShort,
     /// A message is delivered at the offset after its own.
     NeighbourDelivered,
-    /// A message is given up when its time is over, and delivered all the same.
+    /// A message whose time is over is delivered all the same.
     ExpiredDelivered,
     /// Scheduled messages do not wait.
     DeliveredEarly,
-    /// A dead letter is published by somebody else at every attempt.
+    /// A dead letter is published a second time, as if by somebody else.
     DeadLetterDoubled,
     /// A message with a key does not hold up those after it.
     KeyNotHeld,
@@ -63,51 +64,25 @@ pub const fn is_planted(_: Bug) -> bool {
 }
 
 #[cfg(feature = "planted-bugs")]
-pub use self::planting::{BUGS, is_planted};
+pub use self::planting::is_planted;
 
 #[cfg(feature = "planted-bugs")]
 mod planting {
     use std::{env, sync::LazyLock};
 
+    use clap::ValueEnum as _;
+
     use super::Bug;
 
-    /// The bug to plant, by its name; none if it is not set.
+    /// The bug to plant, by its name with hyphens; none if it is not set.
     const VARIABLE: &str = "SKEIN_PLANTED_BUG";
-
-    /// All of them by name.
-    pub const BUGS: [(&str, Bug); 24] = [
-        ("never-synced", Bug::NeverSynced),
-        ("vote-forgotten", Bug::VoteForgotten),
-        ("followers-not-waited-for", Bug::FollowersNotWaitedFor),
-        ("cut-off-leader-stays", Bug::CutOffLeaderStays),
-        ("damage-ends-log", Bug::DamageEndsLog),
-        ("rewrite-loses", Bug::RewriteLoses),
-        ("checkpoint-lacks", Bug::CheckpointLacks),
-        ("snapshot-lacks", Bug::SnapshotLacks),
-        ("removed-node-heard", Bug::RemovedNodeHeard),
-        ("empty-directory-taken", Bug::EmptyDirectoryTaken),
-        ("sequence-ignored", Bug::SequenceIgnored),
-        ("ack-answered-early", Bug::AckAnsweredEarly),
-        ("lease-cut-short", Bug::LeaseCutShort),
-        ("neighbour-delivered", Bug::NeighbourDelivered),
-        ("expired-delivered", Bug::ExpiredDelivered),
-        ("delivered-early", Bug::DeliveredEarly),
-        ("dead-letter-doubled", Bug::DeadLetterDoubled),
-        ("key-not-held", Bug::KeyNotHeld),
-        ("id-forgotten", Bug::IdForgotten),
-        ("priority-ignored", Bug::PriorityIgnored),
-        ("seek-ignored", Bug::SeekIgnored),
-        ("all-active", Bug::AllActive),
-        ("filter-ignored", Bug::FilterIgnored),
-        ("limit-ignored", Bug::LimitIgnored),
-    ];
 
     static PLANTED: LazyLock<Option<Bug>> = LazyLock::new(|| {
         let name = env::var(VARIABLE).ok().filter(|name| !name.is_empty())?;
-        let found = BUGS.iter().find(|(known, _)| *known == name);
-        let (_, bug) = found.unwrap_or_else(|| panic!("{VARIABLE} is {name:?}, and there is no such bug"));
+        let bug =
+            Bug::from_str(&name, false).unwrap_or_else(|_| panic!("{VARIABLE}: there is no bug {name:?}"));
         tracing::error!(bug = name, "a bug is planted in this process");
-        Some(*bug)
+        Some(bug)
     });
 
     /// Whether a bug is planted in this process.

@@ -106,7 +106,7 @@ impl Session {
         let Some(route) = router.route(self.shard, self.backoff.attempt(), FORWARD_FROM) else {
             return unavailable("the shard has no leader now");
         };
-        let mut is_overdue = std::pin::pin!(route.is_overdue());
+        let mut overdue = std::pin::pin!(route.overdue());
         let requests = Requests::begin(Arc::clone(&self.shared), self.subscribe.clone());
         let mut broker = broker(route.channel.clone());
         let mut opening = std::pin::pin!(broker.consume(requests));
@@ -116,7 +116,7 @@ impl Session {
                     Ok(responses) => break responses.into_inner(),
                     Err(status) => return Cause::from_status(&status),
                 },
-                () = &mut is_overdue => return silent(),
+                cause = &mut overdue => return cause,
                 _ = self.topology.changed() => if self.should_move(&route) {
                     return self.moved();
                 },
@@ -133,7 +133,7 @@ impl Session {
                     Ok(None) => return unavailable("the node ended the stream"),
                     Err(status) => return Cause::from_status(&status),
                 },
-                () = &mut is_overdue, if !is_open => return silent(),
+                cause = &mut overdue, if !is_open => return cause,
                 _ = self.topology.changed() => has_news = true,
             }
             // Without news the leader was tried already, and could not be reached.
@@ -185,10 +185,6 @@ fn unavailable(sentence: &str) -> Cause {
 
 fn closed() -> Cause {
     unavailable("the consumer was closed")
-}
-
-fn silent() -> Cause {
-    unavailable("the node that should pass the stream on says nothing")
 }
 
 /// The requests of one stream. Asks the inbox when the connection can take more, so that acks gather by themselves

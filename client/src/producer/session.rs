@@ -134,7 +134,7 @@ impl Session {
         let Some(route) = router.route(self.shard, self.backoff.attempt(), FORWARD_FROM) else {
             return End::Failed(no_leader());
         };
-        let mut is_overdue = std::pin::pin!(route.is_overdue());
+        let mut overdue = std::pin::pin!(route.overdue());
         let requests = Requests::begin(Arc::clone(&self.shared), &self.destination);
         let mut broker = broker(route.channel.clone());
         let mut opening = std::pin::pin!(broker.publish(requests));
@@ -144,7 +144,7 @@ impl Session {
                     Ok(responses) => break responses.into_inner(),
                     Err(status) => return End::Failed(Cause::from_status(&status)),
                 },
-                () = &mut is_overdue => return End::Failed(silent()),
+                cause = &mut overdue => return End::Failed(cause),
                 _ = self.topology.changed() => if leads_elsewhere(&self.client, self.shard, &route) {
                     return End::Moved;
                 },
@@ -163,7 +163,7 @@ impl Session {
                     Ok(None) => return End::Failed(stream_ended()),
                     Err(status) => return End::Failed(Cause::from_status(&status)),
                 },
-                () = &mut is_overdue, if !is_open => return End::Failed(silent()),
+                cause = &mut overdue, if !is_open => return End::Failed(cause),
                 _ = self.topology.changed() => if leads_elsewhere(&self.client, self.shard, &route) {
                     return End::Moved;
                 },
@@ -235,13 +235,6 @@ fn leads_elsewhere(client: &Client, shard: ShardId, route: &Route) -> bool {
 
 fn no_leader() -> Cause {
     Cause::from_status(&Status::new(Code::Unavailable, "the shard has no leader now"))
-}
-
-fn silent() -> Cause {
-    Cause::from_status(&Status::new(
-        Code::Unavailable,
-        "the node that should pass the stream on says nothing",
-    ))
 }
 
 fn stream_ended() -> Cause {

@@ -8,7 +8,8 @@ use skein_client::{Client, Consumer, Delivery, Message, NodeId, Offset, QueueSet
 use skein_cluster_tests::{
     cluster::Setup,
     faults::kill::{self, KILL_LEADER, kill_leader},
-    scenario, wait,
+    scenario::{self, Scenario},
+    wait,
 };
 use tokio::time;
 
@@ -20,6 +21,9 @@ const GO_ON_LIMIT: Duration = Duration::from_secs(6);
 
 /// Nothing is delivered within this that somebody holds. Longer than a new leader holds messages back.
 const QUIET: Duration = Duration::from_secs(4);
+
+/// All but the leader stood still.
+const PAUSE_FOLLOWERS: &str = "stop the followers for a while";
 
 const QUEUE: &str = "orders";
 const GROUP: &str = "mail";
@@ -69,8 +73,28 @@ async fn a_dead_leader_is_followed_without_waiting_for_timers() {
 #[tokio::test]
 async fn consumers_keep_what_they_hold_when_the_leader_dies() {
     let name = "consumers_keep_what_they_hold_when_the_leader_dies";
+    consumers_keep_what_they_hold(name, KILL_LEADER, async |scenario| {
+        kill_leader(&mut scenario.cluster, &scenario.recorder, QUEUE).await.map(drop)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn consumers_keep_what_they_hold_when_the_leader_gives_up_for_a_while() {
+    let name = "consumers_keep_what_they_hold_when_the_leader_gives_up_for_a_while";
+    consumers_keep_what_they_hold(name, PAUSE_FOLLOWERS, async |scenario| {
+        pause_followers_until_the_leader_gives_up(scenario).await
+    })
+    .await;
+}
+
+async fn consumers_keep_what_they_hold(
+    name: &str,
+    fault: &'static str,
+    disturb: impl AsyncFnOnce(&mut Scenario) -> Result<()>,
+) {
     scenario::run(name, LIMIT, async |scenario| {
-        scenario.require(KILL_LEADER);
+        scenario.require(fault);
         let client = scenario.client().await?;
         client.create_queue(QUEUE, QueueSettings::default()).await?;
         let half = u32::try_from(MESSAGES / 2)?;
@@ -82,7 +106,7 @@ async fn consumers_keep_what_they_hold_when_the_leader_dies() {
             held.extend(take(consumer, MESSAGES / 2).await?);
         }
 
-        kill_leader(&mut scenario.cluster, &scenario.recorder, QUEUE).await?;
+        disturb(scenario).await?;
         // Nobody gets what the two hold, and they may still ack it.
         let mut idle = build().await?;
         let disturbed = time::timeout(QUIET, idle.next()).await;
@@ -132,30 +156,36 @@ async fn leadership_is_handed_to_whom_it_is_asked_for() {
     .await;
 }
 
+/// All but a queue's leader stand still until it says that it leads no more.
+async fn pause_followers_until_the_leader_gives_up(scenario: &Scenario) -> Result<()> {
+    let leader = scenario.cluster.leader_of(QUEUE).await?;
+    let shard_id = scenario.client().await?.get_queue(QUEUE).await?.shard.get();
+    let followers: Vec<_> = scenario.cluster.node_ids().into_iter().filter(|id| *id != leader).collect();
+    for node_id in &followers {
+        kill::pause(&scenario.cluster, &scenario.recorder, *node_id)?;
+    }
+    let given_up = wait::until("the leader to give up", GO_ON_LIMIT, async || {
+        let topology = scenario.cluster.topology(leader).await?;
+        let shard = topology.shards.iter().find(|shard| shard.shard_id == shard_id);
+        let known = shard.context("the shard is gone")?.leader_node_id;
+        ensure!(known == 0, "node {known} leads");
+        Ok(())
+    })
+    .await;
+    for node_id in &followers {
+        kill::resume(&scenario.cluster, &scenario.recorder, *node_id)?;
+    }
+    scenario.recorder.fault_done(PAUSE_FOLLOWERS);
+    given_up
+}
+
 #[tokio::test]
 async fn a_leader_without_a_majority_says_that_there_is_none() {
     scenario::run("a_leader_without_a_majority_says_that_there_is_none", LIMIT, async |scenario| {
         let client = scenario.client().await?;
         client.create_queue(QUEUE, QueueSettings::default()).await?;
         publish(&client, 1).await?;
-        let leader = scenario.cluster.leader_of(QUEUE).await?;
-        let shard_id = client.get_queue(QUEUE).await?.shard.get();
-        let followers: Vec<_> = scenario.cluster.node_ids().into_iter().filter(|id| *id != leader).collect();
-        for node_id in &followers {
-            kill::pause(&scenario.cluster, &scenario.recorder, *node_id)?;
-        }
-        let given_up = wait::until("the leader to give up", GO_ON_LIMIT, async || {
-            let topology = scenario.cluster.topology(leader).await?;
-            let shard = topology.shards.iter().find(|shard| shard.shard_id == shard_id);
-            let known = shard.context("the shard is gone")?.leader_node_id;
-            ensure!(known == 0, "node {known} leads");
-            Ok(())
-        })
-        .await;
-        for node_id in &followers {
-            kill::resume(&scenario.cluster, &scenario.recorder, *node_id)?;
-        }
-        given_up?;
+        pause_followers_until_the_leader_gives_up(scenario).await?;
         publish(&client, 1).await
     })
     .await;

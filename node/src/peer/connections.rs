@@ -94,6 +94,10 @@ impl Connections {
         };
         let peers = members.iter().filter_map(known).collect();
         *self.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
+        self.heard_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|node, _| members.contains_key(node));
         self.members.send_if_modified(|known| {
             let has_changed = *known != members;
             *known = members;

@@ -355,12 +355,20 @@ impl NetBackoff<TypeConfig> for PeerClient {
     }
 }
 
+/// How much later than it is said to have it a follower gets what is sent to it.
+#[cfg(feature = "planted-bugs")]
+const SENT_LATER_BY: Duration = Duration::from_millis(2);
+
+/// What is on its way to it meanwhile, in entries; more is lost, which is what a planted bug may do.
+#[cfg(feature = "planted-bugs")]
+const SENT_LATER_MAX: usize = 65_536;
+
 /// Says that the follower has everything, which it gets a while later.
 #[cfg(feature = "planted-bugs")]
 fn answer_for(transport: Arc<dyn Transport>, target: NodeId, requests: AppendRequests) -> AppendResults {
-    let (later, delayed) = mpsc::channel::<AppendRequest>(65_536);
+    let (later, delayed) = mpsc::channel::<AppendRequest>(SENT_LATER_MAX);
     let delayed = ReceiverStream::new(delayed).then(|request| async {
-        time::sleep(Duration::from_millis(2)).await;
+        time::sleep(SENT_LATER_BY).await;
         request
     });
     tasks::spawn(async move {

@@ -64,7 +64,7 @@ pub(super) struct Deliverer {
     settling: FuturesOrdered<BoxFuture<'static, Settling>>,
     /// Told of groups whose given-up messages wait to be moved.
     dead_letters: mpsc::UnboundedSender<GroupKey>,
-    /// When to ask queues whether they keep something for too long; nothing while none would.
+    /// When to ask queues whether they keep something for too long, by the steady clock; nothing while none would.
     next_trim_ms: Option<u64>,
     idle: IdleQueues,
     /// Told of queues that nobody uses any more.
@@ -335,30 +335,32 @@ impl Deliverer {
     }
 
     async fn on_time(&mut self) {
-        let Now { wall_ms: now_ms, steady_ms } = self.now();
-        let expired = self.dispatcher.expire(steady_ms);
+        let now = self.now();
+        let expired = self.dispatcher.expire(now.steady_ms);
         if !expired.is_empty() {
             let group = Arc::clone(&self.group);
-            self.return_all(expired, |key, attempt| later(now_ms, redelivery_delay_ms(&group, key, attempt)))
-                .await;
+            self.return_all(expired, |key, attempt| {
+                later(now.wall_ms, redelivery_delay_ms(&group, key, attempt))
+            })
+            .await;
         }
-        if self.next_trim_ms.is_some_and(|at_ms| at_ms <= now_ms) {
-            self.trim(now_ms).await;
+        if self.next_trim_ms.is_some_and(|at_ms| at_ms <= now.steady_ms) {
+            self.trim(now).await;
         }
     }
 
     /// Lets queues let go of what they keep for too long.
-    async fn trim(&mut self, now_ms: u64) {
+    async fn trim(&mut self, now: Now) {
         let replica = Arc::clone(self.group.replica());
         let (is_aging, due) = replica.with_messages(|shard| {
             let is_in_use = |queue| self.dispatcher.is_in_use(queue);
-            for unused in self.idle.look(shard.aging_queues(), is_in_use, now_ms) {
+            for unused in self.idle.look(shard.aging_queues(), is_in_use, now.wall_ms) {
                 // Fails when this task is about to end.
                 let _ = self.unused.send(unused);
             }
-            (shard.aging_queues().next().is_some(), shard.trims_due(now_ms).collect::<Vec<_>>())
+            (shard.aging_queues().next().is_some(), shard.trims_due(now.wall_ms).collect::<Vec<_>>())
         });
-        self.next_trim_ms = is_aging.then(|| now_ms + millis(TRIM_INTERVAL));
+        self.next_trim_ms = is_aging.then(|| now.steady_ms + millis(TRIM_INTERVAL));
         for queue in
             due.into_iter().take(SETTLES_IN_FLIGHT_MAX - self.settling.len().min(SETTLES_IN_FLIGHT_MAX))
         {
@@ -443,7 +445,7 @@ impl Deliverer {
 
     fn sleep_until_due(&self) -> Duration {
         let now = self.now();
-        let trim_in_ms = self.next_trim_ms.map(|at_ms| at_ms.saturating_sub(now.wall_ms));
+        let trim_in_ms = self.next_trim_ms.map(|at_ms| at_ms.saturating_sub(now.steady_ms));
         let due_in_ms = [self.dispatcher.due_in_ms(now), trim_in_ms].into_iter().flatten().min();
         due_in_ms.map_or(IDLE_SLEEP_MAX, Duration::from_millis).min(IDLE_SLEEP_MAX)
     }
