@@ -23,6 +23,9 @@ const DEFAULT_LOG_FILTER: &str = "info";
 /// The end of a log that is worth printing.
 const LOG_TAIL_LINES: usize = 60;
 
+/// The unit of processes' times, on every Linux.
+const CLOCK_TICK: Duration = Duration::from_millis(10);
+
 /// A running process. Dropping it kills it and waits for its end.
 #[derive(Debug)]
 pub struct Process {
@@ -75,6 +78,21 @@ impl Process {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How long processors have worked for it.
+    ///
+    /// # Errors
+    /// When the operating system does not say.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.id())).context("cannot read a node's times")?;
+        // As proc_pid_stat(5) has it: eleven fields come between the name and both times.
+        let (_, behind_name) =
+            stat.rsplit_once(')').context("a node's times look different than expected")?;
+        let ticks: Vec<u32> =
+            behind_name.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+        Ok(CLOCK_TICK * ticks.iter().sum())
     }
 
     /// How it ended, if it has.

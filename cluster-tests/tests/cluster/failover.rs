@@ -14,6 +14,7 @@ use skein_cluster_tests::{
     scenario, wait,
     workload::Plan,
 };
+use tokio::time;
 
 /// A whole test: starting, faults, draining, asking every replica.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -30,6 +31,11 @@ const QUEUE: &str = "orders";
 
 /// Kills in the test that kills again and again.
 const KILLS: usize = 5;
+
+/// How long nodes are watched that have nothing to do, and how long processors may work for one meanwhile. That is
+/// much, for a build without optimisations, and far from a node that keeps one busy.
+const IDLE: Duration = Duration::from_secs(3);
+const IDLE_WORK_MAX: Duration = Duration::from_millis(750);
 
 #[tokio::test]
 async fn the_leader_dies() {
@@ -58,6 +64,27 @@ async fn a_follower_dies() {
         // It comes back and catches up while the others work.
         scenario.cluster.heal().await?;
         scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
+        scenario.finish(work).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nobody_waits_busily_for_a_node_that_is_away() {
+    scenario::run("nobody_waits_busily_for_a_node_that_is_away", LIMIT, async |scenario| {
+        scenario.require(KILL_FOLLOWER);
+        let mut work = scenario.start(&Plan::default()).await?;
+        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
+        kill_follower(&mut scenario.cluster, &scenario.recorder, QUEUE).await?;
+        work.0.stop_publishing(RESUME_LIMIT).await?;
+        work.0.drain(RESUME_LIMIT).await?;
+        for node_id in scenario.cluster.running() {
+            let node = scenario.cluster.process(node_id)?;
+            let before = node.cpu_time()?;
+            time::sleep(IDLE).await;
+            let worked = node.cpu_time()? - before;
+            ensure!(worked < IDLE_WORK_MAX, "node {node_id} worked for {worked:?} within {IDLE:?}");
+        }
         scenario.finish(work).await
     })
     .await;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError, RwLock},
+    sync::{PoisonError, RwLock},
     time::Duration,
 };
 
@@ -41,7 +41,7 @@ pub struct Connections {
     members: watch::Sender<Members>,
     peers: RwLock<BTreeMap<NodeId, PeerChannels>>,
     /// When each was last heard to say that it is there, by the monotonic clock.
-    heard_at: Mutex<BTreeMap<NodeId, Duration>>,
+    heard_at: watch::Sender<BTreeMap<NodeId, Duration>>,
 }
 
 /// A client for peers' calls, which says whom they are meant for.
@@ -70,7 +70,7 @@ impl Connections {
             .map(|(id, member)| Ok((*id, PeerChannels::new(&member.grpc)?)))
             .collect::<Result<_, tonic::transport::Error>>()?;
         let members = watch::Sender::new(members);
-        Ok(Self { identity, members, peers: RwLock::new(peers), heard_at: Mutex::default() })
+        Ok(Self { identity, members, peers: RwLock::new(peers), heard_at: watch::Sender::default() })
     }
 
     /// The nodes of the cluster, now and whenever they change.
@@ -94,10 +94,7 @@ impl Connections {
         };
         let peers = members.iter().filter_map(known).collect();
         *self.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
-        self.heard_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|node, _| members.contains_key(node));
+        self.heard_at.send_modify(|heard_at| heard_at.retain(|node, _| members.contains_key(node)));
         self.members.send_if_modified(|known| {
             let has_changed = *known != members;
             *known = members;
@@ -108,11 +105,27 @@ impl Connections {
     /// When a node was last heard to say that it is there, by the monotonic clock.
     #[must_use]
     pub fn heard_at(&self, node: NodeId) -> Option<Duration> {
-        self.heard_at.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+        self.heard_at.borrow().get(&node).copied()
+    }
+
+    /// Waits until a node is heard to say that it is there.
+    pub(super) fn hear(&self, node: NodeId) -> impl Future<Output = ()> + Send + use<> {
+        let before = self.heard_at(node);
+        let mut heard_at = self.heard_at.subscribe();
+        async move {
+            let heard =
+                heard_at.wait_for(|heard_at| heard_at.get(&node).is_some_and(|at| Some(*at) != before));
+            if heard.await.is_err() {
+                // There are no connections any more.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     pub(super) fn note_heard(&self, node: NodeId, at: Duration) {
-        self.heard_at.lock().unwrap_or_else(PoisonError::into_inner).insert(node, at);
+        self.heard_at.send_modify(|heard_at| {
+            heard_at.insert(node, at);
+        });
     }
 
     fn channels(&self, node: NodeId) -> Option<PeerChannels> {

@@ -22,8 +22,8 @@ use crate::{
     },
 };
 
-/// A call that takes longer is given up. As long as the longest election timeout by default: by then somebody else
-/// has asked.
+/// A call that takes longer is given up. About as long as followers wait before they elect somebody, by default: by
+/// then somebody else has asked.
 const CALL_TIMEOUT: Duration = Duration::from_millis(1_200);
 
 /// Raft's way to the other nodes.
@@ -100,6 +100,10 @@ impl Transport for PeerTransport {
 
     fn heard_at(&self, node: NodeId) -> Option<Duration> {
         self.connections.heard_at(node)
+    }
+
+    fn hear(&self, node: NodeId) -> BoxFuture<'static, ()> {
+        self.connections.hear(node).boxed()
     }
 
     fn append(

@@ -3,7 +3,6 @@
 mod appends;
 
 use std::{
-    iter,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -52,7 +51,7 @@ use super::{
 const QUIET_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long replication to a peer pauses after a failed call: first, and at most. Short at first because a peer that
-/// restarts is back within milliseconds.
+/// restarts is back within milliseconds; one that is back and says so is not waited for any longer.
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
@@ -111,6 +110,9 @@ pub trait Transport: Send + Sync + 'static {
 
     /// When a peer was last heard to say that it is there, by the monotonic clock. It does so every half second.
     fn heard_at(&self, node: NodeId) -> Option<Duration>;
+
+    /// Waits until a peer is heard to say that it is there.
+    fn hear(&self, node: NodeId) -> BoxFuture<'static, ()>;
 
     /// Opens a stream of appends to a peer.
     fn append(
@@ -208,6 +210,7 @@ impl Network {
             target: NodeId::new(target),
             append_mode,
             quiet: self.quiet.clone(),
+            calls_failed: 0,
         }
     }
 }
@@ -227,6 +230,8 @@ pub(super) struct PeerClient {
     target: NodeId,
     append_mode: AppendMode,
     quiet: watch::Receiver<bool>,
+    /// Calls for a stream of appends that failed, one after the other.
+    calls_failed: u32,
 }
 
 type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
@@ -247,6 +252,7 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
         let target = self.target;
         let mode = self.append_mode;
         let mut quiet = self.quiet.clone();
+        let calls_failed = &mut self.calls_failed;
         Box::pin(async move {
             // An error means that the group is stopping.
             let speaks = quiet.wait_for(|quiet| !quiet);
@@ -258,7 +264,18 @@ impl NetStreamAppend<TypeConfig> for PeerClient {
                 AppendMode::Stream if is_planted(Bug::FollowersNotWaitedFor) => {
                     answer_for(transport, target, requests)
                 }
-                AppendMode::Stream => transport.append(target, requests).await.map_err(rpc_error)?,
+                AppendMode::Stream => match transport.append(target, requests).await {
+                    Ok(answers) => {
+                        *calls_failed = 0;
+                        answers
+                    }
+                    Err(error) => {
+                        // openraft itself pauses before requests, of which none was asked for.
+                        let _ = time::timeout(pause(*calls_failed), transport.hear(target)).await;
+                        *calls_failed = calls_failed.saturating_add(1);
+                        return Err(rpc_error(error));
+                    }
+                },
                 AppendMode::OneByOne => {
                     requests.then(move |request| transport.append_one(target, request)).boxed()
                 }
@@ -350,9 +367,13 @@ impl NetSnapshot<TypeConfig> for PeerClient {
 
 impl NetBackoff<TypeConfig> for PeerClient {
     fn backoff(&self) -> Option<Backoff> {
-        let pauses = iter::successors(Some(BACKOFF_FIRST), |pause| Some((*pause * 2).min(BACKOFF_MAX)));
-        Some(Backoff::new(pauses))
+        Some(Backoff::new((0..).map(pause)))
     }
+}
+
+/// How long to pause after a call that failed, and so many before it.
+fn pause(failed_before: u32) -> Duration {
+    (BACKOFF_FIRST * 2_u32.saturating_pow(failed_before)).min(BACKOFF_MAX)
 }
 
 /// How much later than it is said to have it a follower gets what is sent to it.
