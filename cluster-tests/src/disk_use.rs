@@ -53,17 +53,22 @@ pub async fn live_bytes(cluster: &Cluster, node_id: u64) -> Result<u64> {
     Ok(answer.queues.into_iter().map(|queue| queue.counts.unwrap_or_default().bytes).sum())
 }
 
-/// Waits until every running node's log takes no more than is promised: twice what is needed, [`SEGMENTS_EXTRA`]
-/// segments, and the spare ones that the node counts as free.
+/// Waits until every running node's log takes no more than is promised: twice what is needed, `lag_bytes` for nodes
+/// that are away, [`SEGMENTS_EXTRA`] segments, and the spare ones that the node counts as free.
 ///
 /// # Errors
 /// When a log still takes more after `limit`.
-pub async fn wait_given_back(cluster: &Cluster, segment_bytes: u64, limit: Duration) -> Result<()> {
+pub async fn wait_given_back(
+    cluster: &Cluster,
+    segment_bytes: u64,
+    lag_bytes: u64,
+    limit: Duration,
+) -> Result<()> {
     for node_id in cluster.running() {
         wait::until(&format!("node {node_id} to give space back"), limit, async || {
             let live = live_bytes(cluster, node_id).await?;
             let spares = cluster.metric(node_id, "skein_log_spare_segments").await?;
-            let allowed = LIVE_FACTOR * live + (SEGMENTS_EXTRA + spares) * segment_bytes;
+            let allowed = LIVE_FACTOR * live + lag_bytes + (SEGMENTS_EXTRA + spares) * segment_bytes;
             let taken = log_bytes(cluster, node_id)?;
             ensure!(taken <= allowed, "{taken} bytes, {live} of them needed, {spares} spare segments");
             Ok(())

@@ -7,7 +7,7 @@ use skein_cluster_tests::{
     cluster::Setup,
     disk_use::wait_given_back,
     faults::{
-        kill::{KILL_ALL, KILL_REWRITER, kill, kill_all},
+        kill::{KILL_ALL, KILL_FOLLOWER, KILL_REWRITER, kill, kill_all, kill_follower},
         schedule::{kill_points, points},
     },
     scenario::{self, Scenario},
@@ -33,6 +33,9 @@ const REWRITE_LIMIT: Duration = Duration::from_secs(60);
 
 const SEGMENT_BYTES: u64 = 16 << 20;
 
+/// What is kept for a node that is away, in the test in which one is.
+const LAG_BYTES: u64 = 2 * SEGMENT_BYTES;
+
 /// Nodes write about so much, load included, while they rewrite a few segments.
 const REWRITING_BYTES: u64 = SEGMENT_BYTES;
 
@@ -50,6 +53,24 @@ const REWRITTEN: &str = "was rewritten";
 
 fn setup() -> Setup {
     Setup { settings: format!("[log]\nsegment_bytes = {SEGMENT_BYTES}\n"), ..Setup::default() }
+}
+
+/// The same, with little kept for a node that is away.
+fn impatient() -> Setup {
+    let settings = format!("[log]\nsegment_bytes = {SEGMENT_BYTES}\nlag_bytes_max = {LAG_BYTES}\n");
+    Setup { settings, ..Setup::default() }
+}
+
+/// So little that a node that is away never lacks much of it, and all the time, so that every segment has some.
+fn trickle() -> Plan {
+    Plan {
+        queues: vec!["trickle".to_owned()],
+        producers: 1,
+        keeps: false,
+        burst_messages: 1,
+        large_percent: 0,
+        ..Plan::default()
+    }
 }
 
 /// Large messages that are acked as they come.
@@ -107,12 +128,33 @@ async fn one_old_message_does_not_hold_the_log_back() {
         wait_written(scenario, &scenario.cluster.running(), LOAD_BYTES).await?;
         work.0.stop_publishing(LOAD_LIMIT).await?;
         work.0.drain(LOAD_LIMIT).await?;
-        wait_given_back(&scenario.cluster, SEGMENT_BYTES, GIVE_BACK_LIMIT).await?;
+        wait_given_back(&scenario.cluster, SEGMENT_BYTES, 0, GIVE_BACK_LIMIT).await?;
 
         kill_all(&mut scenario.cluster, &scenario.recorder)?;
         scenario.cluster.heal().await?;
-        wait_given_back(&scenario.cluster, SEGMENT_BYTES, GIVE_BACK_LIMIT).await?;
+        wait_given_back(&scenario.cluster, SEGMENT_BYTES, 0, GIVE_BACK_LIMIT).await?;
         work.0.start_late_groups().await?;
+        scenario.finish(work).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_away_holds_back_no_more_of_the_log_than_it_may() {
+    let name = "a_node_that_is_away_holds_back_no_more_of_the_log_than_it_may";
+    scenario::run_with(&impatient(), name, LIMIT, async |scenario| {
+        scenario.require(KILL_FOLLOWER);
+        let mut work = scenario.start(&trickle()).await?;
+        scenario.wait_confirmed(50, LOAD_LIMIT).await?;
+        let away = kill_follower(&mut scenario.cluster, &scenario.recorder, "trickle").await?;
+        work.0.add(&load(), scenario.seed).await?;
+        wait_written(scenario, &scenario.cluster.running(), LOAD_BYTES).await?;
+        work.0.stop_publishing(LOAD_LIMIT).await?;
+        work.0.drain(LOAD_LIMIT).await?;
+        wait_given_back(&scenario.cluster, SEGMENT_BYTES, LAG_BYTES, GIVE_BACK_LIMIT).await?;
+
+        scenario.cluster.heal().await?;
+        scenario.suspect = Some(away);
         scenario.finish(work).await
     })
     .await;
@@ -151,7 +193,7 @@ async fn nodes_die_while_they_rewrite_segments() {
         }
         work.0.stop_publishing(LOAD_LIMIT).await?;
         work.0.drain(LOAD_LIMIT).await?;
-        wait_given_back(&scenario.cluster, SEGMENT_BYTES, GIVE_BACK_LIMIT).await?;
+        wait_given_back(&scenario.cluster, SEGMENT_BYTES, 0, GIVE_BACK_LIMIT).await?;
         work.0.start_late_groups().await?;
         scenario.finish(work).await
     })

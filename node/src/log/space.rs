@@ -120,6 +120,28 @@ impl Log {
         spans.map(|span| span.bytes_of(span.end - span.first.max(index + 1))).sum()
     }
 
+    /// The oldest of the log's newest segments that take no more than `bytes` together; at least the one that is being
+    /// written.
+    #[must_use]
+    pub fn oldest_within(&self, bytes: u64) -> SegmentId {
+        let state = self.shared.lock();
+        let mut left = bytes;
+        let newest = state.slots.iter().rev().take_while(|(number, slot)| {
+            let fits = left.checked_sub(slot.segment.bytes);
+            left = fits.unwrap_or_default();
+            fits.is_some() || **number == state.index.active()
+        });
+        SegmentId(newest.last().map_or(state.index.active(), |(number, _)| *number))
+    }
+
+    /// A shard's last entry that lies in a segment before this one.
+    #[must_use]
+    pub fn last_index_before(&self, shard: ShardId, segment: SegmentId) -> Option<u64> {
+        let state = self.shared.lock();
+        let mut spans = state.index.shard(shard)?.spans();
+        spans.rfind(|span| span.segment < segment.0).map(|span| span.end - 1)
+    }
+
     /// Writes parts of a sealed segment anew, those that `live` says are still needed of the entries it is asked for.
     /// `pace` is called after each chunk with its size, and may sleep. Blocks. What was written is durable when this
     /// returns; the segment is still there.

@@ -1,11 +1,10 @@
 //! One raft group on this node: its handle for proposing, reading, and answering peers.
 
+mod purge;
+
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -19,7 +18,7 @@ use skein_proto::ids::{NodeId, ShardId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::{
-    codec::{self, EntryHead, Proposed},
+    codec::Proposed,
     leadership::{Leadership, LeadershipWatch},
     log_store::LogStore,
     network::{Network, Transport},
@@ -28,7 +27,7 @@ use super::{
     replica::Replica,
     snapshot::{ReceiveError, Receiver, Saved},
     state_machine::StateMachine,
-    types::{Body, Raft, TypeConfig},
+    types::{Raft, TypeConfig},
     wire::{
         AppendRequest, AppendResult, SnapshotAnswer, SnapshotBegin, SnapshotPiece, Standing, TransferRequest,
         Vote, VoteRequest, VoteResponse, entry_id,
@@ -110,6 +109,8 @@ pub struct Group {
     proposals: mpsc::Sender<Proposal>,
     leadership: watch::Receiver<Leadership>,
     replicated_index: Arc<AtomicU64>,
+    /// How far raft was last asked to purge the log.
+    purge_asked: AtomicU64,
     receiver: Arc<Receiver>,
     repairs: Repairs,
 }
@@ -147,7 +148,18 @@ impl Group {
             LeadershipWatch { node, shard, raft: raft_watched, clock: clock_read, lease, quiet, transport };
         tasks::spawn(watch.run(leadership_sender, failures));
         let receiver = Receiver::new(saved.clone(), raft.clone(), clock);
-        Ok(Self { node, shard, raft, saved, proposals, leadership, replicated_index, receiver, repairs })
+        Ok(Self {
+            node,
+            shard,
+            raft,
+            saved,
+            proposals,
+            leadership,
+            replicated_index,
+            purge_asked: AtomicU64::new(u64::MAX),
+            receiver,
+            repairs,
+        })
     }
 
     /// This node.
@@ -372,39 +384,6 @@ impl Group {
         self.saved.log.bytes_after(self.shard, index)
     }
 
-    /// How much of the shard's log some replica lacks, in bytes, about.
-    pub(super) fn lag_bytes(&self) -> u64 {
-        self.log_bytes_after(self.saved.replica.replicated_index())
-    }
-
-    /// Lets raft forget the part of the log that the checkpoint covers: as far as every replica has it, or, when those
-    /// that have not are not to be waited for, all of it. They are then sent a snapshot.
-    ///
-    /// # Errors
-    /// When the group has failed.
-    pub(super) async fn purge(&self, waits_for_replicas: bool) -> Result<(), GroupFailure> {
-        let metrics = self.metrics();
-        let Some(saved) = metrics.snapshot.as_ref().map(|id| id.index()) else { return Ok(()) };
-        let replicated = self.saved.replica.replicated_index();
-        let upto = if waits_for_replicas { saved.min(replicated) } else { saved };
-        if metrics.purged.is_some_and(|purged| purged.index() >= upto) {
-            return Ok(());
-        }
-        self.raft.trigger().purge_log(upto).await.map_err(|fatal| self.failure(&fatal))
-    }
-
-    /// As leader, notes how much of the log every replica has on disk; the next entry tells the others.
-    pub fn update_replicated_index(&self) {
-        let metrics = self.metrics();
-        let Some(followers) = &metrics.replication else { return };
-        let committed = metrics.local_committed.as_ref().map_or(0, |id| id.index());
-        let everywhere = replica_ids(&metrics)
-            .filter(|replica| *replica != self.node.get())
-            .map(|replica| followers.get(&replica).and_then(Option::as_ref).map_or(0, |id| id.index()))
-            .fold(committed, u64::min);
-        self.replicated_index.fetch_max(everywhere, Ordering::Relaxed);
-    }
-
     /// How many entries each other replica lacks, as far as this node knows; nothing when it does not lead.
     #[must_use]
     pub fn follower_lags(&self) -> Vec<(NodeId, u64)> {
@@ -416,24 +395,6 @@ impl Group {
             (NodeId::new(replica), end.saturating_sub(reached))
         };
         replica_ids(&metrics).filter(|replica| *replica != self.node.get()).map(lag).collect()
-    }
-
-    /// As leader, writes an entry without commands, which tells every replica how much of the log all of them have on
-    /// disk. A shard that nobody writes to would otherwise never learn, and its last entries would hold every shard's
-    /// log back.
-    ///
-    /// # Errors
-    /// When the group has failed.
-    pub async fn tell_replicated_index(&self, leader_time_ms: u64) -> Result<(), GroupFailure> {
-        self.update_replicated_index();
-        let replicated_index = self.replicated_index.load(Ordering::Relaxed);
-        // While a replica is down there is nothing new, and an entry would only be one more that it lacks, holding back
-        // the segment it lies in.
-        if replicated_index <= self.saved.replica.replicated_index() {
-            return Ok(());
-        }
-        let body = Body(codec::encode_entry(EntryHead { leader_time_ms, replicated_index }, &[]));
-        self.raft.client_write_ff(body, None).await.map_err(|fatal| self.failure(&fatal))
     }
 
     /// Ids of the shard's voters.

@@ -50,8 +50,8 @@ pub struct GroupsParts {
     pub timers: Timers,
     /// The node's log.
     pub log: Log,
-    /// How much of the log is kept for replicas that lag, in bytes, all shards together. One that is further behind is
-    /// sent a snapshot.
+    /// How much of the log is kept for replicas that lag, in bytes, whatever they lack of it. One that is further
+    /// behind is sent a snapshot.
     pub lag_bytes_max: u64,
     /// How the log is scrubbed.
     pub scrubbing: Scrubbing,
@@ -239,14 +239,12 @@ impl Groups {
         Ok(())
     }
 
-    /// Replicas that lag are waited for, until all together keep back too much; then those that keep back more than
-    /// their share are not.
+    /// Replicas that lag are waited for, as long as what they lack lies in the newest part of the log. It is the log
+    /// that is bounded, and not what they lack: a few entries of a shard hold back whole segments.
     async fn purge(&self, groups: &[Arc<Group>]) -> Result<(), GroupFailure> {
-        let lags: Vec<_> = groups.iter().map(|group| group.lag_bytes()).collect();
-        let is_too_much = lags.iter().sum::<u64>() > self.lag_bytes_max;
-        let share = self.lag_bytes_max / groups.len() as u64;
-        for (group, lag) in groups.iter().zip(lags) {
-            group.purge(!is_too_much || lag <= share).await?;
+        let kept = self.log.oldest_within(self.lag_bytes_max);
+        for group in groups {
+            group.purge(kept, &self.clock).await?;
         }
         Ok(())
     }

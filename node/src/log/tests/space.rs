@@ -124,6 +124,28 @@ fn segments_that_raft_or_the_writer_needs_stay() {
     assert!(matches!(rewritten, Err(RewriteError::Read(ReadError::NoSegment { .. }))));
 }
 
+#[test]
+fn what_lies_further_back_than_so_many_bytes_is_told() {
+    let disk = FaultyDisk::new(2);
+    let log = open(&disk);
+    append(&log, B, vec![entry(1, 1, PAYLOAD_BYTES)]);
+    for index in 1..=100 {
+        append(&log, A, vec![entry(index, 1, PAYLOAD_BYTES)]);
+    }
+    flush(&log);
+    let survey = log.survey();
+    let (newest, before) = (&survey[survey.len() - 1], &survey[survey.len() - 2]);
+    assert_eq!(log.oldest_within(0), newest.id);
+    assert_eq!(log.oldest_within(newest.file_bytes + before.file_bytes - 1), newest.id);
+    assert_eq!(log.oldest_within(newest.file_bytes + before.file_bytes), before.id);
+    assert_eq!(log.oldest_within(u64::MAX), survey[0].id);
+
+    assert_eq!(log.last_index_before(A, survey[0].id), None);
+    let shares: Vec<_> = newest.shards.iter().filter(|share| share.shard == A).collect();
+    assert_eq!(log.last_index_before(A, newest.id), Some(shares[0].entries[0].start - 1));
+    assert_eq!(log.last_index_before(B, newest.id), Some(1));
+}
+
 /// Power is lost at every call that the disk gets while segments are rewritten and given up, one after the other.
 #[test]
 fn power_may_be_lost_at_any_point_of_collecting() {
