@@ -8,6 +8,7 @@ use skein_proto::{
     ids::{Offset, ProducerId, Sequence},
     limits,
     node::{self, broker_client::BrokerClient},
+    partitions,
 };
 use tonic::{Code, transport::Channel};
 
@@ -65,6 +66,8 @@ pub(crate) struct Sending {
     pub(crate) mandatory: bool,
     /// Its messages come from another queue.
     pub(crate) is_moved: bool,
+    /// How many partitions the one that it goes to was chosen among; 0 when it was not.
+    pub(crate) partitions: u32,
 }
 
 impl Client {
@@ -75,8 +78,35 @@ impl Client {
     /// When the queue does not exist, the batch is empty or too large (4 MiB, 16,384 messages), or the cluster does
     /// not answer; only in that last case may it have been published.
     pub async fn send(&self, queue: &str, messages: Vec<Message>) -> Result<Offset, Error> {
-        let confirm = self.send_batch(queue, messages, Sending::default()).await?;
+        let confirm = match self.partitions_of(queue).await? {
+            Some(partitions) => self.send_to_partition(queue, partitions, messages).await?,
+            None => self.send_batch(queue, messages, Sending::default()).await?,
+        };
         Ok(Offset::new(confirm.first_offset))
+    }
+
+    /// Publishes messages that belong to the same partition. When there come to be more, they may not any longer.
+    async fn send_to_partition(
+        &self,
+        queue: &str,
+        mut partitions: u32,
+        messages: Vec<Message>,
+    ) -> Result<node::Confirm, Error> {
+        loop {
+            let partition = partition_of(&messages, partitions)?;
+            let sending = Sending { partitions, ..Sending::default() };
+            let sent = self.send_batch(&partitions::name(queue, partition), messages.clone(), sending).await;
+            match sent {
+                Err(error) if error.reason() == Reason::PartitionsChanged => {
+                    let known = partitions;
+                    partitions = self.partitions_of(queue).await?.unwrap_or_default();
+                    if partitions <= known {
+                        return Err(error);
+                    }
+                }
+                sent => return sent,
+            }
+        }
     }
 
     /// Moves messages to a queue: the same as the first batch of a producer of this id. However often it is sent, it is
@@ -117,6 +147,7 @@ impl Client {
             batch: batch.freeze(),
             mandatory: sending.mandatory,
             ignore_message_ids: sending.is_moved,
+            partitions: sending.partitions,
         };
         let shard = self.shard_to_publish_to(destination).await?;
         let answer = self
@@ -280,6 +311,19 @@ fn received(wire: node::ReceivedMessage) -> Result<Received, Error> {
 
 pub(crate) fn malformed(error: MalformedMessage) -> Error {
     Error::NotAccepted(Cause::new(Code::DataLoss, Reason::MalformedMessage, error.to_string()))
+}
+
+/// The one partition that all of these belong to; any where they have neither key nor id.
+fn partition_of(messages: &[Message], partitions: u32) -> Result<u32, Error> {
+    let keys = messages.iter().filter_map(|message| message.spread_by());
+    let mut wanted = keys.map(|key| partitions::of_key(key, partitions));
+    let first = wanted.next();
+    if wanted.any(|other| Some(other) != first) {
+        let sentence = "the messages belong to several partitions, and are published all or none; send those with the \
+                        same key together, or use a producer";
+        return Err(Error::NotAccepted(Cause::new(Code::InvalidArgument, Reason::Partitioned, sentence)));
+    }
+    Ok(first.unwrap_or_else(|| rand::random_range(0..partitions)))
 }
 
 fn batch_too_large() -> Error {

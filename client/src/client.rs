@@ -161,6 +161,17 @@ impl Client {
         Ok(shard)
     }
 
+    /// How many partitions a queue has; nothing when it has none, or there is no such queue.
+    pub(crate) async fn partitions_of(&self, queue: &str) -> Result<Option<u32>, Error> {
+        match self.shard_of(queue).await {
+            // No queue is in the catalog's shard: it has none of its own.
+            Ok(ShardId::CATALOG) => Ok(self.get_queue(queue).await?.settings.partitions),
+            Err(error) if error.reason() == Reason::QueueNotFound => Ok(None),
+            Ok(_) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The shard whose leader takes publishes to a queue or a topic; asks once.
     pub(crate) async fn shard_to_publish_to(&self, destination: &str) -> Result<ShardId, Error> {
         let not_a_queue = match self.shard_of(destination).await {

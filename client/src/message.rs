@@ -228,12 +228,23 @@ impl EncodableMessage {
         }
     }
 
+    pub(crate) fn message(&self) -> &Message {
+        &self.message
+    }
+
     pub(crate) fn into_message(self) -> Message {
         self.message
     }
 }
 
 impl Message {
+    /// What decides to which partition of a queue it goes: its key; where it has none, its id, so that the partition
+    /// finds it that has it already; nothing for others.
+    pub(crate) fn spread_by(&self) -> Option<&[u8]> {
+        let id = || Some(self.message_id.as_bytes()).filter(|id| !id.is_empty());
+        Some(&self.key[..]).filter(|key| !key.is_empty()).or_else(id)
+    }
+
     /// The fields that are bytes or text, with their keys on the wire.
     fn plain_fields(&self) -> [(u8, &[u8]); 6] {
         [

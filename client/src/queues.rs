@@ -17,7 +17,7 @@ use crate::{
     wire_time::wall_time,
 };
 
-/// A queue.
+/// A queue, a partition of one, or all partitions taken together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
     /// Unique among the queues that exist.
@@ -331,6 +331,14 @@ impl From<broker::Queue> for Queue {
             message_bytes: counts.bytes,
             groups: counts.groups.into_iter().map(Group::from).collect(),
         }
+    }
+}
+
+impl Queue {
+    /// It consists of partitions, and is this queue only taken together: it has no id, shard and offsets of its own.
+    #[must_use]
+    pub fn is_partitioned(&self) -> bool {
+        self.shard == ShardId::CATALOG
     }
 }
 

@@ -65,6 +65,9 @@ pub struct QueueSettings {
     /// A message with the id of one that was published less than this long ago is confirmed, and not stored again. An
     /// hour at most; two minutes are usual. Ids are not looked at when it is not set.
     pub dedup_window: Option<Duration>,
+    /// How many queues it consists of, over which its messages are spread by their keys; they are called like it, with
+    /// their numbers behind a slash. One queue unless set. Can only be raised, and not on one queue; at most 256.
+    pub partitions: Option<u32>,
 }
 
 /// What becomes of messages that every group has acked.
@@ -114,6 +117,7 @@ impl QueueSettings {
             lower_priority_percent: self.lower_priority_percent.unwrap_or_default(),
             order_by_key: self.order_by_key,
             dedup_window_ms: long_ms(self.dedup_window),
+            partitions: self.partitions.unwrap_or_default(),
         })
     }
 }
@@ -147,6 +151,7 @@ impl From<broker::QueueSettings> for QueueSettings {
             lower_priority_percent: count(wire.lower_priority_percent),
             order_by_key: wire.order_by_key,
             dedup_window: duration(wire.dedup_window_ms),
+            partitions: count(wire.partitions),
             dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
         }
     }
@@ -191,6 +196,7 @@ mod tests {
             lower_priority_percent: Some(10),
             order_by_key: true,
             dedup_window: Some(Duration::from_secs(120)),
+            partitions: Some(4),
         }
     }
 

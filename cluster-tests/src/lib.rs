@@ -12,6 +12,7 @@ pub mod disk_use;
 pub mod faults;
 pub mod history;
 pub mod http;
+pub mod key_order;
 pub mod links;
 pub mod machine;
 pub mod mount;

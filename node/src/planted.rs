@@ -54,6 +54,12 @@ pub enum Bug {
     FilterIgnored,
     /// A full queue takes more.
     LimitIgnored,
+    /// A partition takes what was spread over fewer.
+    OldPartitionTakes,
+    /// A new partition delivers before older ones are done with what they had of its keys.
+    NewPartitionHurries,
+    /// A new partition does not have the groups of the older ones.
+    NewPartitionForgets,
 }
 
 /// Whether a bug is planted in this process.

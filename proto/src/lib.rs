@@ -6,6 +6,7 @@
 pub mod dead_letter;
 pub mod ids;
 pub mod limits;
+pub mod partitions;
 
 /// The client API, package `skein.broker.v1`, with every message decoded.
 #[allow(

@@ -81,6 +81,9 @@ pub fn is_valid_name(name: &str) -> bool {
 /// The most bytes of filters that the bindings of one topic have, with 16 more for each.
 pub const TOPIC_FILTER_BYTES_MAX: usize = 2 << 20;
 
+/// The most partitions of a queue. Each is a queue; a few times as many as there are processors are enough.
+pub const PARTITIONS_MAX: u32 = 256;
+
 /// The most nodes of one cluster: every write waits for a majority of them.
 pub const CLUSTER_NODES_MAX: usize = 7;
 

@@ -15,7 +15,7 @@ struct Plant {
     test: &'static str,
 }
 
-const PLANTS: [Plant; 24] = [
+const PLANTS: [Plant; 27] = [
     plant("never-synced", "power_loss::all_nodes_lose_their_power_at_once"),
     plant("vote-forgotten", "failover::all_three_die_at_once_and_return"),
     plant("followers-not-waited-for", "failover::nodes_die_again_and_again"),
@@ -40,6 +40,15 @@ const PLANTS: [Plant; 24] = [
     plant("all-active", "turns::only_one_consumer_is_active_and_another_takes_over"),
     plant("filter-ignored", "turns::a_group_gets_only_what_it_wants"),
     plant("limit-ignored", "limits::a_full_queue_refuses_or_lets_the_oldest_go"),
+    plant(
+        "old-partition-takes",
+        "queue_partitions::keys_keep_their_order_while_partitions_become_more_and_leaders_die",
+    ),
+    plant(
+        "new-partition-hurries",
+        "queue_partitions::keys_keep_their_order_while_partitions_become_more_and_leaders_die",
+    ),
+    plant("new-partition-forgets", "queue_partitions::a_group_that_is_away_misses_nothing_of_new_partitions"),
 ];
 
 const fn plant(bug: &'static str, test: &'static str) -> Plant {

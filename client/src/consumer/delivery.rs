@@ -9,10 +9,9 @@ use skein_proto::{broker::Reason, ids::Offset, limits, node};
 use tonic::Code;
 
 use super::{
-    Shared,
     acks::{Settle, Settled},
     inbox::lease_lost,
-    wake,
+    lane::{Shared, wake},
 };
 use crate::{
     error::{Cause, MalformedMessage, SettleError},
@@ -36,6 +35,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// When it was published, by the clock of the node that led then.
     pub published_at: SystemTime,
+    /// Of a partitioned queue, the partition that it was in; none of other queues.
+    pub partition: Option<u32>,
     lease: Lease,
 }
 
@@ -115,6 +116,12 @@ impl DeliveryBatch {
     #[must_use]
     pub fn published_at(&self) -> SystemTime {
         wall_time(self.batch.published_at_ms)
+    }
+
+    /// Of a partitioned queue, the partition that they were in; none of other queues.
+    #[must_use]
+    pub fn partition(&self) -> Option<u32> {
+        self.lease.shared.partition
     }
 
     /// The messages. Bodies are not copied.
@@ -207,6 +214,7 @@ impl BatchCursor {
             offset,
             attempt: self.batch.attempt(),
             published_at: self.batch.published_at(),
+            partition: self.batch.partition(),
             lease: self.batch.lease.clone(),
         }))
     }

@@ -104,6 +104,11 @@ impl Inbox {
         Poll::Pending
     }
 
+    /// Whom to wake when there is news besides batches.
+    pub(super) fn take_reader(&mut self) -> Option<Waker> {
+        self.reader.take()
+    }
+
     /// Takes what a node sent. Returns whom to tell what and whom to wake.
     pub(super) fn receive(&mut self, response: node::ConsumeResponse) -> (Answers, [Option<Waker>; 2]) {
         let mut answers = Answers::default();

@@ -4,30 +4,27 @@ mod acks;
 mod delivery;
 mod held;
 mod inbox;
+mod lane;
 mod session;
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use futures::Stream;
-use skein_proto::limits;
-use tokio::{sync::Notify, task::JoinHandle, time};
+use futures::{Stream, future};
+use skein_proto::{ids::ShardId, limits, partitions};
 
+use self::lane::Lane;
 pub use self::{
     acks::Settled,
     delivery::{BatchMessages, Delivery, DeliveryBatch},
 };
-use self::{delivery::BatchCursor, inbox::Inbox, session::Session};
 use crate::{
     client::Client,
     error::{ConsumeError, Error},
+    position::Position,
 };
 
 /// Unsettled messages unless set otherwise. Enough for 100k messages a second at 10 ms from delivery to ack.
@@ -91,11 +88,26 @@ impl ConsumerBuilder {
     /// # Errors
     /// When the queue does not exist, or the cluster does not answer.
     pub async fn build(self) -> Result<Consumer, Error> {
-        let shard = self.client.shard_of(&self.queue).await?;
-        let (inbox, closing) = (Mutex::new(Inbox::default()), Notify::new());
-        let shared = Arc::new(Shared { inbox, losses: AtomicU64::new(0), closing });
-        let session = Session::new(self, shard, Arc::clone(&shared));
-        Ok(Consumer { shared, current: None, current_losses: 0, session: Some(tokio::spawn(session.run())) })
+        let Some(partitions) = self.client.partitions_of(&self.queue).await? else {
+            let shard = self.client.shard_of(&self.queue).await?;
+            return Ok(Consumer { lanes: vec![Lane::start(self, None, shard)], turn: 0, whole: None });
+        };
+        // In all of them, before anything of it is delivered: a partition that came later waits for those before it.
+        self.client.create_group(&self.queue, &self.group, Position::First).await?;
+        let whole = Self {
+            credit_messages: (self.credit_messages / partitions).max(1),
+            credit_bytes: (self.credit_bytes / u64::from(partitions)).max(1),
+            ..self
+        };
+        let lanes = future::try_join_all((0..partitions).map(|partition| whole.lane(partition))).await?;
+        Ok(Consumer { lanes, turn: 0, whole: Some(whole) })
+    }
+
+    /// A consumer of one partition.
+    async fn lane(&self, partition: u32) -> Result<Lane, Error> {
+        let queue = partitions::name(&self.queue, partition);
+        let shard = self.client.shard_of(&queue).await?;
+        Ok(Lane::start(Self { queue, ..self.clone() }, Some(partition), shard))
     }
 }
 
@@ -109,6 +121,10 @@ impl ConsumerBuilder {
 /// wait are sent then. What could not be resumed, because it was delivered to somebody else meanwhile, is discarded
 /// where it was not taken yet; where it was, its ack fails with
 /// [`SettleError::LeaseLost`](crate::SettleError::LeaseLost).
+///
+/// Of a partitioned queue it takes messages of all partitions in turn, also of those that come to be meanwhile: such a
+/// partition delivers to a group once the group is done with what older ones had of its keys. Its credit is shared out
+/// among the partitions that there are when it is built.
 ///
 /// It is a [`Stream`]; it ends after an error, which is one that does not go away by waiting. Dropping it sends the
 /// acks that wait and gives everything else back; [`Consumer::close`] waits for that.
@@ -129,23 +145,12 @@ impl ConsumerBuilder {
 /// ```
 #[derive(Debug)]
 pub struct Consumer {
-    shared: Arc<Shared>,
-    /// What is left of the batch that single messages are taken from.
-    current: Option<BatchCursor>,
-    /// How often everything had been lost when that batch was taken.
-    current_losses: u64,
-    /// None once [`Consumer::close`] waits for it.
-    session: Option<JoinHandle<()>>,
-}
-
-/// What the consumer, its deliveries and its session share.
-#[derive(Debug)]
-struct Shared {
-    inbox: Mutex<Inbox>,
-    /// How often everything that was delivered was lost. Written and, with the batches, read under the inbox's lock.
-    losses: AtomicU64,
-    /// Notified when the consumer ends.
-    closing: Notify,
+    /// One for a queue, one for each partition of a partitioned one, in their order.
+    lanes: Vec<Lane>,
+    /// Where to look first for the next message, so that all partitions have their turn.
+    turn: usize,
+    /// What lanes to further partitions are made of; nothing for a queue that has none.
+    whole: Option<ConsumerBuilder>,
 }
 
 impl Consumer {
@@ -168,61 +173,57 @@ impl Consumer {
     /// to the acks.
     pub async fn close(mut self) {
         self.begin_close();
-        if let Some(session) = self.session.take() {
-            // Bounded inside by the same timeout; what is unanswered then has been told to those who wait for it.
-            let _ = time::timeout(CLOSE_TIMEOUT, session).await;
-        }
+        future::join_all(self.lanes.iter_mut().map(Lane::ended)).await;
     }
 
     fn poll_delivery(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Delivery, ConsumeError>>> {
-        loop {
-            self.forget_lost();
-            if let Some(delivery) = self.current.as_mut().and_then(BatchCursor::next) {
-                let delivery = delivery.map_err(ConsumeError::from);
-                if delivery.is_err() {
-                    self.current = None;
-                    self.begin_close();
-                }
-                return Poll::Ready(Some(delivery));
-            }
-            self.current = match std::task::ready!(self.poll_inbox(cx)) {
-                Some(Ok(batch)) => Some(BatchCursor::new(batch)),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
-            };
-        }
+        self.poll_lanes(cx, Lane::poll_delivery)
     }
 
     fn poll_batch(&mut self, cx: &Context<'_>) -> Poll<Option<Result<DeliveryBatch, ConsumeError>>> {
-        self.forget_lost();
-        if let Some(rest) = self.current.take().and_then(BatchCursor::into_rest) {
-            return Poll::Ready(Some(Ok(rest)));
+        self.poll_lanes(cx, Lane::poll_batch)
+    }
+
+    /// Asks one lane after the other, beginning with the one whose turn it is. An error of one is the end of all.
+    fn poll_lanes<T>(
+        &mut self,
+        cx: &Context<'_>,
+        mut poll: impl FnMut(&mut Lane, &Context<'_>) -> Poll<Option<Result<T, ConsumeError>>>,
+    ) -> Poll<Option<Result<T, ConsumeError>>> {
+        self.join_new_partitions();
+        let count = self.lanes.len();
+        let mut are_all_over = true;
+        for place in (self.turn..self.turn + count).map(|later| later % count) {
+            match poll(&mut self.lanes[place], cx) {
+                Poll::Ready(Some(next)) => {
+                    self.turn = place + 1;
+                    if next.is_err() {
+                        self.begin_close();
+                    }
+                    return Poll::Ready(Some(next));
+                }
+                Poll::Ready(None) => {}
+                Poll::Pending => are_all_over = false,
+            }
         }
-        self.poll_inbox(cx)
+        if are_all_over { Poll::Ready(None) } else { Poll::Pending }
     }
 
-    fn poll_inbox(&mut self, cx: &Context<'_>) -> Poll<Option<Result<DeliveryBatch, ConsumeError>>> {
-        let (polled, losses) = {
-            let mut inbox = self.shared.lock();
-            (inbox.poll_batch(cx.waker()), self.shared.losses.load(Ordering::Relaxed))
-        };
-        self.current_losses = losses;
-        polled.map(|batch| {
-            batch.map(|batch| batch.map(|batch| DeliveryBatch::new(batch, Arc::clone(&self.shared), losses)))
-        })
-    }
-
-    /// What is left of a batch is delivered again when the stream was lost for good that it came on.
-    fn forget_lost(&mut self) {
-        if self.shared.losses.load(Ordering::Relaxed) != self.current_losses {
-            self.current = None;
+    /// Consumes from partitions that have come to be meanwhile.
+    fn join_new_partitions(&mut self) {
+        let Some(whole) = &self.whole else { return };
+        let count = self.lanes.iter().map(Lane::partitions_told).max().unwrap_or_default();
+        for partition in u32::try_from(self.lanes.len()).unwrap_or(u32::MAX)..count {
+            let queue = partitions::name(&whole.queue, partition);
+            // Where it is comes out when its lane asks: any node passes the stream on.
+            let shard = whole.client.router().shard_of(&queue).unwrap_or(ShardId::CATALOG);
+            let lane = Lane::start(ConsumerBuilder { queue, ..whole.clone() }, Some(partition), shard);
+            self.lanes.push(lane);
         }
     }
 
     fn begin_close(&self) {
-        let waker = self.shared.lock().close();
-        wake(waker);
-        self.shared.closing.notify_one();
+        self.lanes.iter().for_each(Lane::begin_close);
     }
 }
 
@@ -237,18 +238,5 @@ impl Stream for Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         self.begin_close();
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Wakes whoever is to be woken, when no lock is held any more.
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }

@@ -19,7 +19,10 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-use super::{CLOSE_TIMEOUT, ConsumerBuilder, Shared, wake};
+use super::{
+    CLOSE_TIMEOUT, ConsumerBuilder,
+    lane::{Shared, wake},
+};
 use crate::{
     calls::broker,
     client::Client,
@@ -151,6 +154,11 @@ impl Session {
 
     fn on_response(&mut self, response: node::ConsumeResponse) {
         self.backoff.reset();
+        if response.partitions > self.shared.partitions.load(Ordering::Relaxed) {
+            self.shared.partitions.store(response.partitions, Ordering::Relaxed);
+            let reader = self.shared.lock().take_reader();
+            wake(reader);
+        }
         if let Some(subscribed) = &response.subscribed {
             self.shard = ShardId::new(subscribed.shard_id);
             self.client.router().remember_shard(&self.subscribe.queue, self.shard);

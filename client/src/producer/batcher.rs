@@ -11,7 +11,7 @@ use skein_proto::{
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::confirm::{BatchOutcome, Confirm};
+use super::confirm::{BatchOutcome, Confirm, Place, Placed};
 use crate::{
     calls::random_producer_id,
     error::{Cause, ConfirmError, SendError},
@@ -56,7 +56,7 @@ pub(super) struct UnexpectedConfirm {
 /// Batches whose outcome is known. To be published when the batcher is not locked any more.
 #[derive(Debug, Default)]
 #[must_use]
-pub(super) struct Settled(Vec<(Arc<BatchOutcome>, Result<Offset, ConfirmError>)>);
+pub(super) struct Settled(Vec<(Arc<BatchOutcome>, Result<Placed, ConfirmError>)>);
 
 /// Every message that is not confirmed, in the order they were sent.
 #[derive(Debug)]
@@ -94,6 +94,14 @@ struct Batch {
     /// On how many streams it was sent.
     sent_count: u32,
     outcome: Arc<BatchOutcome>,
+}
+
+/// A batch that was refused whole.
+#[derive(Debug)]
+pub(super) struct Unstored {
+    pub(super) bytes: Bytes,
+    pub(super) created: Instant,
+    pub(super) outcome: Arc<BatchOutcome>,
 }
 
 #[derive(Debug)]
@@ -149,6 +157,11 @@ impl Batcher {
         if !self.has_room(message) {
             return Err(Refused::Full);
         }
+        Ok(Confirm::new(self.add(message, now)))
+    }
+
+    /// Takes a message that was taken before, whether or not there is room.
+    pub(super) fn add(&mut self, message: &EncodableMessage, now: impl FnOnce() -> Instant) -> Place {
         let batch_bytes = message.batch_bytes();
         if let Some(open) = &self.open
             && (open.bytes.len() + batch_bytes > self.limits.batch_bytes
@@ -167,7 +180,17 @@ impl Batcher {
         });
         message.append_to(&mut open.bytes);
         open.message_count += 1;
-        Ok(Confirm::new(Arc::clone(&open.outcome), open.message_count - 1))
+        Place { batch: Arc::clone(&open.outcome), index: open.message_count - 1 }
+    }
+
+    /// Takes out everything, of which nothing is stored: the first batch of the stream was refused, and the others with
+    /// it. Their sequences are free again.
+    pub(super) fn take_unstored(&mut self) -> Vec<Unstored> {
+        self.end_stream();
+        self.seal();
+        (self.in_flight_count, self.window_bytes_used, self.window_messages_used) = (0, 0, 0);
+        let batches = self.batches.drain(..);
+        batches.map(|Batch { bytes, created, outcome, .. }| Unstored { bytes, created, outcome }).collect()
     }
 
     /// Whom to wake if there is something to send now.
@@ -239,7 +262,7 @@ impl Batcher {
         if confirmed != self.first_sequence || self.in_flight_count == 0 || !as_sent {
             return Err(UnexpectedConfirm { confirmed, expected: self.first_sequence });
         }
-        self.take_first(Ok(Offset::new(confirm.first_offset)), settled);
+        self.take_first(Ok(Placed::At(Offset::new(confirm.first_offset))), settled);
         Ok(())
     }
 
@@ -347,7 +370,7 @@ impl Batcher {
     }
 
     /// Takes the first batch out.
-    fn take_first(&mut self, outcome: Result<Offset, ConfirmError>, settled: &mut Settled) {
+    fn take_first(&mut self, outcome: Result<Placed, ConfirmError>, settled: &mut Settled) {
         let batch = self.batches.pop_front().expect("callers have seen that there is one");
         if self.in_flight_count > 0 {
             self.in_flight_count -= 1;

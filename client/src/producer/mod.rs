@@ -2,24 +2,20 @@
 
 mod batcher;
 mod confirm;
+mod lane;
 mod session;
+mod spread;
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use skein_proto::limits;
-use tokio::{
-    sync::Notify,
-    task::JoinHandle,
-    time::{self, Instant},
-};
 
 pub use self::confirm::Confirm;
 use self::{
-    batcher::{Batcher, Limits, Refused},
-    session::{Destination, Session},
+    batcher::{Limits, Refused},
+    lane::Lane,
+    session::Destination,
+    spread::Spread,
 };
 use crate::{
     client::Client,
@@ -63,7 +59,7 @@ impl ProducerBuilder {
             batch_messages: BATCH_MESSAGES,
             message_bytes: limits::MESSAGE_BYTES_MAX_CEILING,
         };
-        let destination = Destination { name: queue, mandatory: false };
+        let destination = Destination { name: queue, ..Destination::default() };
         Self { client, destination, limits, delivery_timeout: DELIVERY_TIMEOUT }
     }
 
@@ -117,19 +113,23 @@ impl ProducerBuilder {
     /// # Errors
     /// When neither a queue nor a topic of that name exists, or the cluster does not answer.
     pub async fn build(self) -> Result<Producer, Error> {
-        let shard = self.client.shard_to_publish_to(&self.destination.name).await?;
-        let shared = Arc::new(Shared {
-            batcher: Mutex::new(Batcher::new(self.limits, self.delivery_timeout)),
-            room: Notify::new(),
-        });
-        let session =
-            Session::new(self.client, self.destination, shard, Arc::clone(&shared), self.delivery_timeout);
-        Ok(Producer { shared, session: Some(tokio::spawn(session.run())) })
+        let Self { client, destination, limits, delivery_timeout } = self;
+        let settings = (limits, delivery_timeout);
+        if let Some(partitions) = client.partitions_of(&destination.name).await? {
+            let spread = Spread::start(client, destination.name, partitions, settings).await?;
+            return Ok(Producer { way: Way::Partitions(spread) });
+        }
+        let shard = client.shard_to_publish_to(&destination.name).await?;
+        Ok(Producer { way: Way::One(Lane::start(client, destination, shard, settings, None)) })
     }
 }
 
 /// Publishes messages to one queue, or to a topic. What is published to a topic is confirmed when every queue that gets
 /// it has it; the offsets of such confirms mean nothing.
+///
+/// Of a partitioned queue, messages with the same key go to the same partition, and keep their order also when there
+/// come to be more partitions. Those without a key go to any, or by their id to the same one where they have one.
+/// Windows and offsets are those of each partition.
 ///
 /// Messages gather into batches by themselves: the first message of an idle producer goes at once, and while batches
 /// are in flight what follows is gathered into larger ones. Messages sent from one task keep their order.
@@ -161,17 +161,15 @@ impl ProducerBuilder {
 /// ```
 #[derive(Debug)]
 pub struct Producer {
-    shared: Arc<Shared>,
-    /// None once [`Producer::close`] waits for it.
-    session: Option<JoinHandle<()>>,
+    way: Way,
 }
 
-/// What the producer and its session share.
 #[derive(Debug)]
-struct Shared {
-    batcher: Mutex<Batcher>,
-    /// Notified when the window has room, and when the producer is closed.
-    room: Notify,
+enum Way {
+    /// To a queue, or to a topic.
+    One(Lane),
+    /// To the partitions of a queue.
+    Partitions(Arc<Spread>),
 }
 
 impl Producer {
@@ -208,65 +206,50 @@ impl Producer {
     /// # Errors
     /// The first failure since the last flush.
     pub async fn flush(&self) -> Result<(), ConfirmError> {
-        let last = self.shared.lock().last_outcome();
-        if let Some(last) = last {
-            last.wait().await;
+        match &self.way {
+            Way::One(lane) => lane.flush().await,
+            Way::Partitions(spread) => spread.flush().await,
         }
-        self.shared.lock().take_first_failure().map_or(Ok(()), Err)
     }
 
     /// Flushes, and ends the stream.
     ///
     /// # Errors
     /// The first failure since the last flush.
-    pub async fn close(mut self) -> Result<(), ConfirmError> {
+    pub async fn close(self) -> Result<(), ConfirmError> {
         self.begin_close();
         let flushed = self.flush().await;
-        if let Some(session) = self.session.take() {
-            // Everything is settled by now; an orderly end of the stream is only good manners.
-            let _ = time::timeout(CLOSE_TIMEOUT, session).await;
+        match &self.way {
+            Way::One(lane) => lane.ended().await,
+            Way::Partitions(spread) => spread.ended().await,
         }
         flushed
     }
 
     fn offer(&self, message: &EncodableMessage) -> Result<Confirm, Refused> {
-        let (confirm, waker) = {
-            let mut batcher = self.shared.lock();
-            let confirm = batcher.push(message, Instant::now)?;
-            (confirm, batcher.waker_if_sendable())
-        };
-        if let Some(waker) = waker {
-            waker.wake();
+        match &self.way {
+            Way::One(lane) => lane.offer(message),
+            Way::Partitions(spread) => spread.offer(message),
         }
-        Ok(confirm)
     }
 
     async fn wait_for_room(&self, message: &EncodableMessage) {
-        let mut room = std::pin::pin!(self.shared.room.notified());
-        // From here on no notification is missed; so look again before waiting.
-        room.as_mut().enable();
-        if !self.shared.lock().has_room(message) {
-            room.await;
+        match &self.way {
+            Way::One(lane) => lane.wait_for_room(message).await,
+            Way::Partitions(spread) => spread.wait_for_room(message).await,
         }
     }
 
     fn begin_close(&self) {
-        let waker = self.shared.lock().close();
-        if let Some(waker) = waker {
-            waker.wake();
+        match &self.way {
+            Way::One(lane) => lane.begin_close(),
+            Way::Partitions(spread) => spread.begin_close(),
         }
-        self.shared.room.notify_waiters();
     }
 }
 
 impl Drop for Producer {
     fn drop(&mut self) {
         self.begin_close();
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Batcher> {
-        self.batcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,6 +10,7 @@ use std::{
 
 use futures::Stream;
 use skein_proto::{
+    broker::Reason,
     ids::{ProducerId, ShardId},
     node::{self, publish_request::Request},
 };
@@ -20,8 +21,10 @@ use tokio::{
 use tonic::{Code, Status};
 
 use super::{
-    CLOSE_TIMEOUT, Shared,
+    CLOSE_TIMEOUT,
     batcher::{Settled, UnexpectedConfirm},
+    lane::Shared,
+    spread::Spread,
 };
 use crate::{
     calls::broker, client::Client, error::Cause, retry::Backoff, routing::Route, topology::Topology,
@@ -44,15 +47,20 @@ pub(super) struct Session {
     topology: watch::Receiver<Topology>,
     backoff: Backoff,
     expiry_check_interval: Duration,
+    /// Where the destination is one of several partitions.
+    spread: Option<Arc<Spread>>,
 }
 
 /// What a producer publishes to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Destination {
     /// Of a queue or a topic.
     pub(super) name: String,
     /// See [`ProducerBuilder::mandatory`](super::ProducerBuilder::mandatory).
     pub(super) mandatory: bool,
+    /// Which partition of a queue it is, and of how many; 0 of 0 for what is none.
+    pub(super) partition: u32,
+    pub(super) partitions: u32,
 }
 
 /// Why a stream is over.
@@ -74,6 +82,7 @@ impl Session {
         shard: ShardId,
         shared: Arc<Shared>,
         delivery_timeout: Duration,
+        spread: Option<Arc<Spread>>,
     ) -> Self {
         let topology = client.router().subscribe();
         let expiry_check_interval =
@@ -86,6 +95,7 @@ impl Session {
             topology,
             backoff: Backoff::default(),
             expiry_check_interval,
+            spread,
         }
     }
 
@@ -195,7 +205,11 @@ impl Session {
 
     async fn on_failed(&mut self, cause: Cause) {
         tracing::debug!(destination = self.destination.name, %cause, "the publish stream ended");
-        if !cause.is_retryable() {
+        let is_spread_anew = cause.reason == Reason::PartitionsChanged && self.spread_anew().await;
+        if is_spread_anew {
+            return self.backoff.reset();
+        }
+        if !cause.is_retryable() && cause.reason != Reason::PartitionsChanged {
             let settled = self.shared.lock().refuse(&cause);
             publish(&self.shared, settled);
         }
@@ -210,6 +224,25 @@ impl Session {
                     return;
                 }
                 () = time::sleep_until(check) => { expire(&self.shared, Instant::now()); }
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Spreads what was refused over the partitions that there are now. False when nobody could tell how many that is.
+    async fn spread_anew(&mut self) -> bool {
+        let Some(spread) = &self.spread else { return false };
+        match spread.spread_anew(self.destination.partition).await {
+            Ok(Some(partitions)) => {
+                self.destination.partitions = partitions;
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                let destination = &self.destination.name;
+                tracing::debug!(destination, %error, "cannot see how many partitions there are");
+                false
             }
         }
     }
@@ -251,9 +284,9 @@ struct Requests {
 
 impl Requests {
     fn begin(shared: Arc<Shared>, destination: &Destination) -> Self {
-        let Destination { name, mandatory } = destination.clone();
+        let Destination { name, mandatory, partitions, .. } = destination.clone();
         let (stream, producer_id): (u64, ProducerId) = shared.lock().begin_stream();
-        let open = node::PublishOpen { queue: name, producer_id: producer_id.get(), mandatory };
+        let open = node::PublishOpen { queue: name, producer_id: producer_id.get(), mandatory, partitions };
         Self { shared, stream, open: Some(open) }
     }
 }

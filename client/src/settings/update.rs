@@ -56,6 +56,8 @@ pub enum Setting {
     OrderByKey,
     /// [`QueueSettings::dedup_window`]
     DedupWindow,
+    /// [`QueueSettings::partitions`]
+    Partitions,
 }
 
 impl QueueUpdate {
@@ -238,6 +240,13 @@ impl QueueUpdate {
         self.reset(Setting::DedupWindow)
     }
 
+    /// The queue consists of so many queues, no fewer than before.
+    #[must_use]
+    pub fn partitions(mut self, count: u32) -> Self {
+        self.settings.partitions = Some(count);
+        self.name(Setting::Partitions)
+    }
+
     /// Puts a setting back to its default.
     #[must_use]
     pub fn reset(mut self, setting: Setting) -> Self {
@@ -260,6 +269,7 @@ impl QueueUpdate {
             Setting::LowerPriorityPercent => settings.lower_priority_percent = None,
             Setting::OrderByKey => settings.order_by_key = false,
             Setting::DedupWindow => settings.dedup_window = None,
+            Setting::Partitions => settings.partitions = None,
         }
         self.name(setting)
     }
@@ -284,7 +294,7 @@ impl QueueUpdate {
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::MaxDeliveries,
         Self::DeadLetterQueue,
         Self::Lease,
@@ -302,6 +312,7 @@ impl Setting {
         Self::LowerPriorityPercent,
         Self::OrderByKey,
         Self::DedupWindow,
+        Self::Partitions,
     ];
 
     /// What its field in [`QueueSettings`] is called.
@@ -330,6 +341,7 @@ impl Setting {
             Self::LowerPriorityPercent => "lower_priority_percent",
             Self::OrderByKey => "order_by_key",
             Self::DedupWindow => "dedup_window_ms",
+            Self::Partitions => "partitions",
         }
     }
 }
@@ -372,7 +384,8 @@ mod tests {
             .expires(settings.expires.unwrap())
             .lower_priority_percent(settings.lower_priority_percent.unwrap())
             .order_by_key(settings.order_by_key)
-            .dedup_window(settings.dedup_window.unwrap());
+            .dedup_window(settings.dedup_window.unwrap())
+            .partitions(settings.partitions.unwrap());
         assert_eq!(all.settings, settings);
         assert_eq!(all.named, BTreeSet::from(Setting::ALL));
         let none = Setting::ALL.into_iter().fold(all, QueueUpdate::reset);

@@ -197,6 +197,7 @@ fn update(
         "overflow" => settings.overflow = new.overflow,
         "message_ttl_ms" => settings.message_ttl_ms = new.message_ttl_ms,
         "order_by_key" => settings.order_by_key = new.order_by_key,
+        "partitions" => settings.partitions = new.partitions,
         "dedup_window_ms" => settings.dedup_window_ms = new.dedup_window_ms,
         "single_active_consumer" => settings.single_active_consumer = new.single_active_consumer,
         "expires_ms" => settings.expires_ms = new.expires_ms,

@@ -99,7 +99,7 @@ fn send(queue: &str, batch: MessageBatch) -> SendRequest {
 }
 
 fn open(queue: &str) -> PublishRequest {
-    let open = PublishOpen { queue: queue.to_owned(), producer_id: 5, mandatory: false };
+    let open = PublishOpen { queue: queue.to_owned(), producer_id: 5, ..PublishOpen::default() };
     PublishRequest { request: Some(publish_request::Request::Open(open)) }
 }
 

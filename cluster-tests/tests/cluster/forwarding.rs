@@ -48,7 +48,7 @@ async fn streams_work_through_any_node() {
         let mut broker = BrokerClient::new(channel.clone());
 
         let (requests, outgoing) = mpsc::channel(16);
-        let open = PublishOpen { queue: QUEUE.to_owned(), producer_id: 77, mandatory: false };
+        let open = PublishOpen { queue: QUEUE.to_owned(), producer_id: 77, ..PublishOpen::default() };
         requests.send(PublishRequest { request: Some(publish_request::Request::Open(open)) }).await?;
         // Sent again with its sequence, as a producer does that got no answer: stored once.
         for (sequence, bodies) in [(1, ["a", "b"]), (2, ["c", "d"]), (2, ["c", "d"])] {

@@ -66,7 +66,7 @@ fn plan() -> Plan {
 /// Asks a queue's leader to take publishes, without one. Gives the reason when it refuses.
 async fn refusal(cluster: &Cluster, queue: &str) -> Result<Option<String>> {
     let leader = cluster.leader_of(queue).await?;
-    let open = PublishOpen { queue: queue.to_owned(), producer_id: 0, mandatory: false };
+    let open = PublishOpen { queue: queue.to_owned(), ..PublishOpen::default() };
     let request = PublishRequest { request: Some(publish_request::Request::Open(open)) };
     let requests = tokio_stream::once(request);
     let mut client = BrokerClient::new(cluster.channel(leader)?);

@@ -17,6 +17,7 @@ mod machines;
 mod membership;
 mod partitions;
 mod power_loss;
+mod queue_partitions;
 mod replay;
 mod shop;
 mod space;

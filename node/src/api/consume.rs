@@ -27,6 +27,7 @@ use tonic::{Status, Streaming};
 use super::{
     Api,
     names::{self, QueueRef},
+    partitions::MorePartitions,
     status,
     wanted::{Wanted, WantedReader},
 };
@@ -100,13 +101,47 @@ impl Api {
         subscribe: Subscribe,
         inbound: Streaming<ConsumeRequest>,
     ) -> Result<BoxStream<'static, Result<ConsumeResponse, Status>>, Status> {
+        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
+        if self.are_older_partitions_done(&queue, &subscribe.group) {
+            self.begin_consuming(queue, subscribe, inbound, responses).await?;
+        } else {
+            // So that the client knows that somebody is there.
+            let _ = responses.try_send(Ok(ConsumeResponse::default()));
+            tasks::spawn(async move {
+                let mut stopping = self.stopping.clone();
+                let are_done = tokio::select! {
+                    () = self.wait_for_older_partitions(&queue, &subscribe.group) => true,
+                    () = responses.closed() => return,
+                    _ = stopping.wait_for(|stopping| *stopping) => false,
+                };
+                let begun = if are_done {
+                    self.begin_consuming(queue, subscribe, inbound, responses.clone()).await
+                } else {
+                    Err(status::shutting_down())
+                };
+                if let Err(refused) = begun {
+                    let _ = responses.send(Err(refused)).await;
+                }
+            });
+        }
+        Ok(ReceiverStream::new(stream).boxed())
+    }
+
+    async fn begin_consuming(
+        self: Arc<Self>,
+        queue: QueueRef,
+        subscribe: Subscribe,
+        inbound: Streaming<ConsumeRequest>,
+        responses: Responses,
+    ) -> Result<(), Status> {
         let credit = subscribe.credit.map_or(Ok(CREDIT_DEFAULT), check_credit)?;
         let resume = subscribe.resume.map(held_ranges).transpose()?;
         let Subscribe { group, priority, .. } = subscribe;
         let (key, delivery, subscription) = self.subscribe(&queue, &group, credit, priority, resume).await?;
         let consumer = subscription.consumer();
-        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
+        let more_partitions = MorePartitions::of(&self, &queue);
         let first = ConsumeResponse {
+            partitions: more_partitions.known,
             subscribed: Some(Subscribed {
                 shard_id: queue.shard.get(),
                 lease_ms: queue.settings.lease_ms,
@@ -114,7 +149,7 @@ impl Api {
             }),
             ..ConsumeResponse::default()
         };
-        // Cannot fail: the channel is empty and its receiver is here.
+        // Cannot be full, and fails when the client is gone.
         let _ = responses.try_send(Ok(first));
         let (settling, settled) = mpsc::channel(limits::SETTLES_IN_FLIGHT_MAX);
         let server = self.server(queue.shard)?;
@@ -125,11 +160,12 @@ impl Api {
             stalled_after: Duration::from_millis(u64::from(queue.settings.lease_ms))
                 .clamp(STALLED_MIN, STALLED_MAX),
             stopping: self.stopping.clone(),
+            more_partitions,
         };
         let taker = Taker { delivery, key, consumer, settling };
         tasks::spawn(sender.run(subscription, reader, settled));
         tasks::spawn(taker.run(inbound));
-        Ok(ReceiverStream::new(stream).boxed())
+        Ok(())
     }
 }
 
@@ -182,18 +218,21 @@ struct Sender {
     responses: Responses,
     stalled_after: Duration,
     stopping: tokio::sync::watch::Receiver<bool>,
+    more_partitions: MorePartitions,
 }
 
 impl Sender {
     async fn run(
-        self,
+        mut self,
         mut subscription: Subscription,
         mut reader: WantedReader,
         settled: mpsc::Receiver<Result<Settling, Status>>,
     ) {
+        let (mut stopping, gone) = (self.stopping.clone(), self.responses.clone());
         let end = tokio::select! {
             end = self.send_all(subscription.outbox(), &mut reader, settled) => end,
-            end = self.must_end() => end,
+            () = gone.closed() => None,
+            _ = stopping.wait_for(|stopping| *stopping) => Some(status::shutting_down()),
         };
         // What it holds goes to others now, not when the client has taken the last word.
         drop(subscription);
@@ -202,17 +241,9 @@ impl Sender {
         }
     }
 
-    async fn must_end(&self) -> Option<Status> {
-        let mut stopping = self.stopping.clone();
-        tokio::select! {
-            () = self.responses.closed() => None,
-            _ = stopping.wait_for(|stopping| *stopping) => Some(status::shutting_down()),
-        }
-    }
-
     /// Returns why the stream ends; nothing when the client ended it.
     async fn send_all(
-        &self,
+        &mut self,
         outbox: &mut Outbox,
         reader: &mut WantedReader,
         mut settled: mpsc::Receiver<Result<Settling, Status>>,
@@ -239,6 +270,7 @@ impl Sender {
                 count = outbox.receive(&mut items, ITEMS_PER_TURN), if client_is_there => if count == 0 {
                     return Some(if reader.was_moved() { status::group_moved() } else { status::leader_moved() });
                 },
+                partitions = self.more_partitions.next() => response.partitions = partitions,
             }
             if let Err(end) = self.send(response, &mut items, reader).await {
                 return end;
@@ -272,7 +304,7 @@ impl Sender {
             }
         }
         reader.ack_unwanted().await;
-        if response.deliveries.is_empty() && response.settled.is_empty() {
+        if response == ConsumeResponse::default() {
             return Ok(());
         }
         self.send_one(response).await

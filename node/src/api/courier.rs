@@ -37,9 +37,9 @@ impl Courier for ApiCourier {
             producer_id: producer.get(),
             sequence: Sequence::FIRST.get(),
             batch,
-            mandatory: false,
             // It was published once, and is only moved.
             ignore_message_ids: true,
+            ..SendRequest::default()
         };
         async move {
             let sent = api.send_anywhere(request).await;

@@ -12,6 +12,8 @@ mod forward;
 mod groups;
 mod names;
 mod nodes;
+mod partitioned_calls;
+mod partitions;
 mod publish;
 mod queues;
 mod receive;

@@ -52,9 +52,12 @@ impl Api {
             return Ok(queue);
         }
         self.catch_up_catalog().await;
-        self.known_queue(name).ok_or_else(|| match self.known_destination(name) {
-            Some(Destination::Topic) => status::is_a_topic(name),
-            _ => status::queue_not_found(name),
+        self.known_queue(name).ok_or_else(|| {
+            match (self.known_partitions(name), self.known_destination(name)) {
+                (Some(partitions), _) => status::is_partitioned(name, partitions),
+                (None, Some(Destination::Topic)) => status::is_a_topic(name),
+                _ => status::queue_not_found(name),
+            }
         })
     }
 
@@ -65,10 +68,13 @@ impl Api {
             return Ok(known);
         }
         self.catch_up_catalog().await;
-        self.known_destination(name).ok_or_else(|| status::destination_not_found(name))
+        self.known_destination(name).ok_or_else(|| match self.known_partitions(name) {
+            Some(partitions) => status::is_partitioned(name, partitions),
+            None => status::destination_not_found(name),
+        })
     }
 
-    fn known_destination(&self, name: &str) -> Option<Destination> {
+    pub(super) fn known_destination(&self, name: &str) -> Option<Destination> {
         if let Some(queue) = self.known_queue(name) {
             return Some(Destination::Queue(queue));
         }

@@ -50,6 +50,8 @@ pub(super) struct Submission {
     pub(super) batch: Bytes,
     /// What it is of a batch that was published to a topic; nothing for one that was published to the queue.
     pub(super) routed: Option<Routed>,
+    /// How many partitions its publisher spreads messages over; 0 for one that does not.
+    pub(super) partitions: u32,
     /// Its messages are stored whatever their ids.
     pub(super) ignores_ids: bool,
     pub(super) message_bytes_max: usize,
@@ -61,6 +63,7 @@ struct Publisher {
     group: Arc<Group>,
     queue: QueueRef,
     producer: u64,
+    partitions: u32,
 }
 
 impl Api {
@@ -72,11 +75,19 @@ impl Api {
         message_bytes_max: usize,
     ) -> Result<SendResponse, Status> {
         self.ensure_open(queue).await?;
-        let SendRequest { producer_id: producer, sequence, batch, ignore_message_ids: ignores_ids, .. } =
-            request;
+        let SendRequest { producer_id: producer, sequence, batch, partitions, .. } = request;
+        let ignores_ids = request.ignore_message_ids;
+        self.check_partitions(queue, partitions)?;
         let group = Arc::clone(self.group(queue.shard)?);
-        let submission =
-            Submission { producer, sequence, batch, routed: None, ignores_ids, message_bytes_max };
+        let submission = Submission {
+            producer,
+            sequence,
+            batch,
+            routed: None,
+            partitions,
+            ignores_ids,
+            message_bytes_max,
+        };
         let pending = self.submit(&group, queue, submission).await?;
         let outcome = pending.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
         let confirm = confirm(sequence, outcome, &queue.name)?;
@@ -94,10 +105,12 @@ impl Api {
         let group = Arc::clone(self.group(queue.shard)?);
         // Before the client sends what it has, which would be in vain, again and again.
         self.ensure_room(&group)?;
+        self.check_partitions(&queue, open.partitions)?;
         let (responses, stream) = self.opened(queue.shard, false);
         let (pending, waiting) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
         tasks::spawn(answer(queue.name.clone(), waiting, responses));
-        let publisher = Publisher { api: self, group, queue, producer: open.producer_id };
+        let PublishOpen { producer_id: producer, partitions, .. } = open;
+        let publisher = Publisher { api: self, group, queue, producer, partitions };
         tasks::spawn(publisher.take(inbound, pending));
         Ok(stream)
     }
@@ -129,7 +142,8 @@ impl Api {
         queue: &QueueRef,
         submission: Submission,
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
-        let Submission { producer, sequence, batch, routed, ignores_ids, message_bytes_max } = submission;
+        let Submission { producer, sequence, batch, routed, partitions, ignores_ids, message_bytes_max } =
+            submission;
         let deliver_at_ms_max = self.clock.wall_ms() + limits::DELAY_MS_MAX;
         let (by_key, dedups) = group.replica().with_messages(|shard| {
             let settings = shard.queue(queue.id).map(broker::Queue::settings);
@@ -144,14 +158,14 @@ impl Api {
         self.ensure_room(group)?;
         let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
         if !one_by_one {
-            let publish = Proposed::publish(queue.id, producer, count, batch, &runs);
+            let publish = Proposed::publish(queue.id, producer, count, batch, &runs, partitions);
             return Ok(group.propose_later(publish, Some(permit)).await);
         }
         let follows = |routed: &Routed| (routed.follows != 0).then(|| Sequence::new(routed.follows));
         let origin = routed.as_ref().map(|routed| broker::Routed { follows: follows(routed) });
         let places = routed.map_or_else(|| (0..count).collect(), |routed| routed.places);
         let messages = each_message(&places, &runs, &batch, dedups)?;
-        let publish = Proposed::publish_each(queue.id, producer, batch, &messages, origin);
+        let publish = Proposed::publish_each(queue.id, producer, batch, &messages, origin, partitions);
         Ok(group.propose_later(publish, Some(permit)).await)
     }
 }
@@ -197,9 +211,10 @@ impl Publisher {
         routed: Option<Routed>,
     ) -> Result<oneshot::Receiver<Result<CommandOutcome, ProposeError>>, Status> {
         let message_bytes_max = self.api.message_bytes_max;
-        let producer = self.producer;
+        let Self { producer, partitions, .. } = *self;
+        let ignores_ids = false;
         let submission =
-            Submission { producer, sequence, batch, routed, ignores_ids: false, message_bytes_max };
+            Submission { producer, sequence, batch, routed, partitions, ignores_ids, message_bytes_max };
         self.api.submit(&self.group, &self.queue, submission).await
     }
 

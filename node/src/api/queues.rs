@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future;
 use skein_proto::{
     ids::{NodeId, QueueId},
     node::{
@@ -9,6 +10,7 @@ use skein_proto::{
         GetQueueResponse, ListQueuesRequest, ListQueuesResponse, PurgeQueueRequest, PurgeQueueResponse,
         Queue as QueueInfo, QueueCounts, Reason, UpdateQueueRequest, UpdateQueueResponse,
     },
+    partitions,
 };
 use tonic::{Code, Status};
 
@@ -51,10 +53,7 @@ impl Api {
             CatalogOutcome::Exists { .. } => false,
             outcome => return Err(refused_by_catalog(&outcome, &request.name, &settings)),
         };
-        // This node leads the catalog; somebody may have deleted the queue since.
-        let queue = self.known_queue(&request.name).ok_or_else(|| status::queue_not_found(&request.name))?;
-        self.wait_open(&queue).await?;
-        Ok(CreateQueueResponse { queue: Some(self.describe(&queue).await), created })
+        Ok(CreateQueueResponse { queue: Some(self.wait_all_open(&request.name).await?), created })
     }
 
     /// Lets a queue behave differently. This node leads the catalog.
@@ -66,18 +65,22 @@ impl Api {
         let name = request.name;
         let given = request.settings.unwrap_or_default();
         for _ in 0..UPDATES_MAX {
-            let queue = self.known_queue(&name).ok_or_else(|| status::queue_not_found(&name))?;
-            let expected = queue.settings;
+            let expected = match self.known_parts(&name).into_iter().next() {
+                Some(first) => first.settings,
+                None => return Err(status::queue_not_found(&name)),
+            };
             let merged =
                 settings::merge(settings::to_wire(&expected), given.clone(), &request.update_fields)?;
             let settings = settings::check(&name, merged)?;
-            let command =
-                CatalogCommand::UpdateQueue { name: name.clone(), expected, settings: settings.clone() };
+            let command = CatalogCommand::UpdateQueue {
+                name: name.clone(),
+                expected,
+                settings: settings.clone(),
+                shard_count: self.shard_count,
+            };
             match self.propose_to_catalog(&command).await? {
                 CatalogOutcome::Updated { .. } => {
-                    let queue = self.known_queue(&name).ok_or_else(|| status::queue_not_found(&name))?;
-                    self.wait_open(&queue).await?;
-                    return Ok(UpdateQueueResponse { queue: Some(self.describe(&queue).await) });
+                    return Ok(UpdateQueueResponse { queue: Some(self.wait_all_open(&name).await?) });
                 }
                 // Somebody else changed it meanwhile; what they changed is to stay, where this call does not name it.
                 CatalogOutcome::NotAsExpected => {}
@@ -109,6 +112,7 @@ impl Api {
                 Ok(DeleteQueueResponse {})
             }
             CatalogOutcome::NotFound => Err(status::queue_not_found(&request.name)),
+            CatalogOutcome::IsPartition { of } => Err(status::is_a_partition(&request.name, &of)),
             CatalogOutcome::InUseByTopic { by } => {
                 let name = request.name;
                 let message = format!(
@@ -212,6 +216,27 @@ impl Api {
         }
     }
 
+    /// The queue of a name, or its partitions; nothing when there is none.
+    fn known_parts(&self, name: &str) -> Vec<QueueRef> {
+        let names = match self.known_partitions(name) {
+            Some(count) => (0..count).map(|partition| partitions::name(name, partition)).collect(),
+            None => vec![name.to_owned()],
+        };
+        names.iter().filter_map(|name| self.known_queue(name)).collect()
+    }
+
+    /// Waits until a queue, with all its partitions, is open with the settings that it has in this node's catalog, and
+    /// describes it. Somebody may have deleted it since.
+    async fn wait_all_open(&self, name: &str) -> Result<QueueInfo, Status> {
+        let parts = self.known_parts(name);
+        future::try_join_all(parts.iter().map(|part| self.wait_open(part))).await?;
+        let described = match &parts[..] {
+            [queue] if queue.name == name => Some(self.describe(queue).await),
+            parts => super::partitions::describe(name, parts.iter().map(|part| self.describe_locally(part))),
+        };
+        described.ok_or_else(|| status::queue_not_found(name))
+    }
+
     /// Waits until the queue is open with its settings on this node's replica of its shard; the shard's leader opens it
     /// as soon as its own catalog tells it to.
     async fn wait_open(&self, queue: &QueueRef) -> Result<(), Status> {
@@ -264,8 +289,32 @@ fn refused_by_catalog(outcome: &CatalogOutcome, name: &str, asked: &Settings) ->
         CatalogOutcome::DeadLetterQueueNotFound => status::status(
             Code::NotFound,
             Reason::QueueNotFound,
-            format!("dead_letter_queue {dead_letter_queue:?} does not exist; create it first"),
+            format!(
+                "dead_letter_queue {dead_letter_queue:?} does not exist, or is partitioned; create one that is not"
+            ),
         ),
+        CatalogOutcome::IsPartition { of } => status::is_a_partition(name, of),
+        CatalogOutcome::PartitionNameTaken { name: taken } => {
+            let message = format!(
+                "{name:?} cannot have {} partitions: a queue or topic is called {taken:?}; delete that one, or have \
+                 fewer",
+                asked.partitions
+            );
+            status::status(Code::AlreadyExists, Reason::QueueExists, message)
+        }
+        CatalogOutcome::PartitionsOnlyRise { partitions: 0 } => {
+            let message = format!(
+                "queue {name:?} was created without partitions, and stays one queue; create another one with \
+                 partitions, and publish and consume there"
+            );
+            status::invalid_setting(message)
+        }
+        CatalogOutcome::PartitionsOnlyRise { partitions } => {
+            let message = format!(
+                "queue {name:?} has {partitions} partitions, and can only have more; give at least as many"
+            );
+            status::invalid_setting(message)
+        }
         CatalogOutcome::DeadLetterQueueCycle => status::invalid_setting(format!(
             "dead_letter_queue {dead_letter_queue:?} would send messages back to {name:?}; name one \
             that does not"

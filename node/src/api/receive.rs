@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The longest that a call waits for a message.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How long a call passes by messages that its group does not want, at least.
 const PASS_BY_MIN: Duration = Duration::from_secs(1);
@@ -48,6 +48,10 @@ impl Api {
         let deadline = Instant::now() + wait;
         // Those that the group does not want are passed by, also when there is no time to wait for others.
         let pass_by_until = deadline.max(Instant::now() + PASS_BY_MIN);
+        let older_done = self.wait_for_older_partitions(queue, &request.group);
+        if tokio::time::timeout_at(pass_by_until, older_done).await.is_err() {
+            return Ok(ReceiveResponse::default());
+        }
         loop {
             let (messages, has_unwanted) = self.receive_once(queue, &request, deadline).await?;
             if !messages.is_empty() || !has_unwanted || Instant::now() >= pass_by_until {

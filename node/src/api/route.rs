@@ -101,7 +101,7 @@ impl Api {
         self.delivery(queue.shard).await?;
         let group = self.group(queue.shard)?;
         if group.replica().with_messages(|shard| shard.queue(queue.id).is_some()) {
-            return Ok(());
+            return self.ensure_groups_of_older(queue).await;
         }
         let open = Command::OpenQueue {
             queue: queue.id,
@@ -110,7 +110,7 @@ impl Api {
             revision: queue.settings_revision,
         };
         match self.propose(queue, open).await? {
-            Outcome::Opened => Ok(()),
+            Outcome::Opened => self.ensure_groups_of_older(queue).await,
             outcome => Err(status::from_outcome(&outcome, &queue.name)),
         }
     }

@@ -22,7 +22,7 @@ use skein_proto::{
         TransferLeaderRequest, TransferLeaderResponse, UnbindRequest, UnbindResponse, UpdateGroupRequest,
         UpdateGroupResponse, UpdateQueueRequest, UpdateQueueResponse, UpdateTopicRequest,
         UpdateTopicResponse, WatchClusterRequest, WatchClusterResponse, broker_server::Broker,
-        cluster_server::Cluster, consume_request, publish_request, queues_server::Queues,
+        cluster_server::Cluster, consume_request, position::Position, publish_request, queues_server::Queues,
         topics_server::Topics,
     },
 };
@@ -31,6 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Api, forward,
     names::{self, Destination},
+    partitions::OfAll,
     route::{self, Route, is_forwarded},
     status,
 };
@@ -63,6 +64,12 @@ impl ApiSlot {
 #[derive(Clone)]
 pub struct BrokerService(pub ApiSlot);
 
+impl BrokerService {
+    pub(super) fn api(&self) -> Result<&Arc<Api>, Status> {
+        self.0.api()
+    }
+}
+
 /// Queues and groups.
 #[derive(Clone)]
 pub struct QueuesService(pub ApiSlot);
@@ -89,6 +96,29 @@ macro_rules! by_queue {
                 passed_on.map_err(forward::failed)
             }
         }
+    }};
+}
+
+/// The same for a call that may be about a partitioned queue, which is made for each partition, in their order.
+macro_rules! by_queue_or_partitions {
+    ($service:expr, $request:ident, $name:ident, $local:ident, $client:ident . $method:ident) => {{
+        let api = $service.0.api()?;
+        if let Some(mut partitions) = api.partition_names(&$request.get_ref().$name).await {
+            let request = $request.into_inner();
+            let mut answers = Vec::with_capacity(partitions.len());
+            while let Some(partition) = partitions.get(answers.len()) {
+                let mut of_partition = request.clone();
+                of_partition.$name.clone_from(partition);
+                answers.push($service.$method(Request::new(of_partition)).await?.into_inner());
+                if answers.len() == partitions.len() {
+                    // There may be more by now, which began with what the others had then.
+                    api.catch_up_catalog().await;
+                    partitions = api.partition_names(&request.$name).await.unwrap_or_default();
+                }
+            }
+            return Ok(Response::new(OfAll::of_all(&request.$name, answers)));
+        }
+        by_queue!($service, $request, $name, $local, $client.$method)
     }};
 }
 
@@ -179,6 +209,9 @@ impl Broker for BrokerService {
         let grown_by = if route::is_dead_letter(&request) { ORIGIN_BYTES_MAX } else { 0 };
         let request = request.into_inner();
         let api = self.0.api()?;
+        if api.partition_names(&request.queue).await.is_some() {
+            return self.send_to_partition(request).await.map(Response::new);
+        }
         let queue = match api.find_destination(&request.queue).await? {
             Destination::Queue(queue) => queue,
             Destination::Topic => {
@@ -197,10 +230,16 @@ impl Broker for BrokerService {
     }
 
     async fn receive(&self, request: Request<ReceiveRequest>) -> Result<Response<ReceiveResponse>, Status> {
+        if self.api()?.partition_names(&request.get_ref().queue).await.is_some() {
+            return self.receive_from_any(request.into_inner()).await.map(Response::new);
+        }
         by_queue!(self, request, queue, receive, broker.receive)
     }
 
     async fn settle(&self, request: Request<SettleRequest>) -> Result<Response<SettleResponse>, Status> {
+        if self.api()?.partition_names(&request.get_ref().queue).await.is_some() {
+            return self.settle_at_each(request.into_inner()).await.map(Response::new);
+        }
         by_queue!(self, request, queue, settle, broker.settle)
     }
 
@@ -254,49 +293,56 @@ impl Queues for QueuesService {
         &self,
         request: Request<UpdateGroupRequest>,
     ) -> Result<Response<UpdateGroupResponse>, Status> {
-        by_queue!(self, request, queue, update_group, queues.update_group)
+        by_queue_or_partitions!(self, request, queue, update_group, queues.update_group)
     }
 
     async fn seek_group(
         &self,
         request: Request<SeekGroupRequest>,
     ) -> Result<Response<SeekGroupResponse>, Status> {
-        by_queue!(self, request, queue, seek_group, queues.seek_group)
+        let names_offset = matches!(
+            request.get_ref().position.and_then(|position| position.position),
+            Some(Position::Offset(_))
+        );
+        if names_offset && let Some(partitions) = self.0.api()?.known_partitions(&request.get_ref().queue) {
+            return Err(status::is_partitioned(&request.get_ref().queue, partitions));
+        }
+        by_queue_or_partitions!(self, request, queue, seek_group, queues.seek_group)
     }
 
     async fn get_queue(
         &self,
         request: Request<GetQueueRequest>,
     ) -> Result<Response<GetQueueResponse>, Status> {
-        by_queue!(self, request, name, get_queue, queues.get_queue)
+        by_queue_or_partitions!(self, request, name, get_queue, queues.get_queue)
     }
 
     async fn purge_queue(
         &self,
         request: Request<PurgeQueueRequest>,
     ) -> Result<Response<PurgeQueueResponse>, Status> {
-        by_queue!(self, request, name, purge_queue, queues.purge_queue)
+        by_queue_or_partitions!(self, request, name, purge_queue, queues.purge_queue)
     }
 
     async fn create_group(
         &self,
         request: Request<CreateGroupRequest>,
     ) -> Result<Response<CreateGroupResponse>, Status> {
-        by_queue!(self, request, queue, create_group, queues.create_group)
+        by_queue_or_partitions!(self, request, queue, create_group, queues.create_group)
     }
 
     async fn delete_group(
         &self,
         request: Request<DeleteGroupRequest>,
     ) -> Result<Response<DeleteGroupResponse>, Status> {
-        by_queue!(self, request, queue, delete_group, queues.delete_group)
+        by_queue_or_partitions!(self, request, queue, delete_group, queues.delete_group)
     }
 
     async fn get_group(
         &self,
         request: Request<GetGroupRequest>,
     ) -> Result<Response<GetGroupResponse>, Status> {
-        by_queue!(self, request, queue, get_group, queues.get_group)
+        by_queue_or_partitions!(self, request, queue, get_group, queues.get_group)
     }
 }
 

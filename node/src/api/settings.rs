@@ -1,8 +1,9 @@
 //! Queue settings as clients write them: checked, merged, and told back.
 
 use skein_proto::{
-    limits::{self, LOWER_PRIORITY_PERCENT_MAX},
+    limits::{self, LOWER_PRIORITY_PERCENT_MAX, NAME_BYTES_MAX, PARTITIONS_MAX},
     node::{Overflow as OverflowChoice, QueueSettings, Retention as RetentionChoice},
+    partitions,
 };
 use tonic::Status;
 
@@ -44,7 +45,8 @@ macro_rules! with_each_setting {
             expires_ms,
             lower_priority_percent,
             order_by_key,
-            dedup_window_ms
+            dedup_window_ms,
+            partitions
         )
     };
 }
@@ -68,6 +70,7 @@ pub(super) fn check(queue: &str, given: QueueSettings) -> Result<Settings, Statu
         lower_priority_percent: check_lower_priority_percent(given.lower_priority_percent)?,
         order_by_key: given.order_by_key,
         dedup_window_ms: check_dedup_window(given.dedup_window_ms)?,
+        partitions: check_partitions(queue, &given)?,
         dead_letter_queue: check_dead_letter_queue(queue, given.dead_letter_queue)?,
     };
     if settings.max_age_ms.is_some() && settings.retention == Retention::UntilAcked {
@@ -165,6 +168,7 @@ pub(super) fn to_wire(settings: &Settings) -> QueueSettings {
         lower_priority_percent: settings.lower_priority_percent,
         order_by_key: settings.order_by_key,
         dedup_window_ms: settings.dedup_window_ms.unwrap_or_default(),
+        partitions: settings.partitions,
     }
 }
 
@@ -196,6 +200,25 @@ fn check_dedup_window(window_ms: u64) -> Result<Option<u64>, Status> {
         return Err(status::invalid_setting(message));
     }
     Ok(some(window_ms))
+}
+
+fn check_partitions(queue: &str, given: &QueueSettings) -> Result<u32, Status> {
+    let partitions = given.partitions;
+    if partitions > PARTITIONS_MAX {
+        let message = format!("partitions is {partitions}; {PARTITIONS_MAX} is the most");
+        return Err(status::invalid_setting(message));
+    }
+    if partitions > 0 && given.expires_ms != 0 {
+        let message = "partitions and expires_ms do not go together: each partition would be deleted when nobody uses \
+                       it; take one of them away";
+        return Err(status::invalid_setting(message));
+    }
+    if partitions > 0 && partitions::name(queue, PARTITIONS_MAX - 1).len() > NAME_BYTES_MAX {
+        let message =
+            format!("partitions of {queue:?} would have names that are too long; shorten it by four letters");
+        return Err(status::invalid_setting(message));
+    }
+    Ok(partitions)
 }
 
 fn check_lower_priority_percent(percent: u32) -> Result<u32, Status> {
@@ -311,13 +334,16 @@ mod tests {
             overflow: OverflowChoice::RejectPublish.into(),
             message_ttl_ms: 9,
             single_active_consumer: true,
-            expires_ms: 5_000,
+            expires_ms: 0,
             lower_priority_percent: 50,
             order_by_key: true,
             dedup_window_ms: 120_000,
+            partitions: 4,
         };
         let settings = check("orders", given.clone()).unwrap();
         assert_eq!(to_wire(&settings), given);
+        let given = QueueSettings { expires_ms: 5_000, partitions: 0, ..given };
+        assert_eq!(to_wire(&check("orders", given.clone()).unwrap()), given);
         assert_eq!(check("orders", QueueSettings::default()).unwrap(), Settings::default());
         assert_eq!(check("orders", to_wire(&Settings::default())).unwrap(), Settings::default());
         let differences = differences(&settings, &Settings { max_deliveries: 4, ..settings.clone() });
@@ -340,6 +366,8 @@ mod tests {
             ("expires_ms", QueueSettings { expires_ms: 4_999, ..default() }),
             ("lower_priority_percent", QueueSettings { lower_priority_percent: 51, ..default() }),
             ("dedup_window_ms", QueueSettings { dedup_window_ms: 3_600_001, ..default() }),
+            ("partitions", QueueSettings { partitions: 257, ..default() }),
+            ("partitions", QueueSettings { partitions: 2, expires_ms: 5_000, ..default() }),
             ("lease_ms", QueueSettings { lease_ms: 99, ..default() }),
             ("lease_ms", QueueSettings { lease_ms: u32::MAX, ..default() }),
             ("message_ttl_ms", QueueSettings { message_ttl_ms: u64::MAX, ..default() }),

@@ -37,6 +37,33 @@ pub(super) fn is_a_topic(name: &str) -> Status {
     status(Code::NotFound, Reason::QueueNotFound, message)
 }
 
+/// What is asked of a queue that has partitions, and can only be done by one of them.
+pub(super) fn is_partitioned(name: &str, partitions: u32) -> Status {
+    let message = format!(
+        "queue {name:?} has {partitions} partitions; name one of them, {name}/0 to {name}/{}, or use a client library \
+         that knows of them",
+        partitions.saturating_sub(1)
+    );
+    status(Code::FailedPrecondition, Reason::Partitioned, message)
+}
+
+/// What is asked of a partition, and is only done to all of them.
+pub(super) fn is_a_partition(name: &str, of: &str) -> Status {
+    let message = format!(
+        "{name:?} is the name of a partition of queue {of:?}, whose partitions are all created, changed and deleted \
+         together; say it of {of:?}"
+    );
+    status(Code::FailedPrecondition, Reason::Partitioned, message)
+}
+
+pub(super) fn partitions_changed(queue: &str) -> Status {
+    let message = format!(
+        "there are more partitions now than the publisher to {queue:?} spreads messages over, and nothing was stored; \
+         look how many there are (GetQueue: settings.partitions), and spread them over all"
+    );
+    status(Code::FailedPrecondition, Reason::PartitionsChanged, message)
+}
+
 pub(super) fn topic_not_found(name: &str) -> Status {
     let message = format!("there is no topic {name:?}; create it first (skein topic create {name})");
     status(Code::NotFound, Reason::TopicNotFound, message)
@@ -233,6 +260,7 @@ pub(super) fn from_outcome(outcome: &Outcome, queue: &str) -> Status {
                  max_bytes, or let the oldest go (skein queue update {queue} --overflow drop-oldest)"
             ),
         ),
+        Outcome::PartitionsChanged => partitions_changed(queue),
         Outcome::TooManyIds => status(
             Code::ResourceExhausted,
             Reason::QueueFull,

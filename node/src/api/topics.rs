@@ -124,6 +124,9 @@ impl Api {
         let changed = match self.propose_to_catalog(command).await? {
             CatalogOutcome::TopicChanged => true,
             CatalogOutcome::TopicUnchanged => false,
+            CatalogOutcome::NotFound if let Some(partitions) = self.known_partitions(queue) => {
+                return Err(status::is_partitioned(queue, partitions));
+            }
             outcome => return Err(refused(&outcome, topic, queue)),
         };
         self.tell_others().await;

@@ -1,14 +1,18 @@
 //! The state of shard 0: which queues there are, which shard carries each, and which nodes the cluster has.
 
+mod partitioned;
+mod topics;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use skein_proto::ids::{NodeId, QueueId, ShardId};
+use skein_proto::{
+    ids::{NodeId, QueueId, ShardId},
+    partitions,
+};
 
 use super::{
-    Binding, CatalogCommand, CatalogOutcome, CatalogQueueRecord, CatalogRecord, ClusterNode, EntryMeta,
-    NodeCommand, NodeOutcome, Record, RecordKey, RestoreError, Settings, Topic,
-    nodes::Nodes,
-    topics::{Bound, Topics},
+    CatalogCommand, CatalogOutcome, CatalogQueueRecord, CatalogRecord, ClusterNode, EntryMeta, NodeCommand,
+    NodeOutcome, Record, RecordKey, RestoreError, Settings, Topic, nodes::Nodes, topics::Topics,
 };
 
 /// The names, ids, places and settings of all queues; the topics; the nodes.
@@ -73,8 +77,8 @@ impl Catalog {
                 CatalogCommand::CreateQueue { name, settings, shard_count } => {
                     self.create_queue(name, settings, *shard_count)
                 }
-                CatalogCommand::UpdateQueue { name, expected, settings } => {
-                    self.update_queue(name, expected, settings)
+                CatalogCommand::UpdateQueue { name, expected, settings, shard_count } => {
+                    self.update_queue(name, expected, settings, *shard_count)
                 }
                 CatalogCommand::DeleteQueue { name, queue } => self.delete_queue(name, *queue),
                 CatalogCommand::CreateTopic { name, alternate } => {
@@ -239,7 +243,10 @@ impl Catalog {
     }
 
     fn create_queue(&mut self, name: &str, settings: &Settings, shard_count: u32) -> CatalogOutcome {
-        if let Some(existing) = self.queues.get(name) {
+        if let Some(queue) = self.partitioned_queue_of(name) {
+            return CatalogOutcome::IsPartition { of: queue.to_owned() };
+        }
+        if let Some(existing) = self.queue_or_first_partition(name) {
             let CatalogQueue { queue, shard, .. } = *existing;
             return if existing.settings == *settings {
                 CatalogOutcome::Exists { queue, shard }
@@ -253,124 +260,105 @@ impl Catalog {
         if let Some(refused) = self.refuse_dead_letter_queue(name, settings) {
             return refused;
         }
+        if settings.partitions > 0 {
+            return self.create_partitions(name, settings, shard_count);
+        }
+        self.revision += 1;
+        let (queue, shard) = self.add_queue(name, settings, shard_count);
+        CatalogOutcome::Created { queue, shard }
+    }
+
+    /// Places a queue that was created at this revision.
+    fn add_queue(&mut self, name: &str, settings: &Settings, shard_count: u32) -> (QueueId, ShardId) {
         let shard = self.place(shard_count);
         let queue = self.next_queue;
         self.next_queue = QueueId::new(queue.get() + 1);
-        self.revision += 1;
         let settings = settings.clone();
         let created = CatalogQueue { queue, shard, settings, settings_revision: self.revision };
         self.changed.insert(queue, Some(created.record(name)));
         self.insert(name.to_owned(), created);
-        CatalogOutcome::Created { queue, shard }
+        (queue, shard)
     }
 
-    fn update_queue(&mut self, name: &str, expected: &Settings, settings: &Settings) -> CatalogOutcome {
-        let Some(existing) = self.queues.get(name) else {
+    fn update_queue(
+        &mut self,
+        name: &str,
+        expected: &Settings,
+        settings: &Settings,
+        shard_count: u32,
+    ) -> CatalogOutcome {
+        if let Some(queue) = self.partitioned_queue_of(name) {
+            return CatalogOutcome::IsPartition { of: queue.to_owned() };
+        }
+        let Some(existing) = self.queue_or_first_partition(name) else {
             return CatalogOutcome::NotFound;
         };
         if existing.settings != *expected {
             return CatalogOutcome::NotAsExpected;
         }
+        let partitions = existing.settings.partitions;
+        if settings.partitions < partitions || (partitions == 0 && settings.partitions > 0) {
+            return CatalogOutcome::PartitionsOnlyRise { partitions };
+        }
         if let Some(refused) = self.refuse_dead_letter_queue(name, settings) {
             return refused;
         }
-        let Some(mut updated) = self.remove(name) else {
+        if partitions > 0 {
+            return self.update_partitions(name, partitions, settings, shard_count);
+        }
+        self.revision += 1;
+        self.change_settings(name, settings);
+        let Some(CatalogQueue { queue, shard, settings_revision: revision, .. }) = self.queues.get(name)
+        else {
             return CatalogOutcome::NotFound;
         };
-        self.revision += 1;
+        CatalogOutcome::Updated { queue: *queue, shard: *shard, revision: *revision }
+    }
+
+    /// Gives a queue settings at this revision.
+    fn change_settings(&mut self, name: &str, settings: &Settings) {
+        let Some(mut updated) = self.remove(name) else { return };
         updated.settings.clone_from(settings);
         updated.settings_revision = self.revision;
-        let CatalogQueue { queue, shard, settings_revision: revision, .. } = updated;
-        self.changed.insert(queue, Some(updated.record(name)));
+        self.changed.insert(updated.queue, Some(updated.record(name)));
         self.insert(name.to_owned(), updated);
-        CatalogOutcome::Updated { queue, shard, revision }
     }
 
     fn delete_queue(&mut self, name: &str, only: Option<QueueId>) -> CatalogOutcome {
-        if only.is_some_and(|only| self.queues.get(name).is_some_and(|existing| existing.queue != only)) {
-            return CatalogOutcome::NotFound;
+        if let Some(queue) = self.partitioned_queue_of(name) {
+            return CatalogOutcome::IsPartition { of: queue.to_owned() };
         }
-        if let Some(by) = self.dead_letter_sources.get(name).and_then(BTreeSet::first) {
-            return CatalogOutcome::InUse { by: by.clone() };
-        }
-        let existing = self.queues.get(name).map(|existing| existing.queue);
-        if let Some(topic) = existing.and_then(|queue| self.topics.with_alternate(queue)) {
-            return CatalogOutcome::InUseByTopic { by: topic.name.clone() };
-        }
-        let Some(CatalogQueue { queue, shard, .. }) = self.remove(name) else {
+        let Some(existing) = self.queue_or_first_partition(name) else {
             return CatalogOutcome::NotFound;
         };
+        if only.is_some_and(|only| existing.queue != only) {
+            return CatalogOutcome::NotFound;
+        }
+        let CatalogQueue { queue, shard, ref settings, .. } = *existing;
+        let names = match settings.partitions {
+            0 => vec![name.to_owned()],
+            partitions => (0..partitions).map(|partition| partitions::name(name, partition)).collect(),
+        };
+        if let Some(refused) = names.iter().find_map(|name| self.refuse_to_delete(name)) {
+            return refused;
+        }
         self.revision += 1;
-        self.changed.insert(queue, None);
-        self.topics.unbind_queue(queue, self.revision);
+        for name in names {
+            if let Some(CatalogQueue { queue, .. }) = self.remove(&name) {
+                self.changed.insert(queue, None);
+                self.topics.unbind_queue(queue, self.revision);
+            }
+        }
         CatalogOutcome::Deleted { queue, shard }
     }
 
-    fn create_topic(&mut self, name: &str, alternate: Option<&str>) -> CatalogOutcome {
-        if let Some(topic) = self.topics.get(name) {
-            let alternate = topic.alternate.and_then(|queue| self.queue_name(queue));
-            return CatalogOutcome::TopicExists { alternate: alternate.map(str::to_owned) };
+    /// Whether others need a queue.
+    fn refuse_to_delete(&self, name: &str) -> Option<CatalogOutcome> {
+        if let Some(by) = self.dead_letter_sources.get(name).and_then(BTreeSet::first) {
+            return Some(CatalogOutcome::InUse { by: by.clone() });
         }
-        if self.queues.contains_key(name) {
-            return CatalogOutcome::NameTaken;
-        }
-        let Some(alternate) = self.find_alternate(alternate) else {
-            return CatalogOutcome::NotFound;
-        };
-        self.revision += 1;
-        self.topics.create(name, alternate, self.revision);
-        CatalogOutcome::TopicCreated
-    }
-
-    fn update_topic(&mut self, name: &str, alternate: Option<&str>) -> CatalogOutcome {
-        let Some(alternate) = self.find_alternate(alternate) else {
-            return CatalogOutcome::NotFound;
-        };
-        match self.topics.set_alternate(name, alternate, self.revision + 1) {
-            Some(()) => {
-                self.revision += 1;
-                CatalogOutcome::TopicChanged
-            }
-            None => CatalogOutcome::TopicNotFound,
-        }
-    }
-
-    fn delete_topic(&mut self, name: &str) -> CatalogOutcome {
-        if !self.topics.delete(name) {
-            return CatalogOutcome::TopicNotFound;
-        }
-        self.revision += 1;
-        CatalogOutcome::TopicDeleted
-    }
-
-    fn bind(&mut self, topic: &str, queue: &str, filter: &[u8]) -> CatalogOutcome {
-        let Some(queue) = self.queues.get(queue).map(|queue| queue.queue) else {
-            return CatalogOutcome::NotFound;
-        };
-        let binding = Binding { queue, filter: filter.to_vec() };
-        let bound = self.topics.bind(topic, binding, self.revision + 1);
-        self.on_bound(bound)
-    }
-
-    fn unbind(&mut self, topic: &str, queue: &str, filter: &[u8]) -> CatalogOutcome {
-        let Some(queue) = self.queues.get(queue).map(|queue| queue.queue) else {
-            return CatalogOutcome::NotFound;
-        };
-        let binding = Binding { queue, filter: filter.to_vec() };
-        let bound = self.topics.unbind(topic, &binding, self.revision + 1);
-        self.on_bound(bound)
-    }
-
-    const fn on_bound(&mut self, bound: Option<Bound>) -> CatalogOutcome {
-        match bound {
-            Some(Bound::Changed) => {
-                self.revision += 1;
-                CatalogOutcome::TopicChanged
-            }
-            Some(Bound::AlreadySo) => CatalogOutcome::TopicUnchanged,
-            Some(Bound::TooMany) => CatalogOutcome::TooManyBindings,
-            None => CatalogOutcome::TopicNotFound,
-        }
+        let topic = self.topics.with_alternate(self.queues.get(name)?.queue)?;
+        Some(CatalogOutcome::InUseByTopic { by: topic.name.clone() })
     }
 
     fn change_nodes(&mut self, command: &NodeCommand) -> CatalogOutcome {
@@ -379,14 +367,6 @@ impl Catalog {
             self.revision += 1;
         }
         CatalogOutcome::Node(outcome)
-    }
-
-    /// The queue of this name, if one is named. Nothing when that does not exist.
-    fn find_alternate(&self, name: Option<&str>) -> Option<Option<QueueId>> {
-        match name {
-            Some(name) => self.queues.get(name).map(|queue| Some(queue.queue)),
-            None => Some(None),
-        }
     }
 
     /// A dead-letter queue must exist, and messages must not come back from there to where they were given up.

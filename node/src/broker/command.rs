@@ -53,6 +53,8 @@ pub enum Command {
         block: BlockSpan,
         /// The batch in parts that are to be treated alike, which together are the whole; none where all is ordinary.
         runs: Vec<BatchRun>,
+        /// How many partitions its publisher knew of when it chose this one; 0 when it did not choose.
+        partitions: u32,
     },
     /// Appends what is not there yet of a batch, whose messages are looked at one by one.
     PublishEach {
@@ -66,6 +68,8 @@ pub enum Command {
         messages: Vec<EachMessage>,
         /// How they came from a topic; nothing when the batch was published to the queue.
         routed: Option<Routed>,
+        /// As in [`Command::Publish`].
+        partitions: u32,
     },
     /// Creates a consumer group, unless one of that name exists.
     CreateGroup {
@@ -209,6 +213,8 @@ pub enum CatalogCommand {
         expected: Settings,
         /// How it shall behave.
         settings: Settings,
+        /// As in [`CatalogCommand::CreateQueue`], for new partitions.
+        shard_count: u32,
     },
     /// Creates a topic, unless one of that name exists.
     CreateTopic {

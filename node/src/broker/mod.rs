@@ -35,7 +35,7 @@ pub use nodes::{ClusterNode, NodeAddresses, NodeCommand, NodeOutcome, Standing};
 pub use outcome::{CatalogOutcome, Outcome};
 pub use producers::{PRODUCER_IDLE_MAX_MS, PublishedBatch, QUEUE_PRODUCERS_MAX};
 pub use properties::{BatchRun, Properties};
-pub use queue::{Queue, Waiting};
+pub use queue::{Growth, Queue, Waiting};
 pub use recent_ids::{IdHash, QUEUE_IDS_MAX};
 pub use record::{
     CatalogQueueRecord, CatalogRecord, CatalogTopicRecord, GroupRecord, IdsRecord, PageRecord,

@@ -34,6 +34,8 @@ pub enum Outcome {
     SequenceTooOld,
     /// The queue keeps as much as it may; nothing was appended.
     QueueFull,
+    /// There are more partitions than the publisher chose among; nothing was appended.
+    PartitionsChanged,
     /// The queue remembers as many ids of messages as it may; nothing was appended.
     TooManyIds,
     /// There is no such queue here.
@@ -135,6 +137,21 @@ pub enum CatalogOutcome {
     },
     /// A topic of that name exists where a queue is to be created, or the other way round.
     NameTaken,
+    /// It is a partition, or would be if there were more of them: what is to become of it is said of the whole queue.
+    IsPartition {
+        /// That queue.
+        of: String,
+    },
+    /// A queue or topic has the name that a partition would get.
+    PartitionNameTaken {
+        /// That name.
+        name: String,
+    },
+    /// A queue cannot have fewer partitions than it has, nor any when it was created without.
+    PartitionsOnlyRise {
+        /// How many it has; 0 for one that has none.
+        partitions: u32,
+    },
     /// The topic was created.
     TopicCreated,
     /// A topic of that name exists.

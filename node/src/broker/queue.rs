@@ -1,6 +1,7 @@
 //! A queue: its messages, its consumer groups and its producers.
 
 mod append;
+mod growth;
 mod kept;
 mod saved;
 
@@ -15,6 +16,7 @@ use skein_proto::{
 };
 
 pub(super) use self::append::{Batch, Each};
+pub use self::growth::Growth;
 use super::{
     Block, BlockSlice, BlockSpan, GiveUpReason, Group, LivePart, Outcome, Position, Properties, Return,
     Settings, blocks::Blocks, group::TakenBack, live::LiveTally, producers::Producers, recent_ids::RecentIds,
@@ -47,6 +49,8 @@ pub struct Queue {
     producers: Producers,
     /// Of messages that were published lately.
     ids: RecentIds,
+    /// How the partitions of which it is one became more, first to last.
+    growths: Vec<Growth>,
     /// Groups that were created, changed or forgotten since the last checkpoint.
     changed_groups: BTreeSet<GroupId>,
 }
@@ -99,6 +103,7 @@ impl Queue {
             next_group: GroupId::new(1),
             producers: Producers::default(),
             ids: RecentIds::default(),
+            growths: Vec::new(),
             changed_groups: BTreeSet::new(),
         }
     }
@@ -273,6 +278,7 @@ impl Queue {
             return TakenBack::default();
         }
         name.clone_into(&mut self.name);
+        self.note_growth(settings.partitions);
         self.settings.clone_from(settings);
         self.settings_revision = revision;
         self.forget_ids(now_ms);

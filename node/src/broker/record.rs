@@ -2,7 +2,7 @@
 
 use skein_proto::ids::{GroupId, NodeId, Offset, ProducerId, QueueId, Sequence, ShardId, TopicId};
 
-use super::{Binding, Block, ClusterNode, DeadLetterRun, IdHash, PublishedBatch, Returned, Settings};
+use super::{Binding, Block, ClusterNode, DeadLetterRun, Growth, IdHash, PublishedBatch, Returned, Settings};
 use crate::offsets::OffsetRange;
 
 /// The name of a record. Keys sort so that everything about a queue lies together, its [`QueuePart::Head`] first.
@@ -114,6 +114,8 @@ pub struct QueueRecord {
     pub used_at_ms: u64,
     /// The number of the first remembered id, or of the next one.
     pub first_id: u64,
+    /// How the partitions of which it is one became more, first to last.
+    pub growths: Vec<Growth>,
 }
 
 /// A consumer group.

@@ -33,6 +33,8 @@ pub struct Settings {
     pub order_by_key: bool,
     /// For how long the ids of messages are remembered, so that none is stored twice.
     pub dedup_window_ms: Option<u64>,
+    /// Of how many partitions it is one; 0 for a queue of its own. Never falls.
+    pub partitions: u32,
 }
 
 /// How long a message that came back waits before it is delivered again.
@@ -84,6 +86,7 @@ impl Default for Settings {
             lower_priority_percent: 0,
             order_by_key: false,
             dedup_window_ms: None,
+            partitions: 0,
         }
     }
 }

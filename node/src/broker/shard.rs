@@ -213,16 +213,17 @@ impl Shard {
             }
             Command::CloseQueue { queue } => self.close_queue(*queue),
             Command::PurgeQueue { queue } => self.purge_queue(*queue),
-            Command::Publish { queue, producer, count, block, runs } => {
+            Command::Publish { queue, producer, count, block, runs, partitions } => {
                 let Self { time_ms, elapsed_ms, .. } = *self;
                 let batch = Batch { index, time_ms, elapsed_ms, span: *block, count: *count, runs };
-                self.append(*queue, batch, |queue| queue.publish(*producer, batch))
+                self.append(*queue, batch, |queue| queue.publish(*producer, *partitions, batch))
             }
-            Command::PublishEach { queue, producer, block, messages, routed } => {
+            Command::PublishEach { queue, producer, block, messages, routed, partitions } => {
                 let Self { time_ms, elapsed_ms, .. } = *self;
                 let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
                 let batch = Batch { index, time_ms, elapsed_ms, span: *block, count, runs: &[] };
-                let each = Each { producer: *producer, routed: *routed, messages };
+                let (producer, routed, partitions) = (*producer, *routed, *partitions);
+                let each = Each { producer, routed, messages, partitions };
                 self.append(*queue, batch, |queue| queue.publish_each(each, batch))
             }
             Command::CreateGroup { queue, name, start, filter } => {

@@ -98,27 +98,28 @@ fn range() -> impl Strategy<Value = OffsetRange> {
 fn any_settings() -> impl Strategy<Value = Settings> {
     let limit = |max: u64| prop_oneof![2 => Just(None), 1 => (1..max).prop_map(Some)];
     let dedup_window = limit(600);
-    (1..4_u32, any::<(bool, bool, bool)>(), limit(12), limit(400), limit(900), limit(900), dedup_window)
-        .prop_map(
-            |(
-                max,
-                (dead, keeps, drops),
-                max_messages,
-                max_bytes,
-                max_age_ms,
-                message_ttl_ms,
-                dedup_window_ms,
-            )| Settings {
-                dedup_window_ms,
-                max_messages,
-                max_bytes,
-                message_ttl_ms,
-                max_age_ms: max_age_ms.filter(|_| keeps),
-                retention: if keeps { Retention::Limits } else { Retention::UntilAcked },
-                overflow: if drops { Overflow::DropOldest } else { Overflow::RejectPublish },
-                ..settings(max, dead.then_some("dead"))
-            },
-        )
+    let choices = (any::<(bool, bool, bool)>(), 0..4_u32);
+    (1..4_u32, choices, limit(12), limit(400), limit(900), limit(900), dedup_window).prop_map(
+        |(
+            max,
+            ((dead, keeps, drops), partitions),
+            max_messages,
+            max_bytes,
+            max_age_ms,
+            message_ttl_ms,
+            dedup_window_ms,
+        )| Settings {
+            dedup_window_ms,
+            partitions,
+            max_messages,
+            max_bytes,
+            message_ttl_ms,
+            max_age_ms: max_age_ms.filter(|_| keeps),
+            retention: if keeps { Retention::Limits } else { Retention::UntilAcked },
+            overflow: if drops { Overflow::DropOldest } else { Overflow::RejectPublish },
+            ..settings(max, dead.then_some("dead"))
+        },
+    )
 }
 
 fn position() -> impl Strategy<Value = Position> {
@@ -148,17 +149,23 @@ fn runs() -> impl Strategy<Value = Vec<BatchRun>> {
     prop_oneof![3 => Just(Vec::new()), 1 => vec(run, 1..4)]
 }
 
+/// Mostly none, and few enough that they often are as many as the queue has.
+fn partitions() -> impl Strategy<Value = u32> {
+    prop_oneof![3 => Just(0), 1 => 1..4_u32]
+}
+
 fn publish() -> impl Strategy<Value = Command> {
     let producer = prop::option::of((1..3_u64, 1..8_u64))
         .prop_map(|producer| producer.map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))));
     let block = (0..1_000_u32, 1..100_u32).prop_map(|(position, length)| BlockSpan { position, length });
-    (queue_id(), producer, 0..6_u32, block, runs()).prop_map(|(queue, producer, count, block, runs)| {
+    let publish = (queue_id(), producer, 0..6_u32, block, runs(), partitions());
+    publish.prop_map(|(queue, producer, count, block, runs, partitions)| {
         if runs.is_empty() {
-            return Command::Publish { queue, producer, count, block, runs };
+            return Command::Publish { queue, producer, count, block, runs, partitions };
         }
         let count = runs.iter().map(|run| run.count).sum();
-        let length = runs.iter().map(|run| run.length).sum();
-        Command::Publish { queue, producer, count, block: BlockSpan { length, ..block }, runs }
+        let block = BlockSpan { length: runs.iter().map(|run| run.length).sum(), ..block };
+        Command::Publish { queue, producer, count, block, runs, partitions }
     })
 }
 
@@ -168,8 +175,8 @@ fn publish_each() -> impl Strategy<Value = Command> {
     let follows = prop_oneof![2 => Just(None), 1 => (1..8_u64).prop_map(|last| Some(Sequence::new(last)))];
     let routed = prop::option::of(follows.prop_map(|follows| Routed { follows }));
     let message = (1..3_u32, 1..30_u32, 0..2_u8, prop::option::of(0..20_u8));
-    (queue_id(), producer, routed, 0..1_000_u32, vec(message, 1..6)).prop_map(
-        |(queue, producer, routed, position, messages)| {
+    (queue_id(), producer, routed, 0..1_000_u32, vec(message, 1..6), partitions()).prop_map(
+        |(queue, producer, routed, position, messages, partitions)| {
             let mut place = 0;
             let messages: Vec<_> = messages
                 .into_iter()
@@ -180,7 +187,8 @@ fn publish_each() -> impl Strategy<Value = Command> {
                 })
                 .collect();
             let length = messages.iter().map(|message| message.length).sum();
-            Command::PublishEach { queue, producer, block: BlockSpan { position, length }, messages, routed }
+            let block = BlockSpan { position, length };
+            Command::PublishEach { queue, producer, block, messages, routed, partitions }
         },
     )
 }
@@ -306,7 +314,7 @@ proptest! {
         restarted.shard.apply(meta(1, 0), &[open, create]);
         for (index, (blocks, acked, after)) in (2..).zip(steps) {
             let block = BlockSpan { position: 7, length: 10 };
-            let publish = Command::Publish { queue, producer: None, count: 2, block, runs: Vec::new() };
+            let publish = Command::Publish { queue, producer: None, count: 2, block, runs: Vec::new(), partitions: 0 };
             restarted.shard.apply(meta(index, index), &vec![publish; blocks as usize]);
             let floor = restarted.shard.queue(queue).unwrap().first_offset();
             let acks = vec![OffsetRange::new(floor, acked)];

@@ -60,15 +60,15 @@ fn encode(decoded: &DecodedEntry, payload: &Bytes) -> Bytes {
 
 fn propose(command: &Command, payload: &Bytes) -> Proposed {
     match command {
-        Command::Publish { queue, producer, count, block, runs } => {
+        Command::Publish { queue, producer, count, block, runs, partitions } => {
             let start = block.position as usize;
             let batch = payload.slice(start..start + block.length as usize);
-            Proposed::publish(*queue, *producer, *count, batch, runs)
+            Proposed::publish(*queue, *producer, *count, batch, runs, *partitions)
         }
-        Command::PublishEach { queue, producer, block, messages, routed } => {
+        Command::PublishEach { queue, producer, block, messages, routed, partitions } => {
             let start = block.position as usize;
             let batch = payload.slice(start..start + block.length as usize);
-            Proposed::publish_each(*queue, *producer, batch, messages, *routed)
+            Proposed::publish_each(*queue, *producer, batch, messages, *routed, *partitions)
         }
         _ => Proposed::shard(command),
     }

@@ -73,7 +73,7 @@ impl Target {
         producer_id: u64,
     ) -> Result<Self, Status> {
         let (requests, outbound) = mpsc::channel(REQUESTS_MAX);
-        let open = PublishOpen { queue, producer_id, mandatory: false };
+        let open = PublishOpen { queue, producer_id, ..PublishOpen::default() };
         // Cannot fail: the channel is empty and its receiver is here.
         let _ = requests.try_send(PublishRequest { request: Some(Outbound::Open(open)) });
         let publish = route::forwarded(ReceiverStream::new(outbound));
@@ -100,6 +100,7 @@ impl Target {
                     sequence,
                     batch,
                     routed: Some(routed),
+                    partitions: 0,
                     ignores_ids: false,
                     message_bytes_max: api.message_bytes_max,
                 };

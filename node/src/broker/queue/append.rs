@@ -33,6 +33,8 @@ pub(in crate::broker) struct Each<'a> {
     pub(in crate::broker) producer: Option<(ProducerId, Sequence)>,
     pub(in crate::broker) routed: Option<Routed>,
     pub(in crate::broker) messages: &'a [EachMessage],
+    /// How many partitions its publisher knew of; 0 when it did not choose one.
+    pub(in crate::broker) partitions: u32,
 }
 
 /// What becomes of the offsets of messages that are not stored.
@@ -55,6 +57,7 @@ impl Queue {
     pub(in crate::broker) fn publish(
         &mut self,
         producer: Option<(ProducerId, Sequence)>,
+        partitions: u32,
         batch: Batch<'_>,
     ) -> Outcome {
         self.used_at_ms = batch.time_ms;
@@ -62,6 +65,10 @@ impl Queue {
             && let Some(outcome) = self.check_sequence(id, sequence, batch.elapsed_ms)
         {
             return outcome;
+        }
+        // Only now: what was stored when there were fewer stays confirmed.
+        if let Some(refused) = self.check_partitions(partitions) {
+            return refused;
         }
         if !self.has_room(&batch) {
             return Outcome::QueueFull;
@@ -91,7 +98,7 @@ impl Queue {
     pub(in crate::broker) fn publish_each(&mut self, each: Each<'_>, batch: Batch<'_>) -> Outcome {
         self.used_at_ms = batch.time_ms;
         self.forget_ids(batch.time_ms);
-        let Each { producer, routed, messages } = each;
+        let Each { producer, routed, messages, partitions } = each;
         let missing = match self.missing_places(each, batch.elapsed_ms) {
             Ok(missing) => missing,
             Err(outcome) => return outcome,
@@ -99,6 +106,9 @@ impl Queue {
         let first_offset = self.next_offset;
         if missing.is_empty() {
             return Outcome::Published { first_offset, count: 0, duplicate: true };
+        }
+        if let Some(refused) = self.check_partitions(partitions) {
+            return refused;
         }
         let (new, ids) = self.without_known_ids(messages, &missing);
         let length =

@@ -60,6 +60,7 @@ impl Queue {
             blocks: Blocks::starting_at(record.next_block),
             next_group: record.next_group,
             ids: RecentIds::starting_at(record.first_id),
+            growths: record.growths,
             // Records of earlier versions have none.
             length_floor: record.length_floor.max(record.first_offset),
             ..Self::new(id, record.name, record.settings, record.settings_revision, record.used_at_ms)
@@ -143,6 +144,7 @@ impl Queue {
             length_floor: self.length_floor,
             used_at_ms: self.used_at_ms,
             first_id: self.ids.first_number(),
+            growths: self.growths.clone(),
         })
     }
 

@@ -8,7 +8,7 @@ use skein_proto::ids::{NodeId, QueueId, ShardId};
 use super::{meta, settings};
 use crate::broker::{
     Catalog, CatalogCommand, CatalogOutcome, CatalogQueueRecord, NodeAddresses, NodeCommand, Record,
-    RecordKey,
+    RecordKey, Settings,
 };
 
 fn create(name: &str, dead_letter_queue: Option<&str>) -> CatalogCommand {
@@ -217,4 +217,61 @@ fn two_queues_of_one_name_are_no_catalog() {
         (RecordKey::CatalogQueue { queue: QueueId::new(queue) }, Record::CatalogQueue(record))
     };
     assert!(Catalog::restore([record(1), record(2)].into_iter()).is_err());
+}
+
+fn partitioned(name: &str, partitions: u32) -> CatalogCommand {
+    let settings = Settings { partitions, ..settings(2, None) };
+    CatalogCommand::CreateQueue { name: name.into(), settings, shard_count: 2 }
+}
+
+fn grow(name: &str, from: u32, to: u32) -> CatalogCommand {
+    let [expected, settings] = [from, to].map(|partitions| Settings { partitions, ..settings(2, None) });
+    CatalogCommand::UpdateQueue { name: name.into(), expected, settings, shard_count: 2 }
+}
+
+#[test]
+fn partitions_come_and_go_together_and_only_become_more() {
+    let mut catalog = Catalog::new();
+    let is_partition = || CatalogOutcome::IsPartition { of: "a".into() };
+    let only_rise = |partitions| CatalogOutcome::PartitionsOnlyRise { partitions };
+    let updated = |queue, shard, revision| CatalogOutcome::Updated {
+        queue: QueueId::new(queue),
+        shard: ShardId::new(shard),
+        revision,
+    };
+    let steps = [
+        (create("b/2", None), created(1, 1)),
+        (partitioned("b", 3), CatalogOutcome::PartitionNameTaken { name: "b/2".into() }),
+        (partitioned("a", 2), created(2, 2)),
+        (partitioned("a", 2), CatalogOutcome::Exists { queue: QueueId::new(2), shard: ShardId::new(2) }),
+        (create("a/0", None), is_partition()),
+        (create("a/7", None), is_partition()),
+        (delete("a/1"), is_partition()),
+        (grow("a/1", 2, 3), is_partition()),
+        (CatalogCommand::CreateTopic { name: "a".into(), alternate: None }, CatalogOutcome::NameTaken),
+        (grow("a", 2, 1), only_rise(2)),
+        (grow("a", 3, 4), CatalogOutcome::NotAsExpected),
+        (grow("a", 2, 4), updated(2, 2, 3)),
+        (grow("b/2", 0, 2), only_rise(0)),
+        (create("c", Some("a/3")), created(6, 2)),
+        (delete("a"), CatalogOutcome::InUse { by: "c".into() }),
+        (delete("c"), deleted(6, 2)),
+    ];
+    check(&mut catalog, steps);
+    let names = |catalog: &Catalog| catalog.queues().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(&catalog), ["a/0", "a/1", "a/2", "a/3", "b/2"]);
+    assert!(catalog.queues().all(|(name, queue)| name == "b/2" || queue.settings.partitions == 4));
+    assert_eq!((catalog.partitions("a"), catalog.partitions("b")), (Some(4), None));
+    let restored = Catalog::restore(catalog.records().into_iter()).unwrap();
+    assert_eq!(restored.partitions("a"), Some(4));
+    check(&mut catalog, [(delete("a"), deleted(2, 2)), (delete("a"), CatalogOutcome::NotFound)]);
+    assert_eq!(names(&catalog), ["b/2"]);
+}
+
+#[test]
+fn no_partition_gives_messages_up_to_itself() {
+    let mut catalog = Catalog::new();
+    let settings = Settings { partitions: 2, ..settings(2, Some("a/1")) };
+    let create = CatalogCommand::CreateQueue { name: "a".into(), settings, shard_count: 2 };
+    check(&mut catalog, [(create, CatalogOutcome::DeadLetterQueueNotFound)]);
 }

@@ -26,7 +26,14 @@ fn shard(batches: u64, dead_letter_queue: Option<&str>) -> Shard {
             &mut shard,
             index,
             0,
-            Command::Publish { queue: QUEUE, producer: None, count: 2, block, runs: Vec::new() },
+            Command::Publish {
+                queue: QUEUE,
+                producer: None,
+                count: 2,
+                block,
+                runs: Vec::new(),
+                partitions: 0,
+            },
         );
     }
     shard
@@ -143,7 +150,7 @@ fn holes_outlive_the_groups_that_made_them() {
         &mut shard,
         1_001,
         0,
-        Command::Publish { queue: QUEUE, producer: None, count: 2, block, runs: Vec::new() },
+        Command::Publish { queue: QUEUE, producer: None, count: 2, block, runs: Vec::new(), partitions: 0 },
     );
     apply_one(&mut shard, 1_002, 0, create_group("second", Position::First));
     ack(&mut shard, SECOND, 0, 4);

@@ -16,6 +16,7 @@ fn publish(producer: u64, sequence: u64) -> Command {
         count: 1,
         block: BlockSpan { position: 0, length: 1 },
         runs: Vec::new(),
+        partitions: 0,
     }
 }
 
@@ -26,6 +27,7 @@ fn publish_many(count: u32) -> Command {
         count,
         block: BlockSpan { position: 0, length: 1 },
         runs: Vec::new(),
+        partitions: 0,
     }
 }
 
@@ -305,6 +307,7 @@ fn what_is_remembered_of_routed_batches_is_bounded() {
             })
             .collect(),
         routed: Some(Routed { follows: None }),
+        partitions: 0,
     };
     let duplicates = |shard: &mut Shard, producer| match shard.apply(meta(9, 0), &[each(producer, 1)])[..] {
         [Outcome::Published { duplicate, .. }] => duplicate,
@@ -317,4 +320,42 @@ fn what_is_remembered_of_routed_batches_is_bounded() {
     }
     assert!(!duplicates(&mut shard, 1), "the first one was forgotten when there were a million");
     assert!(duplicates(&mut shard, 2), "the other one was not");
+}
+
+#[test]
+fn a_partition_that_is_one_of_more_takes_nothing_from_those_who_know_of_fewer() {
+    let mut shard = Shard::new();
+    let open = |partitions, revision| {
+        let settings = Settings { partitions, ..settings(2, None) };
+        Command::OpenQueue { queue: QUEUE, name: "a/0".into(), settings, revision }
+    };
+    let publish = |sequence, partitions| match publish(1, sequence) {
+        Command::Publish { queue, producer, count, block, runs, .. } => {
+            Command::Publish { queue, producer, count, block, runs, partitions }
+        }
+        other => other,
+    };
+    let stored =
+        |first, duplicate| Outcome::Published { first_offset: Offset::new(first), count: 1, duplicate };
+    let commands = [
+        (open(2, 1), Outcome::Opened),
+        (publish(1, 2), stored(0, false)),
+        (open(4, 2), Outcome::Opened),
+        // It was stored when there were two, and stays so.
+        (publish(1, 2), stored(0, true)),
+        (publish(2, 2), Outcome::PartitionsChanged),
+        (publish(3, 2), Outcome::SequenceGap { expected: Sequence::new(2) }),
+        (publish(2, 4), stored(1, false)),
+        (publish(3, 0), stored(2, false)),
+        (open(5, 3), Outcome::Opened),
+    ];
+    for (command, expected) in commands {
+        assert_eq!(shard.apply(meta(1, 0), &[command]), [expected]);
+    }
+    let restored = Shard::restore(shard.records()).unwrap();
+    for shard in [&shard, &restored] {
+        let queue = shard.queue(QUEUE).unwrap();
+        let moved_before = [0, 1, 2, 3, 4, 5].map(|newer| queue.moved_before(newer).map(Offset::get));
+        assert_eq!(moved_before, [Some(0), Some(0), Some(1), Some(1), Some(3), None]);
+    }
 }

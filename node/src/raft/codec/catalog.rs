@@ -20,11 +20,12 @@ pub(super) fn command_to_wire(command: &CatalogCommand) -> WireCommand {
                 shard_count: *shard_count,
             })
         }
-        CatalogCommand::UpdateQueue { name, expected, settings } => {
+        CatalogCommand::UpdateQueue { name, expected, settings, shard_count } => {
             WireCommand::CatalogUpdateQueue(wire::CatalogUpdateQueue {
                 name: name.clone(),
                 expected: Some(settings_to_wire(expected)),
                 settings: Some(settings_to_wire(settings)),
+                shard_count: *shard_count,
             })
         }
         CatalogCommand::DeleteQueue { name, queue } => {
@@ -65,6 +66,7 @@ pub(super) fn command_from_wire(command: &WireCommand) -> Result<Option<CatalogC
             name: command.name.clone(),
             expected: settings_from_wire(command.expected.clone())?,
             settings: settings_from_wire(command.settings.clone())?,
+            shard_count: command.shard_count,
         },
         WireCommand::CatalogDeleteQueue(command) => CatalogCommand::DeleteQueue {
             name: command.name.clone(),

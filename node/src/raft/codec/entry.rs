@@ -71,11 +71,13 @@ impl Proposed {
         count: u32,
         batch: Bytes,
         runs: &[BatchRun],
+        partitions: u32,
     ) -> Self {
         let runs = runs.iter().copied().map(run_to_wire).collect();
         let producer = producer
             .map(|(id, sequence)| wire::ProducerBatch { producer_id: id.get(), sequence: sequence.get() });
-        Self::of(WireCommand::Publish(wire::Publish { queue_id: queue.get(), producer, count, batch, runs }))
+        let queue_id = queue.get();
+        Self::of(WireCommand::Publish(wire::Publish { queue_id, producer, count, batch, runs, partitions }))
     }
 
     /// A batch whose messages are looked at one by one: these, and just these.
@@ -86,6 +88,7 @@ impl Proposed {
         batch: Bytes,
         messages: &[EachMessage],
         routed: Option<Routed>,
+        partitions: u32,
     ) -> Self {
         let producer = producer
             .map(|(id, sequence)| wire::ProducerBatch { producer_id: id.get(), sequence: sequence.get() });
@@ -103,6 +106,7 @@ impl Proposed {
             batch,
             messages: messages.collect(),
             routed,
+            partitions,
         }))
     }
 
@@ -252,23 +256,21 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
         WireCommand::PurgeQueue(command) => Command::PurgeQueue { queue: QueueId::new(command.queue_id) },
         WireCommand::Publish(command) => Command::Publish {
             queue: QueueId::new(command.queue_id),
-            producer: command
-                .producer
-                .map(|producer| (ProducerId::new(producer.producer_id), Sequence::new(producer.sequence))),
+            producer: command.producer.map(producer_from_wire),
             count: command.count,
             block: span_in(payload, &command.batch)?,
             runs: runs_from_wire(&command)?,
+            partitions: command.partitions,
         },
         WireCommand::PublishEach(command) => Command::PublishEach {
             queue: QueueId::new(command.queue_id),
-            producer: command
-                .producer
-                .map(|producer| (ProducerId::new(producer.producer_id), Sequence::new(producer.sequence))),
+            producer: command.producer.map(producer_from_wire),
             block: span_in(payload, &command.batch)?,
             messages: messages_from_wire(&command)?,
             routed: command.routed.map(|routed| Routed {
                 follows: (routed.follows != 0).then(|| Sequence::new(routed.follows)),
             }),
+            partitions: command.partitions,
         },
         WireCommand::CreateGroup(command) => Command::CreateGroup {
             queue: QueueId::new(command.queue_id),
@@ -308,6 +310,10 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
         },
         _ => return Err(DecodeError::MixedCommands),
     })
+}
+
+fn producer_from_wire(batch: wire::ProducerBatch) -> (ProducerId, Sequence) {
+    (ProducerId::new(batch.producer_id), Sequence::new(batch.sequence))
 }
 
 /// Where `batch` lies in `payload`, of which it is a slice.

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::broker::{
     Binding, Block, BlockSpan, CatalogQueueRecord, CatalogRecord, CatalogTopicRecord, DeadLetterRun,
-    GiveUpReason, GivenUp, GroupRecord, IdsRecord, PageRecord, ProducerRecord, PublishedBatch, QueuePart,
-    QueueRecord, Record, RecordKey, Returned, RoutedBatch, ShardRecord,
+    GiveUpReason, GivenUp, GroupRecord, Growth, IdsRecord, PageRecord, ProducerRecord, PublishedBatch,
+    QueuePart, QueueRecord, Record, RecordKey, Returned, RoutedBatch, ShardRecord,
 };
 
 /// The version that values begin with. A new one comes with whatever old readers would misread.
@@ -266,7 +266,18 @@ fn queue_to_wire(record: &QueueRecord) -> wire::QueueRecord {
         length_floor: record.length_floor.get(),
         used_at_ms: record.used_at_ms,
         first_id: record.first_id,
+        growths: record.growths.iter().copied().map(growth_to_wire).collect(),
     }
+}
+
+fn growth_to_wire(growth: Growth) -> wire::Growth {
+    let Growth { from, to, at } = growth;
+    wire::Growth { from_partitions: from, to_partitions: to, at_offset: at.get() }
+}
+
+fn growth_from_wire(growth: wire::Growth) -> Growth {
+    let wire::Growth { from_partitions: from, to_partitions: to, at_offset } = growth;
+    Growth { from, to, at: Offset::new(at_offset) }
 }
 
 fn queue_from_wire(record: wire::QueueRecord) -> Result<QueueRecord, DecodeError> {
@@ -282,6 +293,7 @@ fn queue_from_wire(record: wire::QueueRecord) -> Result<QueueRecord, DecodeError
         length_floor: Offset::new(record.length_floor),
         used_at_ms: record.used_at_ms,
         first_id: record.first_id,
+        growths: record.growths.into_iter().map(growth_from_wire).collect(),
     })
 }
 

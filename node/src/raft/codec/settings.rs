@@ -33,6 +33,7 @@ pub(super) fn settings_to_wire(settings: &Settings) -> wire::Settings {
         lower_priority_percent: settings.lower_priority_percent,
         order_by_key: settings.order_by_key,
         dedup_window_ms: settings.dedup_window_ms.unwrap_or_default(),
+        partitions: settings.partitions,
     }
 }
 
@@ -71,6 +72,7 @@ pub(super) fn settings_from_wire(settings: Option<wire::Settings>) -> Result<Set
         lower_priority_percent: wire.lower_priority_percent,
         order_by_key: wire.order_by_key,
         dedup_window_ms: some(wire.dedup_window_ms),
+        partitions: wire.partitions,
         dead_letter_queue: (!wire.dead_letter_queue.is_empty()).then_some(wire.dead_letter_queue),
     })
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     broker::{
         Backoff, BatchRun, Block, BlockSpan, CatalogCommand, Command, DeadLetterRun, EachMessage,
-        GiveUpReason, GivenUp, GroupRecord, IdHash, IdsRecord, Overflow, PageRecord, Position,
+        GiveUpReason, GivenUp, GroupRecord, Growth, IdHash, IdsRecord, Overflow, PageRecord, Position,
         ProducerRecord, Properties, PublishedBatch, QueuePart, QueueRecord, Record, RecordKey, Retention,
         Return, Returned, Routed, RoutedBatch, Settings, ShardRecord,
     },
@@ -41,6 +41,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             let [max_deliveries, lease_ms, delay_ms, delay_max_ms, multiplier, lower_priority_percent] =
                 numbers;
             let (max_age_ms, max_messages, max_bytes, message_ttl_ms, expires_ms, dedup_window_ms) = limits;
+            let partitions = lease_ms % 5;
             Settings {
                 max_deliveries,
                 dead_letter_queue,
@@ -57,6 +58,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                 lower_priority_percent,
                 order_by_key: choices.3,
                 dedup_window_ms,
+                partitions,
             }
         },
     )
@@ -142,15 +144,16 @@ fn shard_command() -> impl Strategy<Value = (Command, Bytes)> {
             up_to: Sequence::new(up_to)
         }),
     ];
-    let publish = (queue(), producer, any::<u32>(), vec(any::<u8>(), 0..300), vec(properties(), 0..3))
-        .prop_map(|(queue, producer, count, batch, properties)| {
-            let runs = runs_of(&batch, &properties);
-            let count = if runs.is_empty() { count } else { runs.len() as u32 };
-            // The true position is known only when the entry is encoded.
-            let length = u32::try_from(batch.len()).unwrap();
-            let block = BlockSpan { position: 0, length };
-            (Command::Publish { queue, producer, count, block, runs }, Bytes::from(batch))
-        });
+    let publish =
+        (queue(), producer, (any::<u32>(), 0..9_u32), vec(any::<u8>(), 0..300), vec(properties(), 0..3))
+            .prop_map(|(queue, producer, (count, partitions), batch, properties)| {
+                let runs = runs_of(&batch, &properties);
+                let count = if runs.is_empty() { count } else { runs.len() as u32 };
+                // The true position is known only when the entry is encoded.
+                let length = u32::try_from(batch.len()).unwrap();
+                let block = BlockSpan { position: 0, length };
+                (Command::Publish { queue, producer, count, block, runs, partitions }, Bytes::from(batch))
+            });
     prop_oneof![2 => publish, 1 => publish_each(), 9 => other.prop_map(|command| (command, Bytes::new()))]
 }
 
@@ -162,7 +165,8 @@ fn publish_each() -> impl Strategy<Value = (Command, Bytes)> {
         .prop_map(|producer| producer.map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))));
     let routed = option::of(option::of(1..9_u64))
         .prop_map(|routed| routed.map(|follows| Routed { follows: follows.map(Sequence::new) }));
-    (queue(), producer, routed, vec(message, 0..5)).prop_map(|(queue, producer, routed, messages)| {
+    let publish = (queue(), producer, routed, vec(message, 0..5), 0..9_u32);
+    publish.prop_map(|(queue, producer, routed, messages, partitions)| {
         let mut next = 0;
         let messages: Vec<_> = messages
             .into_iter()
@@ -174,17 +178,17 @@ fn publish_each() -> impl Strategy<Value = (Command, Bytes)> {
         let length = messages.iter().map(|message| message.length).sum();
         let block = BlockSpan { position: 0, length };
         let batch = Bytes::from(vec![7; length as usize]);
-        (Command::PublishEach { queue, producer, block, messages, routed }, batch)
+        (Command::PublishEach { queue, producer, block, messages, routed, partitions }, batch)
     })
 }
 
 fn proposed(command: &Command, batch: &Bytes) -> Proposed {
     match command {
-        Command::Publish { queue, producer, count, runs, .. } => {
-            Proposed::publish(*queue, *producer, *count, batch.clone(), runs)
+        Command::Publish { queue, producer, count, runs, partitions, .. } => {
+            Proposed::publish(*queue, *producer, *count, batch.clone(), runs, *partitions)
         }
-        Command::PublishEach { queue, producer, messages, routed, .. } => {
-            Proposed::publish_each(*queue, *producer, batch.clone(), messages, *routed)
+        Command::PublishEach { queue, producer, messages, routed, partitions, .. } => {
+            Proposed::publish_each(*queue, *producer, batch.clone(), messages, *routed, *partitions)
         }
         _ => Proposed::shard(command),
     }
@@ -214,8 +218,9 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
             Record::Shard(ShardRecord { time_ms, replicated_index, elapsed_ms, closed_queues })
         },
     );
-    let head = (".{0,9}", settings(), any::<[u64; 8]>(), group()).prop_map(
-        |(name, settings, numbers, next_group)| {
+    let growth = any::<(u32, u32, u64)>().prop_map(|(from, to, at)| Growth { from, to, at: Offset::new(at) });
+    let head = (".{0,9}", settings(), any::<[u64; 8]>(), group(), vec(growth, 0..3)).prop_map(
+        |(name, settings, numbers, next_group, growths)| {
             let [first_offset, next_offset, length_floor] =
                 [numbers[0], numbers[1], numbers[5]].map(Offset::new);
             Record::Queue(QueueRecord {
@@ -230,6 +235,7 @@ fn keyed_record() -> impl Strategy<Value = (RecordKey, Record)> {
                 length_floor,
                 used_at_ms: numbers[6],
                 first_id: numbers[7],
+                growths,
             })
         },
     );
@@ -412,7 +418,7 @@ fn parts_that_are_not_the_whole_batch_are_refused() {
     let run = |count, length| BatchRun { count, length, properties: Properties::default(), delay_ms: 0 };
     let head = EntryHead { leader_time_ms: 0, replicated_index: 0 };
     let decode = |runs: &[BatchRun]| {
-        let publish = Proposed::publish(QueueId::new(1), None, 3, batch.clone(), runs);
+        let publish = Proposed::publish(QueueId::new(1), None, 3, batch.clone(), runs, 0);
         decode_entry(&encode_entry(head, &[publish])).err()
     };
     assert_eq!(decode(&[run(1, 2), run(2, 3)]), None);

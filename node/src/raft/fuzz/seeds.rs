@@ -29,14 +29,14 @@ pub(crate) fn shard_entries() -> Vec<Bytes> {
     let range = |first, count| OffsetRange::new(Offset::new(first), count);
     let back = |first, attempt| Return { range: range(first, 2), attempt, not_before_ms: 500 };
     let producer = |sequence| Some((ProducerId::new(77), Sequence::new(sequence)));
-    let publish = |producer, count| Proposed::publish(QUEUE, producer, count, batch(count), &[]);
+    let publish = |producer, count| Proposed::publish(QUEUE, producer, count, batch(count), &[], 0);
     let run = |count, length, priority| BatchRun {
         count,
         length,
         properties: Properties { ttl_ms: 3_000, deliver_at_ms: 9_000, priority, key_slot: 700 },
         delay_ms: 700,
     };
-    let urgent = Proposed::publish(QUEUE, None, 3, batch(3), &[run(1, 5, 9), run(2, 10, 1)]);
+    let urgent = Proposed::publish(QUEUE, None, 3, batch(3), &[run(1, 5, 9), run(2, 10, 1)], 0);
     let start = |name: &str, start| Command::CreateGroup {
         queue: QUEUE,
         name: name.into(),
@@ -99,6 +99,7 @@ pub(crate) fn catalog_entries() -> Vec<Bytes> {
         name: "dead".into(),
         expected: Settings { max_deliveries: 3, ..Settings::default() },
         settings: Settings { max_bytes: Some(1 << 20), ..Settings::default() },
+        shard_count: 4,
     });
     vec![
         entry(1, &[create("dead", None), create("orders", Some("dead"))]),

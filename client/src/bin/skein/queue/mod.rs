@@ -8,6 +8,7 @@ use anyhow::ensure;
 use clap::Subcommand;
 use serde_json::json;
 use skein_client::{Client, Setting};
+use skein_proto::partitions;
 
 pub(crate) use self::view::{group_table, group_value};
 use self::{redrive::RedriveArgs, settings::SettingsArgs};
@@ -84,7 +85,17 @@ pub(crate) async fn run(client: &Client, command: QueueCommand, output: &Output)
         }
         QueueCommand::Show { name } => {
             let queue = client.get_queue(&name).await?;
-            output.result(&view::queue_value(&queue), || view::queue_text(&queue))?;
+            let mut partitions = Vec::new();
+            for partition in
+                0..queue.settings.partitions.filter(|_| queue.is_partitioned()).unwrap_or_default()
+            {
+                partitions.push(client.get_queue(&partitions::name(&name, partition)).await?);
+            }
+            let mut value = view::queue_value(&queue);
+            if queue.is_partitioned() {
+                value["each_partition"] = partitions.iter().map(view::queue_value).collect();
+            }
+            output.result(&value, || view::queue_text(&queue, &partitions))?;
         }
         QueueCommand::Delete { name } => {
             client.delete_queue(&name).await?;

@@ -62,6 +62,9 @@ pub(crate) struct SettingsArgs {
     /// Store no message with the id of one that was published less than this long ago, such as 2m; an hour at most.
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
     dedup_window: Option<Duration>,
+    /// Spread its messages by their keys over so many queues, which different nodes can lead; can only be raised.
+    #[arg(long, value_name = "COUNT")]
+    partitions: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -100,6 +103,7 @@ impl SettingsArgs {
             lower_priority_percent: self.lower_priority_percent,
             order_by_key: self.order_by_key,
             dedup_window: self.dedup_window,
+            partitions: self.partitions,
         }
     }
 
@@ -132,6 +136,7 @@ impl SettingsArgs {
         let update = with(update, self.lower_priority_percent, QueueUpdate::lower_priority_percent);
         let update = with(update, self.order_by_key.then_some(true), QueueUpdate::order_by_key);
         let update = with(update, self.dedup_window, QueueUpdate::dedup_window);
+        let update = with(update, self.partitions, QueueUpdate::partitions);
         with(update, self.single_active_consumer.then_some(true), QueueUpdate::single_active_consumer)
     }
 }
@@ -171,6 +176,7 @@ pub(crate) fn settings_text(settings: &QueueSettings) -> Vec<[String; 2]> {
         ("lower priority percent", count(settings.lower_priority_percent.map(u64::from), "none")),
         ("order by key", yes(settings.order_by_key)),
         ("dedup window", time(settings.dedup_window, "none")),
+        ("partitions", count(settings.partitions.map(u64::from), "none")),
     ];
     rows.map(|(name, value)| [name.to_owned(), value]).to_vec()
 }
@@ -195,6 +201,7 @@ pub(crate) fn add_settings(value: &mut Value, settings: &QueueSettings) {
     value["lower_priority_percent"] = json!(settings.lower_priority_percent);
     value["order_by_key"] = json!(settings.order_by_key);
     value["dedup_window_ms"] = json!(ms(settings.dedup_window));
+    value["partitions"] = json!(settings.partitions);
 }
 
 fn retention_name(retention: Retention) -> &'static str {
@@ -241,7 +248,7 @@ mod tests {
         args: SettingsArgs,
     }
 
-    const ALL: [&str; 33] = [
+    const ALL: [&str; 35] = [
         "skein",
         "--max-deliveries=5",
         "--dead-letter-queue",
@@ -274,6 +281,8 @@ mod tests {
         "--order-by-key",
         "--dedup-window",
         "2m",
+        "--partitions",
+        "4",
         "--",
     ];
 
@@ -300,6 +309,7 @@ mod tests {
             "lower_priority_percent": 10,
             "order_by_key": true,
             "dedup_window_ms": 120_000,
+            "partitions": 4,
         });
         assert_eq!(value, expected);
         let shown = settings_text(&settings).into_iter().map(|[_, value]| value).collect::<Vec<_>>();
@@ -321,6 +331,7 @@ mod tests {
             "10",
             "yes",
             "2m",
+            "4",
         ];
         assert_eq!(shown, expected);
     }
@@ -361,7 +372,8 @@ mod tests {
             .expires(settings.expires.unwrap())
             .lower_priority_percent(settings.lower_priority_percent.unwrap())
             .order_by_key(order_by_key)
-            .dedup_window(settings.dedup_window.unwrap());
+            .dedup_window(settings.dedup_window.unwrap())
+            .partitions(settings.partitions.unwrap());
         assert_eq!(all.into_update(&Setting::ALL), expected);
     }
 }

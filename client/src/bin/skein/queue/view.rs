@@ -79,17 +79,27 @@ pub(crate) fn queue_table(queues: &[Queue]) -> String {
     table(&rows)
 }
 
-pub(crate) fn queue_text(queue: &Queue) -> String {
-    let state = [
+/// What there is to see of a queue, with each of its partitions if it has any.
+pub(crate) fn queue_text(queue: &Queue, partitions: &[Queue]) -> String {
+    let mut state = vec![
         ("queue", queue.name.clone()),
         ("messages", format!("{} ({} bytes)", queue.message_count, queue.message_bytes)),
-        ("offsets", format!("{} up to, not including, {}", queue.first_offset, queue.next_offset)),
-        ("shard", format!("{}, led by node {}", queue.shard, leader(queue))),
     ];
-    let state = state.map(|(name, value)| vec![name.to_owned(), value]).into_iter();
+    if partitions.is_empty() {
+        state
+            .push(("offsets", format!("{} up to, not including, {}", queue.first_offset, queue.next_offset)));
+        state.push(("shard", format!("{}, led by node {}", queue.shard, leader(queue))));
+    }
+    let state = state.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
     let settings = settings_text(&queue.settings).into_iter().map(|row| row.to_vec());
-    let facts = table(&state.chain(settings).collect::<Vec<_>>());
-    if queue.groups.is_empty() { facts } else { format!("{facts}\n\n{}", group_table(&queue.groups)) }
+    let mut parts = vec![table(&state.chain(settings).collect::<Vec<_>>())];
+    if !partitions.is_empty() {
+        parts.push(queue_table(partitions));
+    }
+    if !queue.groups.is_empty() {
+        parts.push(group_table(&queue.groups));
+    }
+    parts.join("\n\n")
 }
 
 pub(crate) fn queue_value(queue: &Queue) -> Value {

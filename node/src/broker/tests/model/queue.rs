@@ -34,6 +34,8 @@ pub(super) struct ModelQueue {
     routed: BTreeMap<ProducerId, BTreeMap<Sequence, BTreeSet<u32>>>,
     /// When each id was stored for the last time.
     ids: BTreeMap<IdHash, u64>,
+    /// The offset of the next message when there came to be more partitions than this number.
+    partitions_since: BTreeMap<u32, Offset>,
 }
 
 impl ModelQueue {
@@ -51,12 +53,18 @@ impl ModelQueue {
             producers: BTreeMap::new(),
             routed: BTreeMap::new(),
             ids: BTreeMap::new(),
+            partitions_since: BTreeMap::new(),
         }
     }
 
     pub(super) fn reopen(&mut self, name: &str, settings: &Settings, revision: u64, now_ms: u64) {
         if revision >= self.revision {
             name.clone_into(&mut self.name);
+            let (from, to) = (self.settings.partitions, settings.partitions);
+            for newer in (from..to).filter(|_| from > 0) {
+                let at = Offset::new(self.messages.len() as u64);
+                self.partitions_since.entry(newer).or_insert(at);
+            }
             self.settings.clone_from(settings);
             self.revision = revision;
             self.forget_ids(now_ms);
@@ -78,11 +86,11 @@ impl ModelQueue {
                 self.groups.values_mut().for_each(|group| group.states.fill(State::Acked));
                 Outcome::Purged { messages }
             }
-            Command::Publish { producer, count, block, runs, .. } => {
-                self.publish(*producer, *count, *block, runs, (index, now_ms))
+            Command::Publish { producer, count, block, runs, partitions, .. } => {
+                self.publish((*producer, *partitions), *count, *block, runs, (index, now_ms))
             }
-            Command::PublishEach { producer, block, messages, routed, .. } => {
-                self.publish_each(*producer, *routed, *block, messages, (index, now_ms))
+            Command::PublishEach { producer, block, messages, routed, partitions, .. } => {
+                self.publish_each((*producer, *partitions), *routed, *block, messages, (index, now_ms))
             }
             Command::CreateGroup { name, start, filter, .. } => self.create_group(name, *start, filter),
             Command::UpdateGroup { group, filter, .. } => match self.groups.get_mut(group) {
@@ -127,7 +135,7 @@ impl ModelQueue {
 
     fn publish(
         &mut self,
-        producer: Option<(ProducerId, Sequence)>,
+        (producer, partitions): (Option<(ProducerId, Sequence)>, u32),
         count: u32,
         span: BlockSpan,
         runs: &[BatchRun],
@@ -136,6 +144,9 @@ impl ModelQueue {
         let first = Offset::new(self.messages.len() as u64);
         if let Some(outcome) = self.not_next(producer) {
             return outcome;
+        }
+        if ![0, self.settings.partitions].contains(&partitions) {
+            return Outcome::PartitionsChanged;
         }
         if !self.has_room(count.into(), span.length.into()) {
             return Outcome::QueueFull;
@@ -396,6 +407,10 @@ impl ModelQueue {
         let queue = shard.queue(id).unwrap();
         assert_eq!((queue.name(), queue.settings()), (self.name.as_str(), &self.settings));
         assert_eq!(queue.settings_revision(), self.revision);
+        for newer in 0..4 {
+            let since = self.partitions_since.get(&newer).copied().unwrap_or(Offset::ZERO);
+            assert_eq!(queue.moved_before(newer), (newer < self.settings.partitions).then_some(since));
+        }
         assert_eq!(queue.first_offset().get(), self.first as u64);
         assert_eq!(queue.next_offset().get(), self.messages.len() as u64);
         for offset in 0..=self.messages.len() {

@@ -14,9 +14,14 @@ pub(super) fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
         (".{0,9}", settings(), any::<u32>()).prop_map(|(name, settings, shard_count)| {
             CatalogCommand::CreateQueue { name, settings, shard_count }
         }),
-        (".{0,9}", settings(), settings()).prop_map(|(name, expected, settings)| {
-            CatalogCommand::UpdateQueue { name, expected, settings }
-        }),
+        (".{0,9}", settings(), settings(), any::<u32>()).prop_map(
+            |(name, expected, settings, shard_count)| CatalogCommand::UpdateQueue {
+                name,
+                expected,
+                settings,
+                shard_count,
+            }
+        ),
         (".{0,9}", option::of(1..9_u64)).prop_map(|(name, queue)| {
             CatalogCommand::DeleteQueue { name, queue: queue.map(QueueId::new) }
         }),

@@ -8,7 +8,7 @@ use crate::broker::{EachMessage, Routed};
 impl ModelQueue {
     pub(super) fn publish_each(
         &mut self,
-        producer: Option<(ProducerId, Sequence)>,
+        (producer, partitions): (Option<(ProducerId, Sequence)>, u32),
         routed: Option<Routed>,
         span: BlockSpan,
         messages: &[EachMessage],
@@ -28,6 +28,9 @@ impl ModelQueue {
         };
         if messages.iter().all(|message| stored.contains(&message.place)) {
             return Outcome::Published { first_offset, count: 0, duplicate: true };
+        }
+        if ![0, self.settings.partitions].contains(&partitions) {
+            return Outcome::PartitionsChanged;
         }
         let mut ids = self.recent_ids(at.1);
         let before = ids.clone();

@@ -1,0 +1,119 @@
+//! Messages of many keys, each numbered, and consumers that watch whether they come in the order of their keys.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use skein_client::{Client, Consumer, Delivery, Message};
+use tokio::time;
+
+use crate::by_hand::body;
+
+/// How long a consumer waits for a message before it looks whether all is done.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Which messages of each key are done: somebody has acked them, and nobody has got them again since. Cheap to clone,
+/// and then the same.
+#[derive(Debug, Clone)]
+pub struct KeyOrder {
+    keys: usize,
+    messages_per_key: usize,
+    progress: Arc<Mutex<Progress>>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    done: BTreeMap<String, Vec<bool>>,
+    violations: Vec<String>,
+}
+
+impl KeyOrder {
+    /// So many keys, with so many messages each.
+    #[must_use]
+    pub fn new(keys: usize, messages_per_key: usize) -> Self {
+        Self { keys, messages_per_key, progress: Arc::default() }
+    }
+
+    /// The messages at a place, one for each key.
+    pub fn messages(&self, place: usize) -> impl Iterator<Item = Message> + use<> {
+        (0..self.keys).map(move |key| Message::new(place.to_string()).key(format!("customer-{key}")))
+    }
+
+    /// Handles messages of a queue until all are done, or it has handled `count_max`. It gives every fifth back at
+    /// first.
+    ///
+    /// # Errors
+    /// When the consumer ends, or gets what is no such message.
+    pub async fn work(self, client: Client, queue: &str, group: &str, count_max: usize) -> Result<()> {
+        let mut consumer = client.consumer(queue, group).credit_messages(8).build().await?;
+        for _ in 0..count_max {
+            let Some(delivery) = self.take(&mut consumer).await? else { break };
+            let key = String::from_utf8_lossy(&delivery.message.key).into_owned();
+            let place: usize = body(&delivery.message).parse()?;
+            self.on_delivery(&key, place, &delivery);
+            let settled = match (place % 5, delivery.attempt) {
+                (2, 1) => delivery.nack(),
+                (4, 1) => delivery.nack_after(Duration::from_millis(30)),
+                _ => {
+                    self.on_done(&key, place);
+                    delivery.ack()
+                }
+            };
+            // A lease that was lost comes to whoever gets the message again.
+            let _ = settled.await;
+        }
+        consumer.close().await;
+        Ok(())
+    }
+
+    /// What came too early, since it was asked for last.
+    #[must_use]
+    pub fn take_violations(&self) -> Vec<String> {
+        self.with(|progress| std::mem::take(&mut progress.violations))
+    }
+
+    /// The next message; nothing when all are done.
+    async fn take(&self, consumer: &mut Consumer) -> Result<Option<Delivery>> {
+        loop {
+            if let Ok(delivery) = time::timeout(PATIENCE, consumer.next()).await {
+                return Ok(Some(delivery.context("the consumer ended")??));
+            }
+            if self.is_complete() {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn on_delivery(&self, key: &str, place: usize, delivery: &Delivery) {
+        self.with(|Progress { done, violations }| {
+            let done = done.entry(key.to_owned()).or_insert_with(|| vec![false; self.messages_per_key]);
+            if let Some(missing) = done[..place].iter().position(|done| !done) {
+                let Delivery { offset, attempt, partition, .. } = delivery;
+                let at = format!("offset {offset}, attempt {attempt}, partition {partition:?}");
+                violations.push(format!("{place} of key {key} ({at}) came before {missing} was done"));
+            }
+            done[place] = false;
+        });
+    }
+
+    fn on_done(&self, key: &str, place: usize) {
+        self.with(|progress| {
+            if let Some(done) = progress.done.get_mut(key) {
+                done[place] = true;
+            }
+        });
+    }
+
+    fn is_complete(&self) -> bool {
+        self.with(|Progress { done, .. }| {
+            done.len() == self.keys && done.values().flatten().all(|done| *done)
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Progress) -> T) -> T {
+        act(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

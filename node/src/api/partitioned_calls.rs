@@ -1,0 +1,189 @@
+//! Single calls to a partitioned queue, for clients that know nothing of partitions: each is made to one of them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use skein_proto::{
+    node::{
+        Reason, ReceiveRequest, ReceiveResponse, SendRequest, SendResponse, SettleRequest, SettleResponse,
+        TokenFailure, broker_server::Broker as _,
+    },
+    partitions,
+};
+use tokio::time::Instant;
+use tonic::{Code, Request, Status};
+
+use super::{Api, receive::WAIT_MAX, services::BrokerService, status};
+use crate::{
+    batch::{self, Fields},
+    random::random_u64,
+};
+
+/// How often a call that waits for a message looks whether there is one.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// How often a call begins anew because there come to be more partitions.
+const GROWTHS_MAX: u32 = 8;
+
+/// Stands between the number of a partition and what it calls a lease.
+const TOKEN_SEPARATOR: char = '/';
+
+impl BrokerService {
+    /// Publishes one batch, to the partition that its messages belong to.
+    pub(super) async fn send_to_partition(&self, request: SendRequest) -> Result<SendResponse, Status> {
+        let api = self.api()?;
+        if request.producer_id != 0 && request.sequence != 1 {
+            let message = "batches for a partitioned queue are in no sequence, since each goes to the partition of its \
+                           key; give each a producer_id of its own, and sequence 1";
+            return Err(status::status(Code::InvalidArgument, Reason::Partitioned, message));
+        }
+        let any = random_u64();
+        let mut refused = status::partitions_changed(&request.queue);
+        for _ in 0..GROWTHS_MAX {
+            let mut counts = api.partition_counts(&request.queue);
+            if request.producer_id == 0 {
+                // It asks for no deduplication, so that nobody needs to be asked who may have it.
+                counts = counts.split_off(counts.len().saturating_sub(1));
+            }
+            for partitions in counts {
+                let partition = partition_of(&request, partitions, any)?;
+                let queue = partitions::name(&request.queue, partition);
+                let of_partition = SendRequest { queue, partitions, ..request.clone() };
+                match self.send(Request::new(of_partition)).await {
+                    Err(status) if status::reason_of(&status) == Some(Reason::PartitionsChanged) => {
+                        refused = status;
+                    }
+                    sent => return sent.map(tonic::Response::into_inner),
+                }
+            }
+            api.catch_up_catalog().await;
+        }
+        Err(refused)
+    }
+
+    /// Takes messages of whichever partition has some first.
+    pub(super) async fn receive_from_any(&self, request: ReceiveRequest) -> Result<ReceiveResponse, Status> {
+        let api = self.api()?;
+        let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
+        let deadline = Instant::now() + wait;
+        let mut asks_all = true;
+        loop {
+            let partitions = api.known_partitions(&request.queue).unwrap_or_default();
+            let first = u32::try_from(random_u64() % u64::from(partitions.max(1))).unwrap_or_default();
+            for partition in (0..partitions).map(|later| (first + later) % partitions) {
+                let queue = partitions::name(&request.queue, partition);
+                if !asks_all && !api.has_unacked(&queue, &request.group) {
+                    continue;
+                }
+                let of_partition = ReceiveRequest { queue, wait_ms: 0, ..request.clone() };
+                let mut received = self.receive(Request::new(of_partition)).await?.into_inner();
+                if !received.messages.is_empty() {
+                    for message in &mut received.messages {
+                        message.lease_token = token_of(partition, &message.lease_token);
+                    }
+                    return Ok(received);
+                }
+            }
+            // All of them have the group now.
+            asks_all = false;
+            if Instant::now() >= deadline {
+                return Ok(ReceiveResponse::default());
+            }
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
+    }
+
+    /// Settles messages, each at the partition that it was received from.
+    pub(super) async fn settle_at_each(&self, request: SettleRequest) -> Result<SettleResponse, Status> {
+        let SettleRequest { queue, group, acks, nacks, extends } = request;
+        let mut settlements: BTreeMap<u32, SettleRequest> = BTreeMap::new();
+        let mut failures = Vec::new();
+        let mut at = |token: &mut String, add: &mut dyn FnMut(&mut SettleRequest, String)| match token
+            .split_once(TOKEN_SEPARATOR)
+            .map(|(partition, token)| (partition.parse(), token.to_owned()))
+        {
+            Some((Ok(partition), token)) => add(settlements.entry(partition).or_default(), token),
+            _ => failures.push(malformed(std::mem::take(token))),
+        };
+        for mut token in acks {
+            at(&mut token, &mut |settle, token| settle.acks.push(token));
+        }
+        for mut nack in nacks {
+            let delay_ms = nack.delay_ms;
+            at(&mut nack.lease_token, &mut |settle, lease_token| {
+                settle.nacks.push(skein_proto::node::TokenNack { lease_token, delay_ms });
+            });
+        }
+        for mut extend in extends {
+            let lease_ms = extend.lease_ms;
+            at(&mut extend.lease_token, &mut |settle, lease_token| {
+                settle.extends.push(skein_proto::node::TokenExtend { lease_token, lease_ms });
+            });
+        }
+        for (partition, settlement) in settlements {
+            let name = partitions::name(&queue, partition);
+            let of_partition = SettleRequest { queue: name, group: group.clone(), ..settlement };
+            let answer = self.settle(Request::new(of_partition)).await?.into_inner();
+            failures.extend(answer.failures.into_iter().map(|failure| TokenFailure {
+                lease_token: token_of(partition, &failure.lease_token),
+                ..failure
+            }));
+        }
+        Ok(SettleResponse { failures })
+    }
+}
+
+impl Api {
+    /// How many partitions a queue had, from the first to now, as this node's replica of the first one knows.
+    fn partition_counts(&self, queue: &str) -> Vec<u32> {
+        let now = self.known_partitions(queue).unwrap_or_default();
+        let first = self.known_queue(&partitions::name(queue, 0));
+        let group = first.as_ref().and_then(|first| self.groups.get(first.shard));
+        let mut counts = first.zip(group).map_or_else(Vec::new, |(first, group)| {
+            group.replica().with_messages(|shard| {
+                let growths = shard.queue(first.id).into_iter().flat_map(|queue| queue.growths());
+                growths.map(|growth| growth.from).collect()
+            })
+        });
+        counts.push(now);
+        counts
+    }
+
+    /// Whether there may be something for a group.
+    fn has_unacked(&self, queue: &str, group: &str) -> bool {
+        let Some(queue) = self.known_queue(queue) else { return false };
+        let Some(replica) = self.groups.get(queue.shard).map(|group| group.replica()) else { return false };
+        replica.with_messages(|shard| {
+            let Some(queue) = shard.queue(queue.id) else { return true };
+            queue.group_by_name(group).is_none_or(|group| group.unacked_count(queue.next_offset()) > 0)
+        })
+    }
+}
+
+/// The one partition that all messages of a batch belong to; `any` chooses where they have neither key nor id.
+fn partition_of(request: &SendRequest, partitions: u32, any: u64) -> Result<u32, Status> {
+    let keys = batch::encoded_messages(&request.batch).filter_map(|(_, message)| {
+        let fields = Fields::of(message);
+        let id = || Some(fields.message_id()).filter(|id| !id.is_empty());
+        Some(fields.key()).filter(|key| !key.is_empty()).or_else(id)
+    });
+    let mut wanted = keys.map(|key| partitions::of_key(key, partitions));
+    let first = wanted.next();
+    if wanted.any(|other| Some(other) != first) {
+        let message = "the messages belong to several partitions, and are published all or none; send those with the \
+                       same key together";
+        return Err(status::status(Code::InvalidArgument, Reason::Partitioned, message));
+    }
+    let turn = || u32::try_from(any % u64::from(partitions)).unwrap_or_default();
+    Ok(first.unwrap_or_else(turn))
+}
+
+fn token_of(partition: u32, token: &str) -> String {
+    format!("{partition}{TOKEN_SEPARATOR}{token}")
+}
+
+fn malformed(lease_token: String) -> TokenFailure {
+    let message =
+        "the lease token was not received from this queue, or only in part; give it back as it came"
+            .to_owned();
+    TokenFailure { lease_token, reason: Reason::LeaseTokenMalformed.into(), message }
+}

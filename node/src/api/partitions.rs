@@ -1,0 +1,263 @@
+//! Queues that consist of partitions: what is asked of all of them, and when a new one may deliver what its keys bring.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use skein_proto::{
+    node::{
+        CreateGroupResponse, DeleteGroupResponse, GetGroupResponse, GetQueueResponse, Group as GroupInfo,
+        PurgeQueueResponse, Queue as QueueInfo, QueueCounts, Reason, SeekGroupResponse, UpdateGroupResponse,
+    },
+    partitions,
+};
+use tokio::sync::watch;
+use tonic::{Code, Status};
+
+use super::{Api, names::QueueRef, status};
+use crate::{
+    broker::{Command, Outcome, Position, Queue},
+    planted::{Bug, is_planted},
+};
+
+/// How often a partition that waits for others looks whether they have come far enough.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+impl Api {
+    /// The names of a queue's partitions; nothing when it has none.
+    pub(super) async fn partition_names(&self, queue: &str) -> Option<Vec<String>> {
+        if self.known_destination(queue).is_none() && self.known_partitions(queue).is_none() {
+            self.catch_up_catalog().await;
+        }
+        let count = self.known_partitions(queue)?;
+        Some((0..count).map(|partition| partitions::name(queue, partition)).collect())
+    }
+
+    /// How many partitions a queue has, as far as this node knows; nothing when it has none.
+    pub(super) fn known_partitions(&self, queue: &str) -> Option<u32> {
+        self.groups.catalog().replica().with_catalog(|catalog| catalog.partitions(queue))
+    }
+
+    /// How many partitions there are of the queue that this is one of; 0 when it is none.
+    pub(super) fn partitions_with(&self, queue: &QueueRef) -> u32 {
+        let whole = partitions::parse(&queue.name).filter(|_| queue.settings.partitions > 0);
+        whole.and_then(|(whole, _)| self.known_partitions(whole)).unwrap_or_default()
+    }
+
+    /// Lets a publisher wait who spreads messages over more partitions than this one, which this node leads, has heard
+    /// of. Who spreads them over fewer is not refused before the log says so: what it sends may have been stored
+    /// before.
+    pub(super) fn check_partitions(&self, queue: &QueueRef, known: u32) -> Result<(), Status> {
+        let partitions = self
+            .group(queue.shard)?
+            .replica()
+            .with_messages(|shard| shard.queue(queue.id).map_or(0, |queue| queue.settings().partitions));
+        if known <= partitions { Ok(()) } else { Err(not_heard_yet(&queue.name)) }
+    }
+
+    /// Makes sure that a partition which came later, and which this node leads, has the groups that those before it
+    /// have: whoever reads all of them misses nothing of this one. Groups are created in all of them from then on.
+    pub(super) async fn ensure_groups_of_older(&self, queue: &QueueRef) -> Result<(), Status> {
+        let Some((whole, newer)) = partitions::parse(&queue.name).filter(|_| queue.settings.partitions > 0)
+        else {
+            return Ok(());
+        };
+        let Some(first) = self.known_queue(&partitions::name(whole, 0)).filter(|_| newer > 0) else {
+            return Ok(());
+        };
+        if is_planted(Bug::NewPartitionForgets) {
+            return Ok(());
+        }
+        let groups = self.group(first.shard)?.replica().with_messages(|shard| {
+            let first = shard.queue(first.id)?;
+            first.moved_before(newer)?;
+            let groups = first.groups().filter(|_| first.growth_to(newer).is_some());
+            Some(
+                groups
+                    .map(|group| {
+                        (
+                            group.name().to_owned(),
+                            group.filter().map(|filter| filter.to_vec()).unwrap_or_default(),
+                        )
+                    })
+                    .collect::<Vec<_>>(),
+            )
+        });
+        let groups = groups.ok_or_else(|| not_heard_yet(&queue.name))?;
+        let missing = self.group(queue.shard)?.replica().with_messages(|shard| {
+            let here = shard.queue(queue.id);
+            let is_missing = |name: &str| here.is_none_or(|queue| queue.group_by_name(name).is_none());
+            groups.into_iter().filter(|(name, _)| is_missing(name)).collect::<Vec<_>>()
+        });
+        for (name, filter) in missing {
+            let create = Command::CreateGroup { queue: queue.id, name, start: Position::First, filter };
+            match self.propose(queue, create).await? {
+                Outcome::GroupCreated { .. } => {}
+                outcome => return Err(status::from_outcome(&outcome, &queue.name)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a group is done with what older partitions had of the keys that belong to this one now. Everybody
+    /// who comes later would get messages of a key before those that were published before them.
+    pub(super) async fn wait_for_older_partitions(&self, queue: &QueueRef, group: &str) {
+        while !self.are_older_partitions_done(queue, group) {
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
+    }
+
+    /// Looked up in this node's replicas of their shards, which may lag behind, but are right in what they say is done.
+    pub(super) fn are_older_partitions_done(&self, queue: &QueueRef, group: &str) -> bool {
+        let Some((whole, newer)) = partitions::parse(&queue.name).filter(|_| queue.settings.partitions > 0)
+        else {
+            return true;
+        };
+        if is_planted(Bug::NewPartitionHurries) {
+            return true;
+        }
+        (0..newer).all(|older| {
+            let Some(older) = self.known_queue(&partitions::name(whole, older)) else { return false };
+            let Some(replica) = self.groups.get(older.shard).map(|group| group.replica()) else {
+                return false;
+            };
+            replica.with_messages(|shard| {
+                shard.queue(older.id).is_some_and(|older| is_done_with_moved(older, newer, group))
+            })
+        })
+    }
+}
+
+/// Tells the consumers of a partition when there are more of them.
+pub(super) struct MorePartitions {
+    /// 0 for a queue that is no partition.
+    pub(super) known: u32,
+    api: Arc<Api>,
+    queue: QueueRef,
+    catalog_applied: watch::Receiver<u64>,
+}
+
+impl MorePartitions {
+    pub(super) fn of(api: &Arc<Api>, queue: &QueueRef) -> Self {
+        Self {
+            catalog_applied: api.groups.catalog().replica().applied_index(),
+            known: api.partitions_with(queue),
+            api: Arc::clone(api),
+            queue: queue.clone(),
+        }
+    }
+
+    /// Waits until there are more, and says how many there are then.
+    pub(super) async fn next(&mut self) -> u32 {
+        while self.known > 0 && self.catalog_applied.changed().await.is_ok() {
+            let now = self.api.partitions_with(&self.queue);
+            if now > self.known {
+                self.known = now;
+                return now;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+fn not_heard_yet(queue: &str) -> Status {
+    let message = format!("queue {queue:?} is about to hear how many partitions there are; try again");
+    status::status(Code::Unavailable, Reason::Busy, message)
+}
+
+fn is_done_with_moved(older: &Queue, newer: u32, group: &str) -> bool {
+    let Some(moved_before) = older.moved_before(newer) else { return false };
+    older.group_by_name(group).is_none_or(|group| group.acked_floor() >= moved_before)
+}
+
+/// What is answered for a partitioned queue, by what was answered for each of its partitions.
+pub(super) trait OfAll: Sized {
+    fn of_all(queue: &str, answers: Vec<Self>) -> Self;
+}
+
+impl OfAll for GetQueueResponse {
+    fn of_all(queue: &str, answers: Vec<Self>) -> Self {
+        Self { queue: describe(queue, answers.into_iter().filter_map(|answer| answer.queue)) }
+    }
+}
+
+impl OfAll for PurgeQueueResponse {
+    fn of_all(_: &str, answers: Vec<Self>) -> Self {
+        Self { purged_messages: answers.iter().map(|answer| answer.purged_messages).sum() }
+    }
+}
+
+impl OfAll for CreateGroupResponse {
+    fn of_all(_: &str, answers: Vec<Self>) -> Self {
+        Self { created: answers.iter().any(|answer| answer.created) }
+    }
+}
+
+impl OfAll for UpdateGroupResponse {
+    fn of_all(_: &str, answers: Vec<Self>) -> Self {
+        Self { group: answers.into_iter().filter_map(|answer| answer.group).reduce(added) }
+    }
+}
+
+impl OfAll for DeleteGroupResponse {
+    fn of_all(_: &str, _: Vec<Self>) -> Self {
+        Self {}
+    }
+}
+
+impl OfAll for GetGroupResponse {
+    fn of_all(_: &str, answers: Vec<Self>) -> Self {
+        Self { group: answers.into_iter().filter_map(|answer| answer.group).reduce(added) }
+    }
+}
+
+impl OfAll for SeekGroupResponse {
+    fn of_all(_: &str, _: Vec<Self>) -> Self {
+        Self { offset: 0 }
+    }
+}
+
+/// A partitioned queue, by its partitions.
+pub(super) fn describe(queue: &str, partitions: impl Iterator<Item = QueueInfo>) -> Option<QueueInfo> {
+    let mut settings = None;
+    let mut counts = QueueCounts::default();
+    let mut groups: BTreeMap<String, GroupInfo> = BTreeMap::new();
+    for partition in partitions {
+        settings = settings.or(partition.settings);
+        let QueueCounts { messages, bytes, groups: of_partition, .. } = partition.counts.unwrap_or_default();
+        counts.messages += messages;
+        counts.bytes += bytes;
+        for group in of_partition {
+            let sum = match groups.remove(&group.name) {
+                Some(sum) => added(sum, group),
+                None => GroupInfo { acked_floor: 0, ..group },
+            };
+            groups.insert(sum.name.clone(), sum);
+        }
+    }
+    counts.groups = groups.into_values().collect();
+    settings.map(|settings| QueueInfo {
+        name: queue.to_owned(),
+        settings: Some(settings),
+        counts: Some(counts),
+        ..QueueInfo::default()
+    })
+}
+
+/// One group in two partitions. There is no floor of both.
+fn added(one: GroupInfo, other: GroupInfo) -> GroupInfo {
+    let oldest =
+        [one.oldest_unacked_at_ms, other.oldest_unacked_at_ms].into_iter().filter(|at_ms| *at_ms != 0);
+    GroupInfo {
+        name: one.name,
+        acked_floor: 0,
+        unacked_messages: one.unacked_messages + other.unacked_messages,
+        leased_messages: one.leased_messages + other.leased_messages,
+        consumers: one.consumers + other.consumers,
+        returned_messages: one.returned_messages + other.returned_messages,
+        dead_lettered_total: one.dead_lettered_total + other.dead_lettered_total,
+        dropped_total: one.dropped_total + other.dropped_total,
+        unacked_bytes: one.unacked_bytes + other.unacked_bytes,
+        oldest_unacked_at_ms: oldest.min().unwrap_or_default(),
+        filter: one.filter.or(other.filter),
+        delayed_messages: one.delayed_messages + other.delayed_messages,
+    }
+}
