@@ -109,6 +109,8 @@ mod guide {
     struct Nodes;
     #[doc = include_str!("../../docs/guide/order-by-key.md")]
     struct OrderByKey;
+    #[doc = include_str!("../../docs/guide/partitions.md")]
+    struct Partitions;
     #[doc = include_str!("../../docs/guide/topics.md")]
     struct Topics;
     #[doc = include_str!("../../docs/guide/deduplication.md")]

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use super::{Api, names::QueueRef, status};
 use crate::{
-    broker::{Command, Outcome, Position, Queue},
+    broker::{Command, Outcome, Position},
     planted::{Bug, is_planted},
 };
 
@@ -114,13 +114,14 @@ impl Api {
         if is_planted(Bug::NewPartitionHurries) {
             return true;
         }
+        let now_ms = self.clock.wall_ms();
         (0..newer).all(|older| {
             let Some(older) = self.known_queue(&partitions::name(whole, older)) else { return false };
             let Some(replica) = self.groups.get(older.shard).map(|group| group.replica()) else {
                 return false;
             };
             replica.with_messages(|shard| {
-                shard.queue(older.id).is_some_and(|older| is_done_with_moved(older, newer, group))
+                shard.queue(older.id).is_some_and(|older| older.is_done_with_moved(newer, group, now_ms))
             })
         })
     }
@@ -161,11 +162,6 @@ impl MorePartitions {
 fn not_heard_yet(queue: &str) -> Status {
     let message = format!("queue {queue:?} is about to hear how many partitions there are; try again");
     status::status(Code::Unavailable, Reason::Busy, message)
-}
-
-fn is_done_with_moved(older: &Queue, newer: u32, group: &str) -> bool {
-    let Some(moved_before) = older.moved_before(newer) else { return false };
-    older.group_by_name(group).is_none_or(|group| group.acked_floor() >= moved_before)
 }
 
 /// What is answered for a partitioned queue, by what was answered for each of its partitions.

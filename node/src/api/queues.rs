@@ -51,7 +51,7 @@ impl Api {
         let created = match self.propose_to_catalog(&command).await? {
             CatalogOutcome::Created { .. } => true,
             CatalogOutcome::Exists { .. } => false,
-            outcome => return Err(refused_by_catalog(&outcome, &request.name, &settings)),
+            outcome => return Err(self.refused_by_catalog(&outcome, &request.name, &settings)),
         };
         Ok(CreateQueueResponse { queue: Some(self.wait_all_open(&request.name).await?), created })
     }
@@ -85,7 +85,7 @@ impl Api {
                 // Somebody else changed it meanwhile; what they changed is to stay, where this call does not name it.
                 CatalogOutcome::NotAsExpected => {}
                 CatalogOutcome::NotFound => return Err(status::queue_not_found(&name)),
-                outcome => return Err(refused_by_catalog(&outcome, &name, &settings)),
+                outcome => return Err(self.refused_by_catalog(&outcome, &name, &settings)),
             }
         }
         let message =
@@ -261,6 +261,62 @@ impl Api {
     }
 }
 
+impl Api {
+    fn refused_by_catalog(&self, outcome: &CatalogOutcome, name: &str, asked: &Settings) -> Status {
+        let dead_letter_queue = asked.dead_letter_queue.as_deref().unwrap_or_default();
+        match outcome {
+            CatalogOutcome::ExistsDifferent { settings: existing, .. } => status::status(
+                Code::AlreadyExists,
+                Reason::QueueExists,
+                format!(
+                    "queue {name:?} exists with other settings: {}; use those, or change them (skein queue update \
+                     {name})",
+                    settings::differences(existing, asked)
+                ),
+            ),
+            CatalogOutcome::NameTaken => {
+                let message = format!("{name:?} is the name of a topic; give the queue another one");
+                status::status(Code::AlreadyExists, Reason::TopicExists, message)
+            }
+            CatalogOutcome::DeadLetterQueueNotFound => match self.known_partitions(dead_letter_queue) {
+                Some(partitions) => status::is_partitioned(dead_letter_queue, partitions),
+                None => status::status(
+                    Code::NotFound,
+                    Reason::QueueNotFound,
+                    format!("dead_letter_queue {dead_letter_queue:?} does not exist; create it first"),
+                ),
+            },
+            CatalogOutcome::IsPartition { of } => status::is_a_partition(name, of),
+            CatalogOutcome::PartitionNameTaken { name: taken } => {
+                let message = format!(
+                    "{name:?} cannot have {} partitions: a queue or topic is called {taken:?}; delete that one, or \
+                     have fewer",
+                    asked.partitions
+                );
+                status::status(Code::AlreadyExists, Reason::QueueExists, message)
+            }
+            CatalogOutcome::PartitionsOnlyRise { partitions: 0 } => {
+                let message = format!(
+                    "queue {name:?} was created without partitions, and stays one queue; create another one with \
+                     partitions, and publish and consume there"
+                );
+                status::invalid_setting(message)
+            }
+            CatalogOutcome::PartitionsOnlyRise { partitions } => {
+                let message = format!(
+                    "queue {name:?} has {partitions} partitions, and can only have more; give at least as many"
+                );
+                status::invalid_setting(message)
+            }
+            CatalogOutcome::DeadLetterQueueCycle => status::invalid_setting(format!(
+                "dead_letter_queue {dead_letter_queue:?} would send messages back to {name:?}; name one \
+                that does not"
+            )),
+            outcome => unreachable!("creating or changing a queue came out as {outcome:?}"),
+        }
+    }
+}
+
 fn counts(queue: &broker::Queue) -> QueueCounts {
     QueueCounts {
         first_offset: queue.first_offset().get(),
@@ -268,57 +324,5 @@ fn counts(queue: &broker::Queue) -> QueueCounts {
         messages: queue.message_count(),
         bytes: queue.kept_bytes(),
         groups: queue.groups().map(|group| groups::describe(queue, group)).collect(),
-    }
-}
-
-fn refused_by_catalog(outcome: &CatalogOutcome, name: &str, asked: &Settings) -> Status {
-    let dead_letter_queue = asked.dead_letter_queue.as_deref().unwrap_or_default();
-    match outcome {
-        CatalogOutcome::ExistsDifferent { settings: existing, .. } => status::status(
-            Code::AlreadyExists,
-            Reason::QueueExists,
-            format!(
-                "queue {name:?} exists with other settings: {}; use those, or change them (skein queue update {name})",
-                settings::differences(existing, asked)
-            ),
-        ),
-        CatalogOutcome::NameTaken => {
-            let message = format!("{name:?} is the name of a topic; give the queue another one");
-            status::status(Code::AlreadyExists, Reason::TopicExists, message)
-        }
-        CatalogOutcome::DeadLetterQueueNotFound => status::status(
-            Code::NotFound,
-            Reason::QueueNotFound,
-            format!(
-                "dead_letter_queue {dead_letter_queue:?} does not exist, or is partitioned; create one that is not"
-            ),
-        ),
-        CatalogOutcome::IsPartition { of } => status::is_a_partition(name, of),
-        CatalogOutcome::PartitionNameTaken { name: taken } => {
-            let message = format!(
-                "{name:?} cannot have {} partitions: a queue or topic is called {taken:?}; delete that one, or have \
-                 fewer",
-                asked.partitions
-            );
-            status::status(Code::AlreadyExists, Reason::QueueExists, message)
-        }
-        CatalogOutcome::PartitionsOnlyRise { partitions: 0 } => {
-            let message = format!(
-                "queue {name:?} was created without partitions, and stays one queue; create another one with \
-                 partitions, and publish and consume there"
-            );
-            status::invalid_setting(message)
-        }
-        CatalogOutcome::PartitionsOnlyRise { partitions } => {
-            let message = format!(
-                "queue {name:?} has {partitions} partitions, and can only have more; give at least as many"
-            );
-            status::invalid_setting(message)
-        }
-        CatalogOutcome::DeadLetterQueueCycle => status::invalid_setting(format!(
-            "dead_letter_queue {dead_letter_queue:?} would send messages back to {name:?}; name one \
-            that does not"
-        )),
-        outcome => unreachable!("creating or changing a queue came out as {outcome:?}"),
     }
 }

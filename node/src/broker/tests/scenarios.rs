@@ -359,3 +359,37 @@ fn a_partition_that_is_one_of_more_takes_nothing_from_those_who_know_of_fewer() 
         assert_eq!(moved_before, [Some(0), Some(0), Some(1), Some(1), Some(3), None]);
     }
 }
+
+#[test]
+fn a_new_partition_waits_for_what_older_ones_have_but_not_for_what_is_scheduled() {
+    let mut shard = Shard::new();
+    let open = |partitions, revision| {
+        let settings = Settings { partitions, ..settings(2, None) };
+        Command::OpenQueue { queue: QUEUE, name: "a/0".into(), settings, revision }
+    };
+    let scheduled = Command::Publish {
+        queue: QUEUE,
+        producer: None,
+        count: 1,
+        block: BlockSpan { position: 0, length: 1 },
+        runs: vec![BatchRun {
+            count: 1,
+            length: 1,
+            properties: Properties { deliver_at_ms: 500, ..Properties::default() },
+            delay_ms: 0,
+        }],
+        partitions: 0,
+    };
+    let group =
+        Command::CreateGroup { queue: QUEUE, name: "g".into(), start: Position::First, filter: Vec::new() };
+    shard.apply(meta(1, 0), &[open(2, 1), group, scheduled, publish_many(2)]);
+    let is_done = |shard: &Shard, now_ms| shard.queue(QUEUE).unwrap().is_done_with_moved(2, "g", now_ms);
+    assert!(!is_done(&shard, 0), "it has not heard of the third one");
+    shard.apply(meta(2, 0), &[open(3, 2), publish_many(9)]);
+    assert!(!is_done(&shard, 0), "two messages are waiting");
+    shard.apply(meta(3, 0), &[settle(&[range_of(1, 2)], &[])]);
+    assert!(is_done(&shard, 499) && !is_done(&shard, 500), "one is due then");
+    assert!(shard.queue(QUEUE).unwrap().is_done_with_moved(2, "another", 500));
+    shard.apply(meta(4, 0), &[settle(&[range_of(0, 1)], &[])]);
+    assert!(is_done(&shard, 500));
+}
