@@ -4,6 +4,7 @@
 //! Everything here can be rebuilt from the log or from peers; nothing here is confirmed to anybody.
 
 mod staged;
+mod steps;
 
 use std::{
     ops::Bound,
@@ -112,7 +113,9 @@ impl Checkpoints {
     pub fn shard(&self, shard: ShardId) -> Result<Checkpoint, CheckpointError> {
         let open = || {
             let slot = Slot::read(&self.slots, shard)?;
-            Ok((slot, self.db.open_tree(slot.tree_name(shard))?))
+            let tree = self.db.open_tree(slot.tree_name(shard))?;
+            steps::finish(&self.db, &tree, shard)?;
+            Ok((slot, tree))
         };
         let current = open().map_err(|source| CheckpointError::Read { shard, source })?;
         Ok(Checkpoint {
@@ -194,10 +197,11 @@ impl Checkpoint {
     }
 
     /// Saves changed records and the position they lead to, all or nothing, and waits until they are on disk.
-    /// `None` deletes a record.
+    /// `None` deletes a record. The right to [change](Self::try_change) the checkpoint keeps readers from half of it.
     ///
     /// # Errors
-    /// When sled cannot write or flush. What is on disk is then either the old checkpoint or the new one.
+    /// When sled cannot write or flush. What is there at the next start is then either the old checkpoint or the new
+    /// one.
     ///
     /// # Panics
     /// When a record's key is empty.
@@ -206,20 +210,9 @@ impl Checkpoint {
         position: &[u8],
         records: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     ) -> Result<(), CheckpointError> {
-        let mut batch = sled::Batch::default();
-        batch.insert(POSITION_KEY, position);
-        for (key, record) in records {
-            assert_ne!(key, POSITION_KEY, "a record's key is never empty");
-            match record {
-                Some(record) => batch.insert(key, record),
-                None => batch.remove(key),
-            }
-        }
-        let save = || {
-            self.tree().apply_batch(batch)?;
-            self.db.flush()
-        };
-        save().map(drop).map_err(|source| CheckpointError::Save { shard: self.shard, source })
+        assert!(records.iter().all(|(key, _)| key != POSITION_KEY), "a record's key is never empty");
+        steps::change(&self.db, &self.tree(), self.shard, records, position)
+            .map_err(|source| CheckpointError::Save { shard: self.shard, source })
     }
 
     fn tree(&self) -> sled::Tree {

@@ -4,7 +4,7 @@
 
 use skein_proto::ids::ShardId;
 
-use super::{Changing, Checkpoint, CheckpointError, POSITION_KEY, StoredRecord};
+use super::{Changing, Checkpoint, CheckpointError, POSITION_KEY, StoredRecord, steps::BATCH_RECORDS_MAX};
 
 /// The tree that says which of a shard's trees is its checkpoint.
 pub(super) const SLOTS_TREE: &str = "slots";
@@ -56,12 +56,16 @@ impl Staged {
     ///
     /// # Errors
     /// When sled cannot write them.
-    pub fn add(&self, records: Vec<StoredRecord>) -> Result<(), CheckpointError> {
-        let mut batch = sled::Batch::default();
-        for (key, value) in records {
-            batch.insert(key, value);
+    pub fn add(&self, records: &[StoredRecord]) -> Result<(), CheckpointError> {
+        for records in records.chunks(BATCH_RECORDS_MAX) {
+            let mut batch = sled::Batch::default();
+            for (key, value) in records {
+                batch.insert(&key[..], &value[..]);
+            }
+            let added = self.tree.apply_batch(batch);
+            added.map_err(|source| CheckpointError::Save { shard: self.shard, source })?;
         }
-        self.tree.apply_batch(batch).map_err(|source| CheckpointError::Save { shard: self.shard, source })
+        Ok(())
     }
 
     /// Notes where the state stands, and waits until all of it is on disk.
@@ -136,7 +140,7 @@ mod tests {
             checkpoint.save(b"old", vec![put(b"a", b"1")]).unwrap();
             for (key, position) in [(b"b", b"one"), (b"c", b"two")] {
                 let staged = checkpoint.stage().unwrap();
-                staged.add(vec![(key.to_vec(), b"2".to_vec())]).unwrap();
+                staged.add(&[(key.to_vec(), b"2".to_vec())]).unwrap();
                 staged.finish(position).unwrap();
                 checkpoint.adopt(staged, &checkpoint.try_change().unwrap()).unwrap();
                 assert_eq!(clone.load().unwrap().position.as_deref(), Some(&position[..]));
@@ -154,7 +158,7 @@ mod tests {
         let checkpoint = Checkpoints::open(dir.path()).unwrap().shard(shard).unwrap();
         checkpoint.save(b"old", vec![put(b"a", b"1")]).unwrap();
         let given_up = checkpoint.stage().unwrap();
-        given_up.add(vec![(b"z".to_vec(), b"9".to_vec())]).unwrap();
+        given_up.add(&[(b"z".to_vec(), b"9".to_vec())]).unwrap();
         drop(given_up);
         assert_eq!(checkpoint.load().unwrap().position.as_deref(), Some(&b"old"[..]));
         let staged = checkpoint.stage().unwrap();

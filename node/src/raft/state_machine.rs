@@ -176,7 +176,7 @@ impl Saved {
         let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "the checkpoint is being saved or sent");
         let changing = self.checkpoint.try_change().ok_or_else(busy)?;
         let staged = self.checkpoint.stage().map_err(io::Error::other)?;
-        staged.add(loaded.records).map_err(io::Error::other)?;
+        staged.add(&loaded.records).map_err(io::Error::other)?;
         staged.finish(&loaded.position.unwrap_or_default()).map_err(io::Error::other)?;
         Ok((staged, changing))
     }

@@ -243,7 +243,7 @@ pub(in crate::raft) fn last_index(entries: &[KeptEntry], before: u64) -> Result<
 }
 
 async fn add(staged: Staged, records: Vec<StoredRecord>) -> Result<Staged, ReceiveError> {
-    on_blocking_thread(move || staged.add(records).map(|()| staged)).await
+    on_blocking_thread(move || staged.add(&records).map(|()| staged)).await
 }
 
 async fn on_blocking_thread<T: Send + 'static>(
