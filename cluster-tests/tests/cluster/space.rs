@@ -160,6 +160,27 @@ async fn a_node_that_is_away_holds_back_no_more_of_the_log_than_it_may() {
     .await;
 }
 
+#[tokio::test]
+async fn a_node_that_reads_its_log_through_stops_when_it_is_told() {
+    let name = "a_node_that_reads_its_log_through_stops_when_it_is_told";
+    // A segment takes four minutes.
+    let settings = format!("[log]\nsegment_bytes = {SEGMENT_BYTES}\nscrub_bytes_per_s = 65536\n");
+    scenario::run_with(&Setup { settings, ..Setup::default() }, name, LIMIT, async |scenario| {
+        let mut work = scenario.start(&archive(u64::MAX)).await?;
+        wait_written(scenario, &scenario.cluster.running(), 3 * SEGMENT_BYTES).await?;
+        work.0.stop_publishing(LOAD_LIMIT).await?;
+        // It begins to read when it starts.
+        for _ in 0..2 {
+            let status = scenario.cluster.terminate(1).await?;
+            ensure!(status.success(), "the node ended with {status}");
+            scenario.cluster.restart(1)?;
+            scenario.cluster.wait_settled(LOAD_LIMIT).await?;
+        }
+        scenario.finish(work).await
+    })
+    .await;
+}
+
 /// How many segments a node has rewritten since it started.
 fn rewritten(scenario: &Scenario, node_id: u64) -> Result<usize> {
     Ok(scenario.cluster.log_text(node_id)?.matches(REWRITTEN).count())

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use skein_proto::ids::NodeId;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -11,6 +12,9 @@ use crate::{
     node::{Node, NodeFailure},
     tasks,
 };
+
+/// Files that may be open before the log of a large disk, in segments of the usual size, runs out of them.
+const FILES_WANTED: u64 = 16_384;
 
 /// What `skein-node run` takes.
 #[derive(clap::Args)]
@@ -40,6 +44,7 @@ fn node_id(text: &str) -> Result<NodeId, String> {
 pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     let config = Config::load(&options.config, options.node_id)?;
     abort_on_panic();
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.threads)
         .enable_all()
@@ -47,7 +52,28 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         .context("the async runtime does not start")?;
     // Left empty where the environment of several nodes is set by one file.
     let join_token = options.join_token.as_deref().filter(|token| !token.is_empty());
-    runtime.block_on(run_node(config, join_token))
+    let ended = runtime.block_on(run_node(config, join_token));
+    // What still reads in the background, as the scrub does, is not waited for: nothing depends on it.
+    runtime.shutdown_background();
+    ended
+}
+
+/// A node has a file open for each segment of its log, and a connection for each client; what a shell allows by default
+/// is reached within some 60 GiB.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+    if let Some(files) = getrlimit(Resource::Nofile).current.filter(|files| *files < FILES_WANTED) {
+        tracing::warn!(
+            files,
+            "few files may be open: raise the limit (ulimit -Hn), or let segments be larger"
+        );
+    }
 }
 
 /// A task that panicked has left its part of the node half done, and nobody who waits for it would know.
