@@ -108,6 +108,7 @@ impl Api {
         queue: &QueueRef,
         request: GetGroupRequest,
     ) -> Result<GetGroupResponse, Status> {
+        self.delivery(queue.shard).await?;
         self.find_group(queue, &request.group)?;
         let group = self.describe_group(queue, &request.group).await?;
         Ok(GetGroupResponse { group: Some(group) })

@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 
 use super::{
     Api, groups,
-    names::{self, QueueRef},
+    names::{self, Destination, QueueRef},
     settings, status,
 };
 use crate::{
@@ -111,7 +111,10 @@ impl Api {
                 }
                 Ok(DeleteQueueResponse {})
             }
-            CatalogOutcome::NotFound => Err(status::queue_not_found(&request.name)),
+            CatalogOutcome::NotFound => Err(match self.known_destination(&request.name) {
+                Some(Destination::Topic) => status::is_a_topic(&request.name),
+                _ => status::no_queue_to_delete(&request.name),
+            }),
             CatalogOutcome::IsPartition { of } => Err(status::is_a_partition(&request.name, &of)),
             CatalogOutcome::InUseByTopic { by } => {
                 let name = request.name;
@@ -139,6 +142,8 @@ impl Api {
         queue: &QueueRef,
         _: GetQueueRequest,
     ) -> Result<GetQueueResponse, Status> {
+        // Once a majority has confirmed that it leads, its state has all that was confirmed before.
+        self.delivery(queue.shard).await?;
         Ok(GetQueueResponse { queue: Some(self.describe(queue).await) })
     }
 

@@ -29,6 +29,11 @@ pub(super) fn queue_not_found(name: &str) -> Status {
     status(Code::NotFound, Reason::QueueNotFound, message)
 }
 
+pub(super) fn no_queue_to_delete(name: &str) -> Status {
+    let message = format!("there is no queue {name:?}; nothing was deleted");
+    status(Code::NotFound, Reason::QueueNotFound, message)
+}
+
 pub(super) fn is_a_topic(name: &str) -> Status {
     let message = format!(
         "{name:?} is a topic and keeps no messages; name one of the queues that are bound to it (skein topic show \
@@ -83,7 +88,9 @@ pub(super) fn reason_of(status: &Status) -> Option<Reason> {
 }
 
 pub(super) fn group_not_found(queue: &str, group: &str) -> Status {
-    let message = format!("queue {queue:?} has no group {group:?}; create it, or consume with it once");
+    let message = format!(
+        "queue {queue:?} has no group {group:?}; a group is there once it is created, or somebody has consumed with it"
+    );
     status(Code::NotFound, Reason::GroupNotFound, message)
 }
 

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use openraft::{Instant as _, async_runtime::watch::WatchReceiver as _, errors::Fatal};
+use openraft::{Instant as _, ServerState, async_runtime::watch::WatchReceiver as _, errors::Fatal};
 use skein_proto::ids::{NodeId, ShardId};
 use tokio::sync::{mpsc, watch};
 
@@ -60,7 +60,10 @@ impl LeadershipWatch {
         loop {
             let (term, leader) = {
                 let metrics = metrics.borrow_watched();
-                (metrics.vote.leader_id.term, metrics.current_leader.map(NodeId::new))
+                // openraft takes the leader from the vote, which a leader still has when it has died and is back.
+                let leads_itself = metrics.state == ServerState::Leader;
+                let leader = metrics.current_leader.map(NodeId::new);
+                (metrics.vote.leader_id.term, leader.filter(|leader| *leader != self.node || leads_itself))
             };
             leads = match leads {
                 _ if leader != Some(self.node) => None,
