@@ -13,6 +13,7 @@ use crate::{
     consumer::{Consumer, Delivery},
     error::{Error, RedriveError},
     message::Message,
+    position::Position,
     queues::Queue,
 };
 
@@ -74,6 +75,8 @@ impl<F: FnMut(RedriveProgress)> Redrive<F> {
     }
 
     pub(super) async fn run(mut self) -> Result<RedriveProgress, RedriveError> {
+        let queue = self.dead_letter_queue.name.clone();
+        let is_new = self.client.create_group(&queue, REDRIVE_GROUP, Position::First).await?;
         let mut consumer = self
             .client
             .consumer(&self.dead_letter_queue.name, REDRIVE_GROUP)
@@ -85,6 +88,10 @@ impl<F: FnMut(RedriveProgress)> Redrive<F> {
         self.save_worn().await;
         // Acks what was moved, and gives back the rest.
         consumer.close().await;
+        if is_new && self.progress.moved_count == 0 {
+            // It would keep every message of a queue that may hold no dead letters at all.
+            self.client.delete_group(&queue, REDRIVE_GROUP).await?;
+        }
         moved.map(|()| self.progress)
     }
 

@@ -105,12 +105,17 @@ impl Presence {
 
     async fn attend_to(self: Arc<Self>, node: NodeId) {
         let mut broke_off_at = None;
+        let mut was_silent = false;
         loop {
-            let lost = self.listen(node).await;
+            let lost = self.listen(node, &mut was_silent).await;
             self.note(node, None);
             match lost {
                 Lost::BrokeOff => broke_off_at = Some(self.clock.monotonic()),
-                Lost::Silent => broke_off_at = None,
+                Lost::Silent => {
+                    broke_off_at = None;
+                    was_silent = true;
+                    tracing::warn!(%node, "the node says nothing any more: it stands still, or is cut off");
+                }
                 Lost::NotThere => {}
             }
             let now = self.clock.monotonic();
@@ -128,8 +133,8 @@ impl Presence {
         }
     }
 
-    /// Listens to a node until nothing comes any more.
-    async fn listen(&self, node: NodeId) -> Lost {
+    /// Listens to a node until nothing comes any more. Says so when one is there again that was silent.
+    async fn listen(&self, node: NodeId, was_silent: &mut bool) -> Lost {
         let Some(mut client) = self.connections.peer(node) else { return Lost::NotThere };
         let opened = client.attend(AttendRequest {});
         let mut beats = match tokio::time::timeout(SILENCE_MAX, opened).await {
@@ -148,6 +153,9 @@ impl Presence {
             match tokio::time::timeout(SILENCE_MAX, beats.message()).await {
                 Ok(Ok(Some(beat))) => {
                     was_there = true;
+                    if std::mem::take(was_silent) {
+                        tracing::info!(%node, "the node is heard again");
+                    }
                     self.connections.note_heard(node, self.clock.monotonic());
                     self.note(node, Some(beat.low_on_disk));
                 }

@@ -24,8 +24,8 @@ fn hint(reason: Reason) -> Option<&'static str> {
     match reason {
         Reason::QueueNotFound => Some("see `skein queue list`"),
         Reason::TopicNotFound => Some("see `skein topic list`"),
-        Reason::QueueExists => Some("see its settings with `skein queue show NAME`"),
-        Reason::GroupNotFound => Some("see the groups with `skein queue show NAME`"),
+        Reason::QueueExists => Some("`skein queue show` has its settings"),
+        Reason::GroupNotFound => Some("`skein queue show` has the groups of a queue"),
         Reason::NoLeader | Reason::NotLeader => Some("see `skein cluster status`, and try again"),
         _ => None,
     }

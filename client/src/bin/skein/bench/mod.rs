@@ -179,7 +179,7 @@ async fn measure(
     destinations: &[String],
     output: &Output,
 ) -> anyhow::Result<Report> {
-    let mut processes = Processes::new(&args.pids);
+    let mut processes = Processes::new(&args.pids)?;
     let mut load = Load::start(connect, args, queues, destinations).await?;
     let started = Instant::now();
     let before = processes.sample().context("cannot read the processes given by --pids")?;

@@ -33,8 +33,11 @@ pub(super) struct Usage {
 }
 
 impl Processes {
-    pub(super) fn new(pids: &[u32]) -> Self {
-        Self { pids: pids.to_vec(), rss_bytes_max: 0 }
+    pub(super) fn new(pids: &[u32]) -> anyhow::Result<Self> {
+        for pid in pids {
+            Sample::read(*pid).with_context(|| format!("process {pid} cannot be watched"))?;
+        }
+        Ok(Self { pids: pids.to_vec(), rss_bytes_max: 0 })
     }
 
     /// Looks at the processes. Those that are gone are passed over.
@@ -110,9 +113,11 @@ mod tests {
 
     #[test]
     fn this_process_uses_memory_and_a_dead_one_nothing() {
-        let mut processes = Processes::new(&[std::process::id()]);
+        let mut processes = Processes::new(&[std::process::id()]).unwrap();
         assert!(processes.sample().unwrap().rss_bytes > 0);
-        let mut gone = Processes::new(&[u32::MAX]);
+        let mut gone = Processes { pids: vec![u32::MAX], rss_bytes_max: 0 };
         assert_eq!(gone.sample().unwrap(), Sample::default());
+        let refused = Processes::new(&[u32::MAX]).unwrap_err();
+        assert!(format!("{refused:#}").starts_with("process 4294967295 cannot be watched: "), "{refused:#}");
     }
 }
