@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use skein_proto::{
     broker::Reason,
     ids::{Offset, ProducerId, Sequence},
@@ -85,6 +85,45 @@ impl Client {
         Ok(Offset::new(confirm.first_offset))
     }
 
+    /// Publishes a batch to each of several queues, all or none, and returns the offset of the first message in each.
+    /// The queues are in the same shard: see [`Client::create_colocated_queue`]. A retry inside does not publish them
+    /// twice.
+    ///
+    /// # Errors
+    /// When there are no batches or more than 16, a queue does not exist, is named twice, or is in another shard than
+    /// the first ([`Reason::NotColocated`]), has partitions or a deduplication window; when a batch is empty or too
+    /// large, a queue is full, or the cluster does not answer. Only in that last case may they have been published.
+    pub async fn send_together<Q: Into<String>>(
+        &self,
+        batches: impl IntoIterator<Item = (Q, Vec<Message>)>,
+    ) -> Result<Vec<Offset>, Error> {
+        let batches = batches.into_iter().map(|(queue, messages)| {
+            Ok(node::QueueBatch { queue: queue.into(), batch: encode_batch(messages)? })
+        });
+        let mut batches = batches.collect::<Result<Vec<_>, Error>>()?.into_iter();
+        let Some(node::QueueBatch { queue, batch }) = batches.next() else {
+            let sentence = "there is no batch to publish; give at least one";
+            return Err(Error::NotAccepted(Cause::new(Code::InvalidArgument, Reason::BatchEmpty, sentence)));
+        };
+        let shard = self.shard_of(&queue).await?;
+        let request = node::SendRequest {
+            queue,
+            producer_id: random_producer_id(),
+            sequence: Sequence::FIRST.get(),
+            batch,
+            also: batches.collect(),
+            ..node::SendRequest::default()
+        };
+        let answer = self
+            .call(Repeat::Always, Some(shard), |channel| {
+                let request = request.clone();
+                async move { broker(channel).send(request).await }
+            })
+            .await?;
+        let confirms = answer.confirm.into_iter().chain(answer.also);
+        Ok(confirms.map(|confirm| Offset::new(confirm.first_offset)).collect())
+    }
+
     /// Publishes messages that belong to the same partition. When there come to be more, they may not any longer.
     async fn send_to_partition(
         &self,
@@ -129,25 +168,16 @@ impl Client {
         messages: Vec<Message>,
         sending: Sending,
     ) -> Result<node::Confirm, Error> {
-        let mut batch = BytesMut::new();
-        if messages.len() > limits::BATCH_MESSAGES_MAX {
-            return Err(batch_too_large());
-        }
-        for message in messages {
-            let message = EncodableMessage::new(message);
-            if batch.len() + message.batch_bytes() > limits::BATCH_BYTES_MAX {
-                return Err(batch_too_large());
-            }
-            message.append_to(&mut batch);
-        }
+        let batch = encode_batch(messages)?;
         let request = node::SendRequest {
             queue: destination.to_owned(),
             producer_id: sending.producer_id.map_or_else(random_producer_id, ProducerId::get),
             sequence: Sequence::FIRST.get(),
-            batch: batch.freeze(),
+            batch,
             mandatory: sending.mandatory,
             ignore_message_ids: sending.is_moved,
             partitions: sending.partitions,
+            also: Vec::new(),
         };
         let shard = self.shard_to_publish_to(destination).await?;
         let answer = self
@@ -324,6 +354,21 @@ fn partition_of(messages: &[Message], partitions: u32) -> Result<u32, Error> {
         return Err(Error::NotAccepted(Cause::new(Code::InvalidArgument, Reason::Partitioned, sentence)));
     }
     Ok(first.unwrap_or_else(|| rand::random_range(0..partitions)))
+}
+
+fn encode_batch(messages: Vec<Message>) -> Result<Bytes, Error> {
+    if messages.len() > limits::BATCH_MESSAGES_MAX {
+        return Err(batch_too_large());
+    }
+    let mut batch = BytesMut::new();
+    for message in messages {
+        let message = EncodableMessage::new(message);
+        if batch.len() + message.batch_bytes() > limits::BATCH_BYTES_MAX {
+            return Err(batch_too_large());
+        }
+        message.append_to(&mut batch);
+    }
+    Ok(batch.freeze())
 }
 
 fn batch_too_large() -> Error {

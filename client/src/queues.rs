@@ -79,8 +79,35 @@ impl Client {
     /// When a queue of that name exists with other settings, a name or setting is not allowed, or the cluster does
     /// not answer.
     pub async fn create_queue(&self, name: &str, settings: QueueSettings) -> Result<bool, Error> {
-        let request =
-            broker::CreateQueueRequest { name: name.to_owned(), settings: Some(settings.try_into_wire()?) };
+        self.create_queue_at(name, settings, "").await
+    }
+
+    /// Creates a queue in the shard of another one, and otherwise like [`Client::create_queue`]:
+    /// [`Client::send_together`] publishes to both at once.
+    ///
+    /// # Errors
+    /// Like [`Client::create_queue`], when the other queue does not exist or has partitions, and when a queue of that
+    /// name exists in another shard ([`Reason::NotColocated`]).
+    pub async fn create_colocated_queue(
+        &self,
+        name: &str,
+        settings: QueueSettings,
+        with: &str,
+    ) -> Result<bool, Error> {
+        self.create_queue_at(name, settings, with).await
+    }
+
+    async fn create_queue_at(
+        &self,
+        name: &str,
+        settings: QueueSettings,
+        colocated_with: &str,
+    ) -> Result<bool, Error> {
+        let request = broker::CreateQueueRequest {
+            name: name.to_owned(),
+            settings: Some(settings.try_into_wire()?),
+            colocated_with: colocated_with.to_owned(),
+        };
         let answer = self
             .call(Repeat::Always, None, |channel| {
                 let request = request.clone();

@@ -81,6 +81,9 @@ pub fn is_valid_name(name: &str) -> bool {
 /// The most bytes of filters that the bindings of one topic have, with 16 more for each.
 pub const TOPIC_FILTER_BYTES_MAX: usize = 2 << 20;
 
+/// The most queues that one call publishes to. They are in one shard, and their batches in one entry of its log.
+pub const TOGETHER_QUEUES_MAX: usize = 16;
+
 /// The most partitions of a queue. Each is a queue; a few times as many as there are processors are enough.
 pub const PARTITIONS_MAX: u32 = 256;
 

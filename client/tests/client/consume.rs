@@ -57,7 +57,7 @@ impl broker_server::Broker for Node {
         if holds_confirms {
             released.await;
         }
-        Ok(Response::new(node::SendResponse { confirm: Some(confirm) }))
+        Ok(Response::new(node::SendResponse { confirm: Some(confirm), also: Vec::new() }))
     }
 
     async fn receive(

@@ -11,7 +11,7 @@ impl queues_server::Queues for Node {
         &self,
         request: Request<broker::CreateQueueRequest>,
     ) -> Result<Response<broker::CreateQueueResponse>, Status> {
-        let broker::CreateQueueRequest { name, settings } = request.into_inner();
+        let broker::CreateQueueRequest { name, settings, .. } = request.into_inner();
         let settings = settings.unwrap_or_default();
         let created = {
             let mut state = self.shared.state();

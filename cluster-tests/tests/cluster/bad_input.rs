@@ -36,7 +36,7 @@ const BAD_NAMES: [&str; 6] = ["", "-first", ".hidden", "with space", "ümlaut", 
 
 async fn prepared(scenario: &Scenario) -> Result<Channel> {
     let channel = scenario.cluster.channel(1)?;
-    let request = CreateQueueRequest { name: QUEUE.to_owned(), settings: None };
+    let request = CreateQueueRequest { name: QUEUE.to_owned(), ..CreateQueueRequest::default() };
     QueuesClient::new(channel.clone()).create_queue(request).await?;
     Ok(channel)
 }
@@ -127,7 +127,7 @@ async fn queues_and_groups_refuse_what_makes_no_sense() {
         let mut queues = QueuesClient::new(prepared(scenario).await?);
         let too_long = "q".repeat(limits::NAME_BYTES_MAX + 1);
         for name in BAD_NAMES.into_iter().chain([too_long.as_str()]) {
-            let request = CreateQueueRequest { name: name.to_owned(), settings: None };
+            let request = CreateQueueRequest { name: name.to_owned(), ..CreateQueueRequest::default() };
             let what = format!("creating the queue {name:?}");
             refused(&what, queues.create_queue(request).await, Code::InvalidArgument, Reason::InvalidName)?;
             let request = CreateGroupRequest {
@@ -154,8 +154,11 @@ async fn queues_and_groups_refuse_what_makes_no_sense() {
         let answer = queues.get_group(request).await;
         refused("get unknown group", answer, Code::NotFound, Reason::GroupNotFound)?;
 
-        let with =
-            |name: &str, settings| CreateQueueRequest { name: name.to_owned(), settings: Some(settings) };
+        let with = |name: &str, settings| CreateQueueRequest {
+            name: name.to_owned(),
+            settings: Some(settings),
+            ..CreateQueueRequest::default()
+        };
         let dead_letter =
             |queue: &str| QueueSettings { dead_letter_queue: queue.to_owned(), ..Default::default() };
         let answer = queues.create_queue(with("a", dead_letter("unknown"))).await;

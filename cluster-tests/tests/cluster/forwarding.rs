@@ -34,7 +34,7 @@ async fn answer<T>(answers: &mut Streaming<T>) -> Result<T> {
 /// A queue, and a node that does not lead it.
 async fn follower(scenario: &Scenario) -> Result<Channel> {
     let any = scenario.cluster.channel(1)?;
-    let request = CreateQueueRequest { name: QUEUE.to_owned(), settings: None };
+    let request = CreateQueueRequest { name: QUEUE.to_owned(), ..CreateQueueRequest::default() };
     QueuesClient::new(any).create_queue(request).await?;
     let leader = scenario.cluster.leader_of(QUEUE).await?;
     let mut followers = scenario.cluster.node_ids().into_iter().filter(|node_id| *node_id != leader);

@@ -23,5 +23,6 @@ mod shop;
 mod space;
 mod stalled;
 mod succession;
+mod together;
 mod topics;
 mod turns;

@@ -22,6 +22,7 @@ mod route;
 mod services;
 mod settings;
 mod status;
+mod together;
 mod topics;
 mod wanted;
 

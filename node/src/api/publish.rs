@@ -91,7 +91,7 @@ impl Api {
         let pending = self.submit(&group, queue, submission).await?;
         let outcome = pending.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
         let confirm = confirm(sequence, outcome, &queue.name)?;
-        Ok(SendResponse { confirm: Some(confirm) })
+        Ok(SendResponse { confirm: Some(confirm), also: Vec::new() })
     }
 
     /// Serves a publish stream for a queue whose shard this node leads.

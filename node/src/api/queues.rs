@@ -43,14 +43,33 @@ impl Api {
     ) -> Result<CreateQueueResponse, Status> {
         names::check_queue_name(&request.name)?;
         let settings = settings::check(&request.name, request.settings.unwrap_or_default())?;
+        let colocated_with = request.colocated_with;
+        if !colocated_with.is_empty() && settings.partitions > 0 {
+            let message = "colocated_with and partitions do not go together: partitions are in different shards; leave \
+                           one of them out";
+            return Err(status::invalid_setting(message));
+        }
         let command = CatalogCommand::CreateQueue {
             name: request.name.clone(),
             settings: settings.clone(),
             shard_count: self.shard_count,
+            colocated_with: Some(colocated_with.clone()).filter(|other| !other.is_empty()),
         };
         let created = match self.propose_to_catalog(&command).await? {
             CatalogOutcome::Created { .. } => true,
-            CatalogOutcome::Exists { .. } => false,
+            CatalogOutcome::Exists { shard, .. } => {
+                let other = self.known_queue(&colocated_with);
+                if let Some(other) = other.filter(|other| other.shard != shard) {
+                    return Err(status::exists_elsewhere(&request.name, shard, &other.name, other.shard));
+                }
+                false
+            }
+            CatalogOutcome::NotFound => {
+                return Err(match self.known_partitions(&colocated_with) {
+                    Some(partitions) => status::is_partitioned(&colocated_with, partitions),
+                    None => status::queue_not_found(&colocated_with),
+                });
+            }
             outcome => return Err(self.refused_by_catalog(&outcome, &request.name, &settings)),
         };
         Ok(CreateQueueResponse { queue: Some(self.wait_all_open(&request.name).await?), created })

@@ -209,6 +209,15 @@ impl Broker for BrokerService {
         let grown_by = if route::is_dead_letter(&request) { ORIGIN_BYTES_MAX } else { 0 };
         let request = request.into_inner();
         let api = self.0.api()?;
+        if !request.also.is_empty() {
+            let queue = api.find_queue(&request.queue).await?;
+            return match api.route(queue.shard, forwarded).await? {
+                Route::Local => api.send_together(&queue, request).await.map(Response::new),
+                Route::Remote(channel) => {
+                    forward::broker(channel).send(route::forwarded(request)).await.map_err(forward::failed)
+                }
+            };
+        }
         if api.partition_names(&request.queue).await.is_some() {
             return self.send_to_partition(request).await.map(Response::new);
         }

@@ -2,7 +2,10 @@
 //! to do.
 
 pub(super) use skein_proto::node::Reason;
-use skein_proto::{REASON_TRAILER, ids::NodeId};
+use skein_proto::{
+    REASON_TRAILER,
+    ids::{NodeId, ShardId},
+};
 use tonic::{
     Code, Status,
     metadata::{MetadataMap, MetadataValue},
@@ -61,6 +64,15 @@ pub(super) fn is_a_partition(name: &str, of: &str) -> Status {
     status(Code::FailedPrecondition, Reason::Partitioned, message)
 }
 
+/// A queue that was to be created in another one's shard exists, and is in a shard of its own.
+pub(super) fn exists_elsewhere(name: &str, shard: ShardId, other: &str, of_other: ShardId) -> Status {
+    let message = format!(
+        "queue {name:?} exists in shard {shard}, and {other:?} is in shard {of_other}; queues stay where they are, so \
+         delete one of them and create it again, or give this one another name"
+    );
+    status(Code::AlreadyExists, Reason::NotColocated, message)
+}
+
 pub(super) fn partitions_changed(queue: &str) -> Status {
     let message = format!(
         "there are more partitions now than the publisher to {queue:?} spreads messages over, and nothing was stored; \
@@ -116,7 +128,7 @@ pub(super) fn wrong_first_message(message: &str) -> Status {
     status(Code::InvalidArgument, Reason::WrongFirstMessage, message)
 }
 
-pub(super) fn no_leader(shard: skein_proto::ids::ShardId) -> Status {
+pub(super) fn no_leader(shard: ShardId) -> Status {
     let message = format!("shard {shard} has no leader that this node can reach; try again in a moment");
     status(Code::Unavailable, Reason::NoLeader, message)
 }

@@ -74,8 +74,8 @@ impl Catalog {
         commands
             .iter()
             .map(|command| match command {
-                CatalogCommand::CreateQueue { name, settings, shard_count } => {
-                    self.create_queue(name, settings, *shard_count)
+                CatalogCommand::CreateQueue { name, settings, shard_count, colocated_with } => {
+                    self.create_queue(name, settings, *shard_count, colocated_with.as_deref())
                 }
                 CatalogCommand::UpdateQueue { name, expected, settings, shard_count } => {
                     self.update_queue(name, expected, settings, *shard_count)
@@ -242,7 +242,13 @@ impl Catalog {
         Ok(catalog)
     }
 
-    fn create_queue(&mut self, name: &str, settings: &Settings, shard_count: u32) -> CatalogOutcome {
+    fn create_queue(
+        &mut self,
+        name: &str,
+        settings: &Settings,
+        shard_count: u32,
+        colocated_with: Option<&str>,
+    ) -> CatalogOutcome {
         if let Some(queue) = self.partitioned_queue_of(name) {
             return CatalogOutcome::IsPartition { of: queue.to_owned() };
         }
@@ -263,21 +269,25 @@ impl Catalog {
         if settings.partitions > 0 {
             return self.create_partitions(name, settings, shard_count);
         }
+        let shard = match colocated_with.map(|other| self.queues.get(other)) {
+            Some(None) => return CatalogOutcome::NotFound,
+            Some(Some(other)) => other.shard,
+            None => self.place(shard_count),
+        };
         self.revision += 1;
-        let (queue, shard) = self.add_queue(name, settings, shard_count);
+        let queue = self.add_queue(name, settings, shard);
         CatalogOutcome::Created { queue, shard }
     }
 
-    /// Places a queue that was created at this revision.
-    fn add_queue(&mut self, name: &str, settings: &Settings, shard_count: u32) -> (QueueId, ShardId) {
-        let shard = self.place(shard_count);
+    /// Adds a queue that is created at this revision.
+    fn add_queue(&mut self, name: &str, settings: &Settings, shard: ShardId) -> QueueId {
         let queue = self.next_queue;
         self.next_queue = QueueId::new(queue.get() + 1);
         let settings = settings.clone();
         let created = CatalogQueue { queue, shard, settings, settings_revision: self.revision };
         self.changed.insert(queue, Some(created.record(name)));
         self.insert(name.to_owned(), created);
-        (queue, shard)
+        queue
     }
 
     fn update_queue(

@@ -71,6 +71,13 @@ pub enum Command {
         /// As in [`Command::Publish`].
         partitions: u32,
     },
+    /// Appends a batch to each of several queues, or nothing to any of them.
+    PublishTogether {
+        /// As in [`Command::Publish`], and the same for all of them.
+        producer: Option<(ProducerId, Sequence)>,
+        /// What goes to each queue. Each is named once.
+        parts: Vec<PublishPart>,
+    },
     /// Creates a consumer group, unless one of that name exists.
     CreateGroup {
         /// The queue that it reads.
@@ -136,6 +143,19 @@ pub enum Command {
         /// The last of those that were moved.
         up_to: Sequence,
     },
+}
+
+/// A batch for one of several queues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishPart {
+    /// The queue to append to.
+    pub queue: QueueId,
+    /// How many messages are in the batch.
+    pub count: u32,
+    /// Where the batch lies in the entry that carries the command.
+    pub block: BlockSpan,
+    /// As in [`Command::Publish`].
+    pub runs: Vec<BatchRun>,
 }
 
 /// A message that is looked at by itself.
@@ -204,6 +224,8 @@ pub enum CatalogCommand {
         settings: Settings,
         /// Shards 1 to this one carry messages; 0 is taken for 1.
         shard_count: u32,
+        /// The name of a queue in whose shard it is to be; nothing for wherever the fewest are.
+        colocated_with: Option<String>,
     },
     /// Lets a queue behave differently.
     UpdateQueue {

@@ -27,7 +27,9 @@ mod topics;
 
 pub use blocks::{Block, BlockSlice, PAGE_BLOCKS};
 pub use catalog::{Catalog, CatalogQueue};
-pub use command::{BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, Position, Return, Routed};
+pub use command::{
+    BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, Position, PublishPart, Return, Routed,
+};
 pub use event::Event;
 pub use group::{DeadLetter, DeadLetterRun, GiveUpReason, GivenUp, Group, Returned};
 pub use live::{Live, LivePart};

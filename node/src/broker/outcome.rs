@@ -2,7 +2,7 @@
 
 use skein_proto::ids::{GroupId, Offset, QueueId, Sequence, ShardId};
 
-use super::{NodeOutcome, Settings};
+use super::{NodeOutcome, PublishedBatch, Settings};
 
 /// What became of a [`Command`](super::Command).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,20 @@ pub enum Outcome {
     },
     /// The batch was appended so long ago that its offsets are forgotten; nothing was appended.
     SequenceTooOld,
+    /// A batch was appended to each of several queues, or had been before.
+    PublishedTogether {
+        /// Where each of them is, in the order of the queues.
+        batches: Vec<PublishedBatch>,
+        /// They had been appended before.
+        duplicate: bool,
+    },
+    /// One of several queues refuses its batch; nothing was appended to any of them.
+    RefusedTogether {
+        /// The place of the queue among them.
+        place: usize,
+        /// What becomes of its batch.
+        because: Box<Outcome>,
+    },
     /// The queue keeps as much as it may; nothing was appended.
     QueueFull,
     /// There are more partitions than the publisher chose among; nothing was appended.

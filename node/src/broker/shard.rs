@@ -5,11 +5,11 @@ use std::{
     ops::Range,
 };
 
-use skein_proto::ids::{GroupId, Offset, QueueId};
+use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
 use super::{
-    BlockSlice, Command, EntryMeta, Event, Live, LivePart, Outcome, Position, Queue, QueuePart, Record,
-    RecordKey, RestoreError, Returned, Settings, ShardRecord,
+    BlockSlice, Command, EntryMeta, Event, Live, LivePart, Outcome, Position, PublishPart, PublishedBatch,
+    Queue, QueuePart, Record, RecordKey, RestoreError, Returned, Settings, ShardRecord,
     closed_queues::ClosedQueues,
     group::TakenBack,
     live::LiveTally,
@@ -226,6 +226,7 @@ impl Shard {
                 let each = Each { producer, routed, messages, partitions };
                 self.append(*queue, batch, |queue| queue.publish_each(each, batch))
             }
+            Command::PublishTogether { producer, parts } => self.publish_together(index, *producer, parts),
             Command::CreateGroup { queue, name, start, filter } => {
                 self.create_group(*queue, name, *start, filter)
             }
@@ -300,6 +301,43 @@ impl Shard {
         let taken = queue.enforce_limits(time_ms);
         self.note_dropped(id, taken);
         Outcome::Trimmed
+    }
+
+    /// Lets each of several queues take its batch, when all of them would.
+    fn publish_together(
+        &mut self,
+        index: u64,
+        producer: Option<(ProducerId, Sequence)>,
+        parts: &[PublishPart],
+    ) -> Outcome {
+        let at = (index, self.time_ms, self.elapsed_ms);
+        let mut known = Vec::with_capacity(parts.len());
+        for (place, part) in parts.iter().enumerate() {
+            let checked = match self.change_queue(part.queue) {
+                Some(queue) => queue.check_publish(producer, &batch_of(part, at)),
+                None => Err(Outcome::QueueNotFound),
+            };
+            match checked {
+                Ok(before) => known.push(before),
+                Err(because) => return Outcome::RefusedTogether { place, because: Box::new(because) },
+            }
+        }
+        // What one queue knows all of them had, though another one may have forgotten by now.
+        if known.iter().any(Option::is_some) {
+            let forgotten = PublishedBatch { first: Offset::ZERO, count: 0 };
+            let batches = known.into_iter().map(|before| before.unwrap_or(forgotten)).collect();
+            return Outcome::PublishedTogether { batches, duplicate: true };
+        }
+        let mut batches = Vec::with_capacity(parts.len());
+        for part in parts {
+            let batch = batch_of(part, at);
+            let outcome = self.append(part.queue, batch, |queue| queue.publish(producer, 0, batch));
+            let Outcome::Published { first_offset: first, count, .. } = outcome else {
+                unreachable!("a queue took a batch back that it had found good: {outcome:?}");
+            };
+            batches.push(PublishedBatch { first, count });
+        }
+        Outcome::PublishedTogether { batches, duplicate: false }
     }
 
     /// Lets a queue take a batch, and then keep to its limits.
@@ -418,4 +456,9 @@ impl Shard {
             closed_queues: self.closed_queues.record(),
         })
     }
+}
+
+fn batch_of(part: &PublishPart, (index, time_ms, elapsed_ms): (u64, u64, u64)) -> Batch<'_> {
+    let PublishPart { block: span, count, runs, .. } = part;
+    Batch { index, time_ms, elapsed_ms, span: *span, count: *count, runs }
 }

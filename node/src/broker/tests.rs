@@ -14,7 +14,7 @@ use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 use self::model::Model;
 use super::{
     BatchRun, BlockSpan, Command, EachMessage, EntryMeta, IdHash, Outcome, Overflow, PRODUCER_IDLE_MAX_MS,
-    Position, Properties, Record, RecordKey, Retention, Return, Routed, Settings, Shard,
+    Position, Properties, PublishPart, Record, RecordKey, Retention, Return, Routed, Settings, Shard,
 };
 use crate::offsets::OffsetRange;
 
@@ -169,6 +169,24 @@ fn publish() -> impl Strategy<Value = Command> {
     })
 }
 
+/// Each queue once.
+fn publish_together() -> impl Strategy<Value = Command> {
+    vec(publish(), 1..4).prop_map(|publishes| {
+        let mut parts: Vec<PublishPart> = Vec::new();
+        let mut producer = None;
+        for publish in publishes {
+            let Command::Publish { queue, producer: of_this, count, block, runs, .. } = publish else {
+                continue;
+            };
+            producer = producer.or(of_this);
+            if parts.iter().all(|part| part.queue != queue) {
+                parts.push(PublishPart { queue, count, block, runs });
+            }
+        }
+        Command::PublishTogether { producer, parts }
+    })
+}
+
 fn publish_each() -> impl Strategy<Value = Command> {
     let producer = prop::option::of((1..3_u64, 1..8_u64))
         .prop_map(|producer| producer.map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))));
@@ -208,6 +226,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => queue_id().prop_map(|queue| Command::PurgeQueue { queue }),
         20 => publish(),
         10 => publish_each(),
+        4 => publish_together(),
         4 => (queue_id(), "[abc]", position(), vec(0..3_u8, 0..2))
             .prop_map(|(queue, name, start, filter)| Command::CreateGroup { queue, name, start, filter }),
         1 => (queue_id(), group_id(), vec(0..3_u8, 0..2))

@@ -17,7 +17,7 @@ use super::{
     wire::{AppendRequest, SnapshotPiece, StoredRecord},
 };
 use crate::{
-    broker::{Catalog, Command, Record, RecordKey, Shard},
+    broker::{Catalog, Command, PublishPart, Record, RecordKey, Shard},
     checkpoint::Loaded,
     log::{self, Entry},
 };
@@ -70,6 +70,13 @@ fn propose(command: &Command, payload: &Bytes) -> Proposed {
             let batch = payload.slice(start..start + block.length as usize);
             Proposed::publish_each(*queue, *producer, batch, messages, *routed, *partitions)
         }
+        Command::PublishTogether { producer, parts } => {
+            let batches = parts.iter().map(|PublishPart { queue, count, block, runs }| {
+                let start = block.position as usize;
+                (*queue, *count, payload.slice(start..start + block.length as usize), runs.clone())
+            });
+            Proposed::publish_together(*producer, batches.collect())
+        }
         _ => Proposed::shard(command),
     }
 }
@@ -80,6 +87,9 @@ fn without_places(mut entry: DecodedEntry) -> DecodedEntry {
         for command in commands {
             if let Command::Publish { block, .. } | Command::PublishEach { block, .. } = command {
                 block.position = 0;
+            }
+            if let Command::PublishTogether { parts, .. } = command {
+                parts.iter_mut().for_each(|part| part.block.position = 0);
             }
         }
     }

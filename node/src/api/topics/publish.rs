@@ -74,7 +74,7 @@ impl Api {
         let SendRequest { queue: topic, producer_id, sequence, batch, mandatory, .. } = request;
         let mut router = TopicRouter::new(self, topic, producer_id, mandatory);
         let confirm = router.pass_on(sequence, batch).await?.await?;
-        Ok(SendResponse { confirm: Some(confirm) })
+        Ok(SendResponse { confirm: Some(confirm), also: Vec::new() })
     }
 
     /// Serves a publish stream for a topic, on whichever node.

@@ -37,12 +37,11 @@ impl Catalog {
             return refused;
         }
         self.revision += 1;
-        let first = self.add_queue(&partitions::name(name, 0), settings, shard_count);
-        for partition in 1..settings.partitions {
-            self.add_queue(&partitions::name(name, partition), settings, shard_count);
+        self.add_partitions(name, 0, settings, shard_count);
+        match self.queues.get(&partitions::name(name, 0)) {
+            Some(&CatalogQueue { queue, shard, .. }) => CatalogOutcome::Created { queue, shard },
+            None => CatalogOutcome::NotFound,
         }
-        let (queue, shard) = first;
-        CatalogOutcome::Created { queue, shard }
     }
 
     pub(super) fn update_partitions(
@@ -59,14 +58,20 @@ impl Catalog {
         for partition in 0..existing {
             self.change_settings(&partitions::name(name, partition), settings);
         }
-        for partition in existing..settings.partitions {
-            self.add_queue(&partitions::name(name, partition), settings, shard_count);
-        }
+        self.add_partitions(name, existing, settings, shard_count);
         match self.queues.get(&partitions::name(name, 0)) {
             Some(&CatalogQueue { queue, shard, settings_revision: revision, .. }) => {
                 CatalogOutcome::Updated { queue, shard, revision }
             }
             None => CatalogOutcome::NotFound,
+        }
+    }
+
+    /// Each goes where the fewest queues are, and so to another shard than the one before.
+    fn add_partitions(&mut self, name: &str, existing: u32, settings: &Settings, shard_count: u32) {
+        for partition in existing..settings.partitions {
+            let shard = self.place(shard_count);
+            self.add_queue(&partitions::name(name, partition), settings, shard);
         }
     }
 

@@ -82,6 +82,24 @@ impl Queue {
         Outcome::Published { first_offset: first, count: batch.count, duplicate: false }
     }
 
+    /// Where a batch is that was appended before; nothing when [`Queue::publish`] would append it now.
+    pub(in crate::broker) fn check_publish(
+        &mut self,
+        producer: Option<(ProducerId, Sequence)>,
+        batch: &Batch<'_>,
+    ) -> Result<Option<PublishedBatch>, Outcome> {
+        if let Some((id, sequence)) = producer {
+            match self.check_sequence(id, sequence, batch.elapsed_ms) {
+                None => {}
+                Some(Outcome::Published { first_offset: first, count, .. }) => {
+                    return Ok(Some(PublishedBatch { first, count }));
+                }
+                Some(refused) => return Err(refused),
+            }
+        }
+        if self.has_room(batch) { Ok(None) } else { Err(Outcome::QueueFull) }
+    }
+
     /// What becomes of a batch that is not the next one of its producer.
     fn check_sequence(&mut self, id: ProducerId, sequence: Sequence, elapsed_ms: u64) -> Option<Outcome> {
         match self.producers.check(id, sequence, elapsed_ms) {

@@ -16,6 +16,7 @@ fn create(name: &str, dead_letter_queue: Option<&str>) -> CatalogCommand {
         name: name.into(),
         settings: settings(2, dead_letter_queue),
         shard_count: 2,
+        colocated_with: None,
     }
 }
 
@@ -221,7 +222,7 @@ fn two_queues_of_one_name_are_no_catalog() {
 
 fn partitioned(name: &str, partitions: u32) -> CatalogCommand {
     let settings = Settings { partitions, ..settings(2, None) };
-    CatalogCommand::CreateQueue { name: name.into(), settings, shard_count: 2 }
+    CatalogCommand::CreateQueue { name: name.into(), settings, shard_count: 2, colocated_with: None }
 }
 
 fn grow(name: &str, from: u32, to: u32) -> CatalogCommand {
@@ -272,6 +273,7 @@ fn partitions_come_and_go_together_and_only_become_more() {
 fn no_partition_gives_messages_up_to_itself() {
     let mut catalog = Catalog::new();
     let settings = Settings { partitions: 2, ..settings(2, Some("a/1")) };
-    let create = CatalogCommand::CreateQueue { name: "a".into(), settings, shard_count: 2 };
+    let create =
+        CatalogCommand::CreateQueue { name: "a".into(), settings, shard_count: 2, colocated_with: None };
     check(&mut catalog, [(create, CatalogOutcome::DeadLetterQueueNotFound)]);
 }

@@ -8,10 +8,10 @@ use std::{
     ops::Range,
 };
 
-use skein_proto::ids::QueueId;
+use skein_proto::ids::{Offset, ProducerId, QueueId, Sequence};
 
 use self::queue::ModelQueue;
-use crate::broker::{Block, BlockSpan, Command, Live, LivePart, Outcome, Shard};
+use crate::broker::{Block, BlockSpan, Command, Live, LivePart, Outcome, PublishPart, PublishedBatch, Shard};
 
 #[derive(Default)]
 pub(super) struct Model {
@@ -51,11 +51,44 @@ impl Model {
             | Command::Settle { queue, .. }
             | Command::Trim { queue }
             | Command::DeadLettersMoved { queue, .. } => queue,
+            Command::PublishTogether { producer, parts } => {
+                return self.publish_together(index, *producer, parts);
+            }
         };
         match self.queues.get_mut(id) {
             Some(queue) => queue.apply(index, time_ms, command),
             None => Outcome::QueueNotFound,
         }
+    }
+
+    fn publish_together(
+        &mut self,
+        index: u64,
+        producer: Option<(ProducerId, Sequence)>,
+        parts: &[PublishPart],
+    ) -> Outcome {
+        let mut known = Vec::new();
+        for (place, part) in parts.iter().enumerate() {
+            let queue = self.queues.get_mut(&part.queue);
+            match queue.map_or(Err(Outcome::QueueNotFound), |queue| queue.check_publish(producer, part)) {
+                Ok(before) => known.push(before),
+                Err(because) => return Outcome::RefusedTogether { place, because: Box::new(because) },
+            }
+        }
+        let duplicate = known.iter().any(Option::is_some);
+        let time_ms = self.time_ms;
+        let batches = parts.iter().zip(known).map(|(part, before)| {
+            if duplicate {
+                return before.unwrap_or(PublishedBatch { first: Offset::ZERO, count: 0 });
+            }
+            let PublishPart { queue, count, block, runs } = part.clone();
+            let publish = Command::Publish { queue, producer, count, block, runs, partitions: 0 };
+            match self.queues.get_mut(&queue).unwrap().apply(index, time_ms, &publish) {
+                Outcome::Published { first_offset: first, count, .. } => PublishedBatch { first, count },
+                outcome => panic!("{outcome:?}"),
+            }
+        });
+        Outcome::PublishedTogether { batches: batches.collect(), duplicate }
     }
 
     /// All kept blocks.

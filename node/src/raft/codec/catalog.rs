@@ -13,11 +13,12 @@ use crate::broker::CatalogCommand;
 
 pub(super) fn command_to_wire(command: &CatalogCommand) -> WireCommand {
     match command {
-        CatalogCommand::CreateQueue { name, settings, shard_count } => {
+        CatalogCommand::CreateQueue { name, settings, shard_count, colocated_with } => {
             WireCommand::CatalogCreateQueue(wire::CatalogCreateQueue {
                 name: name.clone(),
                 settings: Some(settings_to_wire(settings)),
                 shard_count: *shard_count,
+                colocated_with: colocated_with.clone().unwrap_or_default(),
             })
         }
         CatalogCommand::UpdateQueue { name, expected, settings, shard_count } => {
@@ -61,6 +62,7 @@ pub(super) fn command_from_wire(command: &WireCommand) -> Result<Option<CatalogC
             name: command.name.clone(),
             settings: settings_from_wire(command.settings.clone())?,
             shard_count: command.shard_count,
+            colocated_with: Some(command.colocated_with.clone()).filter(|other| !other.is_empty()),
         },
         WireCommand::CatalogUpdateQueue(command) => CatalogCommand::UpdateQueue {
             name: command.name.clone(),

@@ -1,5 +1,7 @@
 //! The body of a raft entry: the commands that a leader gathered, each batch of messages once.
 
+use std::collections::BTreeSet;
+
 use bytes::{Bytes, BytesMut};
 use prost::{Message as _, encoding};
 use skein_proto::{
@@ -12,7 +14,8 @@ use super::{
     settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
 use crate::broker::{
-    BatchRun, BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, Position, Return, Routed,
+    BatchRun, BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, Position, PublishPart, Return,
+    Routed,
 };
 
 /// The tags of `EntryBody`'s fields. An entry is written field by field, since commands come encoded one by one.
@@ -110,6 +113,25 @@ impl Proposed {
         }))
     }
 
+    /// Batches for several queues, each with its queue, the number of its messages, and its parts.
+    #[must_use]
+    pub fn publish_together(
+        producer: Option<(ProducerId, Sequence)>,
+        batches: Vec<(QueueId, u32, Bytes, Vec<BatchRun>)>,
+    ) -> Self {
+        let producer = producer
+            .map(|(id, sequence)| wire::ProducerBatch { producer_id: id.get(), sequence: sequence.get() });
+        let parts = batches.into_iter().map(|(queue, count, batch, runs)| wire::Publish {
+            queue_id: queue.get(),
+            producer,
+            count,
+            batch,
+            runs: runs.into_iter().map(run_to_wire).collect(),
+            partitions: 0,
+        });
+        Self::of(WireCommand::PublishTogether(wire::PublishTogether { parts: parts.collect() }))
+    }
+
     /// Any other command of a shard with messages.
     ///
     /// # Panics
@@ -118,7 +140,7 @@ impl Proposed {
     #[must_use]
     pub fn shard(command: &Command) -> Self {
         Self::of(match command {
-            Command::Publish { .. } | Command::PublishEach { .. } => {
+            Command::Publish { .. } | Command::PublishEach { .. } | Command::PublishTogether { .. } => {
                 panic!("a publish was to be proposed without its batch")
             }
             Command::OpenQueue { queue, name, settings, revision } => {
@@ -272,6 +294,7 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
             }),
             partitions: command.partitions,
         },
+        WireCommand::PublishTogether(command) => together_from_wire(&command, payload)?,
         WireCommand::CreateGroup(command) => Command::CreateGroup {
             queue: QueueId::new(command.queue_id),
             start: WirePosition { start: command.start, offset: command.offset, time_ms: command.time_ms }
@@ -310,6 +333,25 @@ fn shard_command_from_wire(command: WireCommand, payload: &Bytes) -> Result<Comm
         },
         _ => return Err(DecodeError::MixedCommands),
     })
+}
+
+/// They have the same producer, and no queue comes twice.
+fn together_from_wire(command: &wire::PublishTogether, payload: &Bytes) -> Result<Command, DecodeError> {
+    let producer = command.parts.first().and_then(|part| part.producer);
+    let mut queues = BTreeSet::new();
+    if command.parts.iter().any(|part| part.producer != producer || !queues.insert(part.queue_id)) {
+        return Err(DecodeError::BatchRuns);
+    }
+    let parts = command.parts.iter().map(|part| {
+        Ok(PublishPart {
+            queue: QueueId::new(part.queue_id),
+            count: part.count,
+            block: span_in(payload, &part.batch)?,
+            runs: runs_from_wire(part)?,
+        })
+    });
+    let parts = parts.collect::<Result<_, DecodeError>>()?;
+    Ok(Command::PublishTogether { producer: producer.map(producer_from_wire), parts })
 }
 
 fn producer_from_wire(batch: wire::ProducerBatch) -> (ProducerId, Sequence) {

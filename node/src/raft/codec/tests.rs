@@ -436,3 +436,32 @@ fn commands_of_both_kinds_do_not_mix() {
     let head = EntryHead { leader_time_ms: 0, replicated_index: 0 };
     assert_eq!(decode_entry(&encode_entry(head, &commands)), Err(DecodeError::MixedCommands));
 }
+
+#[test]
+fn batches_for_several_queues_come_back_and_lie_where_they_are_said_to() {
+    let head = EntryHead { leader_time_ms: 5, replicated_index: 6 };
+    let producer = Some((ProducerId::new(7), Sequence::new(1)));
+    let run = |length| BatchRun { count: 1, length, properties: Properties::default(), delay_ms: 9 };
+    let batches = vec![
+        (QueueId::new(1), 2, Bytes::from_static(b"first"), Vec::new()),
+        (QueueId::new(2), 1, Bytes::from_static(b"second"), vec![run(6)]),
+    ];
+    let payload = encode_entry(head, &[Proposed::publish_together(producer, batches.clone())]);
+    let Commands::Shard(commands) = decode_entry(&payload).unwrap().commands else {
+        panic!("of the catalog")
+    };
+    let [Command::PublishTogether { producer: decoded, parts }] = &commands[..] else {
+        panic!("{commands:?}")
+    };
+    assert_eq!(*decoded, producer);
+    assert_eq!(parts.len(), 2);
+    for (part, (queue, count, batch, runs)) in parts.iter().zip(batches) {
+        assert_eq!((part.queue, part.count, &part.runs), (queue, count, &runs));
+        let start = part.block.position as usize;
+        assert_eq!(payload.slice(start..start + part.block.length as usize), batch);
+    }
+    let twice =
+        ["a", "b"].map(|batch| (QueueId::new(1), 1, Bytes::from_static(batch.as_bytes()), Vec::new()));
+    let payload = encode_entry(head, &[Proposed::publish_together(None, twice.to_vec())]);
+    assert_eq!(decode_entry(&payload), Err(DecodeError::BatchRuns));
+}

@@ -91,7 +91,8 @@ pub(crate) fn catalog_entries() -> Vec<Bytes> {
     let create = |name: &str, dead_letter_queue: Option<&str>| {
         let dead_letter_queue = dead_letter_queue.map(str::to_owned);
         let settings = Settings { max_deliveries: 3, dead_letter_queue, ..Settings::default() };
-        Proposed::catalog(&CatalogCommand::CreateQueue { name: name.into(), settings, shard_count: 4 })
+        let (name, shard_count, colocated_with) = (name.into(), 4, None);
+        Proposed::catalog(&CatalogCommand::CreateQueue { name, settings, shard_count, colocated_with })
     };
     let delete =
         |name: &str| Proposed::catalog(&CatalogCommand::DeleteQueue { name: name.into(), queue: None });

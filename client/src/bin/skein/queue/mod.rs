@@ -33,6 +33,9 @@ pub(crate) enum QueueCommand {
         name: String,
         #[command(flatten)]
         settings: SettingsArgs,
+        /// Put it into the shard of this queue, so that one call can publish to both, all or nothing.
+        #[arg(long, value_name = "QUEUE")]
+        colocated_with: Option<String>,
     },
     /// Change settings of a queue; what is not named stays as it is.
     #[command(after_help = UPDATE_EXAMPLES)]
@@ -62,8 +65,12 @@ pub(crate) enum QueueCommand {
 
 pub(crate) async fn run(client: &Client, command: QueueCommand, output: &Output) -> anyhow::Result<()> {
     match command {
-        QueueCommand::Create { name, settings } => {
-            let created = client.create_queue(&name, settings.into_settings()).await?;
+        QueueCommand::Create { name, settings, colocated_with } => {
+            let settings = settings.into_settings();
+            let created = match colocated_with {
+                Some(other) => client.create_colocated_queue(&name, settings, &other).await?,
+                None => client.create_queue(&name, settings).await?,
+            };
             output.result(&json!({ "queue": name, "created": created }), || match created {
                 true => format!("created {name}"),
                 false => format!("{name} exists already, with the same settings"),

@@ -10,7 +10,7 @@ use super::group::{ModelGroup, State, UNTOUCHED};
 use crate::{
     broker::{
         BatchRun, Block, BlockSlice, BlockSpan, Command, GiveUpReason, IdHash, Outcome, Overflow, Position,
-        Properties, Retention, Settings, Shard, Waiting,
+        Properties, PublishPart, PublishedBatch, Retention, Settings, Shard, Waiting,
     },
     offsets::OffsetRange,
 };
@@ -78,7 +78,9 @@ impl ModelQueue {
 
     pub(super) fn apply(&mut self, index: u64, now_ms: u64, command: &Command) -> Outcome {
         let outcome = match command {
-            Command::OpenQueue { .. } | Command::CloseQueue { .. } => unreachable!("done by the model"),
+            Command::OpenQueue { .. } | Command::CloseQueue { .. } | Command::PublishTogether { .. } => {
+                unreachable!("done by the model")
+            }
             Command::PurgeQueue { .. } => {
                 let messages = self.message_count();
                 self.first = self.messages.len();
@@ -166,6 +168,22 @@ impl ModelQueue {
     }
 
     /// What becomes of a batch that is not the producer's next one.
+    /// Where a batch is that was published before, or why it would not be.
+    pub(super) fn check_publish(
+        &mut self,
+        producer: Option<(ProducerId, Sequence)>,
+        part: &PublishPart,
+    ) -> Result<Option<PublishedBatch>, Outcome> {
+        match self.not_next(producer) {
+            Some(Outcome::Published { first_offset: first, count, .. }) => {
+                Ok(Some(PublishedBatch { first, count }))
+            }
+            Some(refused) => Err(refused),
+            None if self.has_room(part.count.into(), part.block.length.into()) => Ok(None),
+            None => Err(Outcome::QueueFull),
+        }
+    }
+
     fn not_next(&mut self, producer: Option<(ProducerId, Sequence)>) -> Option<Outcome> {
         let (id, sequence) = producer?;
         let batches = self.producers.entry(id).or_default();

@@ -11,9 +11,14 @@ use crate::broker::{
 
 pub(super) fn catalog_command() -> impl Strategy<Value = CatalogCommand> {
     prop_oneof![
-        (".{0,9}", settings(), any::<u32>()).prop_map(|(name, settings, shard_count)| {
-            CatalogCommand::CreateQueue { name, settings, shard_count }
-        }),
+        (".{0,9}", settings(), any::<u32>(), option::of("[a-z]{1,8}")).prop_map(
+            |(name, settings, shard_count, colocated_with)| CatalogCommand::CreateQueue {
+                name,
+                settings,
+                shard_count,
+                colocated_with,
+            }
+        ),
         (".{0,9}", settings(), settings(), any::<u32>()).prop_map(
             |(name, expected, settings, shard_count)| CatalogCommand::UpdateQueue {
                 name,
