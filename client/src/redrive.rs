@@ -149,6 +149,10 @@ impl Client {
     }
 }
 
+fn is_dead_letter(message: &Message) -> bool {
+    message.headers.iter().any(|(name, _)| name.starts_with(HEADER_PREFIX))
+}
+
 /// The message as it was before it was given up.
 fn revived(message: &Message) -> Message {
     let mut message = message.clone();

@@ -7,7 +7,7 @@ use rangemap::RangeSet;
 use skein_proto::{broker::Reason, ids::Offset};
 use tokio::time::{self, Instant, MissedTickBehavior};
 
-use super::{REDRIVE_GROUP, RedriveOptions, RedriveProgress, producer_id, revived};
+use super::{REDRIVE_GROUP, RedriveOptions, RedriveProgress, is_dead_letter, producer_id, revived};
 use crate::{
     client::Client,
     consumer::{Consumer, Delivery},
@@ -46,6 +46,7 @@ pub(super) struct Redrive<F> {
     /// To be moved, one after the other.
     waiting: BTreeMap<Offset, Delivery>,
     moving: Option<Moving>,
+    saw_dead_letters: bool,
     /// Confirmed by the queue it was moved to. When the lease was lost meanwhile, it comes again.
     moved: RangeSet<u64>,
     /// Not to be moved. Given back at the end, because they would come again at once.
@@ -69,6 +70,7 @@ impl<F: FnMut(RedriveProgress)> Redrive<F> {
             progress: RedriveProgress::default(),
             waiting: BTreeMap::new(),
             moving: None,
+            saw_dead_letters: false,
             moved: RangeSet::new(),
             left: BTreeMap::new(),
         }
@@ -88,8 +90,8 @@ impl<F: FnMut(RedriveProgress)> Redrive<F> {
         self.save_worn().await;
         // Acks what was moved, and gives back the rest.
         consumer.close().await;
-        if is_new && self.progress.moved_count == 0 {
-            // It would keep every message of a queue that may hold no dead letters at all.
+        if is_new && !self.saw_dead_letters {
+            // It would keep every message of a queue that has nothing to do with dead letters.
             self.client.delete_group(&queue, REDRIVE_GROUP).await?;
         }
         moved.map(|()| self.progress)
@@ -131,6 +133,7 @@ impl<F: FnMut(RedriveProgress)> Redrive<F> {
 
     /// Sorts out what came.
     fn take(&mut self, mut delivery: Delivery) {
+        self.saw_dead_letters |= is_dead_letter(&delivery.message);
         if self.options.target(&delivery.message, &self.dead_letter_queue.name).is_some() {
             self.waiting.insert(delivery.offset, delivery);
             return;
