@@ -6,6 +6,7 @@ use futures::future::select_ok;
 use skein_proto::{
     broker::{self, GetQueueRequest, Reason, cluster_client::ClusterClient, queues_client::QueuesClient},
     ids::{NodeId, ShardId},
+    partitions,
 };
 use tokio::{
     task::JoinHandle,
@@ -165,7 +166,9 @@ impl Client {
     pub(crate) async fn partitions_of(&self, queue: &str) -> Result<Option<u32>, Error> {
         match self.shard_of(queue).await {
             // No queue is in the catalog's shard: it has none of its own.
-            Ok(ShardId::CATALOG) => Ok(self.get_queue(queue).await?.settings.partitions),
+            Ok(ShardId::CATALOG) => {
+                Ok(self.get_queue(&partitions::name(queue, 0)).await?.settings.partitions)
+            }
             Err(error) if error.reason() == Reason::QueueNotFound => Ok(None),
             Ok(_) => Ok(None),
             Err(error) => Err(error),

@@ -234,9 +234,3 @@ impl Stream for Consumer {
         self.poll_delivery(cx)
     }
 }
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.begin_close();
-    }
-}

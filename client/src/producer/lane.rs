@@ -87,6 +87,11 @@ impl Lane {
         self.shared.lock().take_first_failure()
     }
 
+    /// Wakes those who wait for room, which was made in another way than by confirms.
+    pub(super) fn room_was_made(&self) {
+        self.shared.room.notify_waiters();
+    }
+
     pub(super) async fn flush(&self) -> Result<(), ConfirmError> {
         if let Some(last) = self.last_outcome() {
             confirm::settled(last).await;
@@ -108,6 +113,13 @@ impl Lane {
         if let Some(session) = session {
             let _ = time::timeout(CLOSE_TIMEOUT, session).await;
         }
+    }
+}
+
+impl Drop for Lane {
+    /// What it has taken is still sent, and then its session ends.
+    fn drop(&mut self) {
+        self.begin_close();
     }
 }
 

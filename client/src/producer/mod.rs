@@ -250,6 +250,9 @@ impl Producer {
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        self.begin_close();
+        // A single lane sees to its end by itself.
+        if let Way::Partitions(spread) = &self.way {
+            spread.finish_later();
+        }
     }
 }

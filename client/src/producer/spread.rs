@@ -11,6 +11,7 @@ use std::{
 
 use futures::future;
 use skein_proto::partitions;
+use tokio::runtime::Handle;
 
 use super::{
     Confirm,
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    error::{ConfirmError, Error},
+    error::{ConfirmError, Error, SendError},
     message::{BatchReader, EncodableMessage},
 };
 
@@ -46,6 +47,8 @@ struct State {
     turn: usize,
     turn_left: u32,
     is_closed: bool,
+    /// How often what a partition refused was spread anew.
+    spread_anew_count: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -69,6 +72,7 @@ impl Spread {
             turn: rand::random_range(0..partitions as usize),
             turn_left: TURN_MESSAGES,
             is_closed: false,
+            spread_anew_count: 0,
         };
         let spread = Arc::new(Self { client, queue, settings, state: Mutex::new(state) });
         let lanes = spread.lanes_to(0..partitions, partitions).await?;
@@ -96,6 +100,9 @@ impl Spread {
     pub(super) fn offer(&self, message: &EncodableMessage) -> Result<Confirm, Refused> {
         // Held until the message is in its lane: whoever spreads anew must find it there.
         let mut state = self.lock();
+        if state.is_closed {
+            return Err(Refused::For(SendError::Closed));
+        }
         let lane = state.lane_for(message);
         lane.offer(message)
     }
@@ -106,25 +113,47 @@ impl Spread {
     }
 
     pub(super) async fn flush(&self) -> Result<(), ConfirmError> {
-        let pending: Vec<_> = self.lanes().iter().filter_map(|lane| lane.last_outcome()).collect();
-        for last in pending {
-            confirm::settled(last).await;
+        loop {
+            let (spread_anew_count, lanes) = {
+                let state = self.lock();
+                (state.spread_anew_count, state.lanes.clone())
+            };
+            let pending: Vec<_> = lanes.iter().filter_map(|of| of.lane.last_outcome()).collect();
+            for last in pending {
+                confirm::settled(last).await;
+            }
+            // What was spread anew meanwhile may lie before or behind anything.
+            if self.lock().spread_anew_count == spread_anew_count {
+                break;
+            }
         }
-        self.lanes().iter().find_map(|lane| lane.take_first_failure()).map_or(Ok(()), Err)
+        let failures: Vec<_> = self.lanes().iter().filter_map(|lane| lane.take_first_failure()).collect();
+        failures.into_iter().next().map_or(Ok(()), Err)
     }
 
+    /// Takes no more. Lanes stay open until all of them are done: what one is refused may be for another.
     pub(super) fn begin_close(&self) {
-        let lanes = {
-            let mut state = self.lock();
-            state.is_closed = true;
-            state.lanes.clone()
-        };
-        lanes.iter().for_each(|of| of.lane.begin_close());
+        self.lock().is_closed = true;
     }
 
+    /// Ends the lanes, when everything is settled.
     pub(super) async fn ended(&self) {
-        for lane in self.lanes() {
-            lane.ended().await;
+        let lanes = self.lanes();
+        lanes.iter().for_each(|lane| lane.begin_close());
+        future::join_all(lanes.iter().map(|lane| lane.ended())).await;
+    }
+
+    /// Publishes in the background what was taken, and ends then.
+    pub(super) fn finish_later(self: &Arc<Self>) {
+        self.begin_close();
+        let spread = Arc::clone(self);
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move {
+                // Nobody is there to be told.
+                let _ = spread.flush().await;
+                spread.ended().await;
+            })),
+            Err(_) => spread.lanes().iter().for_each(|lane| lane.begin_close()),
         }
     }
 
@@ -147,13 +176,11 @@ impl Spread {
             unneeded.lane.begin_close();
         }
         state.lanes.append(&mut new_lanes);
-        if state.is_closed {
-            state.lanes.iter().for_each(|of| of.lane.begin_close());
-        }
         state.lanes[partition as usize].partitions = count;
         if let Err(place) = state.counts.binary_search(&count) {
             state.counts.insert(place, count);
         }
+        state.spread_anew_count += 1;
         state.move_unstored(partition as usize);
         Ok(Some(count))
     }
@@ -206,6 +233,7 @@ impl State {
                 messages.map(|message| self.lane_for(&message).batcher().add(&message, || created)).collect();
             outcome.set(Ok(Placed::Apart(places)));
         }
+        self.lanes[from].lane.room_was_made();
         for of in &self.lanes {
             let waker = of.lane.batcher().waker_if_sendable();
             if let Some(waker) = waker {

@@ -14,7 +14,7 @@ use skein_cluster_tests::{
     scenario, wait,
 };
 use skein_proto::broker::{self, broker_client::BrokerClient};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time};
 use tonic::Code;
 
 /// A whole test.
@@ -26,6 +26,12 @@ const GROUP: &str = "stock";
 const KEYS: usize = 30;
 const MESSAGES_PER_KEY: usize = 100;
 
+/// As many partitions as there are in the end where they become more one by one.
+const MANY: u32 = 24;
+
+/// A producer is closed within this, whatever happens.
+const CLOSE_LIMIT: Duration = Duration::from_secs(20);
+
 fn partitions(count: u32) -> QueueSettings {
     QueueSettings { partitions: Some(count), ..QueueSettings::default() }
 }
@@ -36,7 +42,7 @@ async fn publish(producer: &Producer, order: &KeyOrder, places: std::ops::Range<
         for message in order.messages(place) {
             drop(producer.send(message).await?);
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
 }
@@ -243,6 +249,44 @@ async fn single_calls_need_not_know_of_partitions() {
         let later = broker::SendRequest { sequence: 2, ..send(1, "a") };
         let refused = broker.send(later).await.err().context("a sequence goes over partitions")?;
         ensure!(refused.code() == Code::InvalidArgument, "{refused}");
+        Ok(())
+    })
+    .await;
+}
+
+/// They are refused in the middle of what they send, in the middle of waiting for room, and when they are closed
+/// already.
+#[tokio::test]
+async fn producers_that_come_and_go_while_partitions_become_more_lose_nothing() {
+    let name = "producers_that_come_and_go_while_partitions_become_more_lose_nothing";
+    scenario::run(name, LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue(QUEUE, partitions(1)).await?;
+        let publishing = {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let mut sent = 0;
+                for round in 0..150_usize {
+                    let producer =
+                        client.producer(QUEUE).window_messages(3).batch_messages(2).build().await?;
+                    for number in 0..round % 12 + 1 {
+                        let key = if number % 3 == 0 { String::new() } else { format!("key-{number}") };
+                        drop(producer.send(Message::new("x").key(key)).await?);
+                        sent += 1;
+                    }
+                    time::timeout(CLOSE_LIMIT, producer.close())
+                        .await
+                        .context("a producer does not close")??;
+                }
+                anyhow::Ok(sent)
+            })
+        };
+        for count in 2..=MANY {
+            client.update_queue(QUEUE, QueueUpdate::new().partitions(count)).await?;
+        }
+        let sent: u64 = publishing.await??;
+        let stored = published(&client, MANY).await?;
+        ensure!(stored.iter().sum::<u64>() == sent, "{stored:?} of {sent}");
         Ok(())
     })
     .await;

@@ -54,6 +54,11 @@ async fn several_queues_get_their_batches_or_none_does() {
         ensure!(full.is_err_and(|error| error.reason() == Reason::QueueFull), "it had room");
         ensure!(counts().await? == (2, 1), "one has got its batch: {:?}", counts().await?);
 
+        // Each would be taken by itself.
+        let large = || vec![Message::new(vec![7; 900_000]); 3];
+        let too_large = client.send_together([("orders", large()), ("payments", large())]).await;
+        ensure!(too_large.is_err_and(|error| error.reason() == Reason::BatchTooLarge), "they were taken");
+
         for (other, reason) in [
             ("elsewhere", Reason::NotColocated),
             ("nowhere", Reason::QueueNotFound),

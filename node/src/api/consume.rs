@@ -102,7 +102,7 @@ impl Api {
         inbound: Streaming<ConsumeRequest>,
     ) -> Result<BoxStream<'static, Result<ConsumeResponse, Status>>, Status> {
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
-        if self.are_older_partitions_done(&queue, &subscribe.group) {
+        if !self.came_later(&queue) {
             self.begin_consuming(queue, subscribe, inbound, responses).await?;
         } else {
             // So that the client knows that somebody is there.

@@ -56,6 +56,7 @@ impl Api {
         request: UpdateGroupRequest,
     ) -> Result<UpdateGroupResponse, Status> {
         let filter = filter::encode(request.filter.as_ref())?;
+        self.ensure_open(queue).await?;
         let group = self.find_group(queue, &request.group)?;
         match self.propose(queue, Command::UpdateGroup { queue: queue.id, group, filter }).await? {
             Outcome::GroupUpdated => {
@@ -74,6 +75,7 @@ impl Api {
         request: SeekGroupRequest,
     ) -> Result<SeekGroupResponse, Status> {
         let to = check_position(request.position.unwrap_or_default())?;
+        self.ensure_open(queue).await?;
         let group = self.find_group(queue, &request.group)?;
         let waited = tokio::time::Instant::now() + DEAD_LETTERS_WAIT_MAX;
         loop {
@@ -94,6 +96,7 @@ impl Api {
         queue: &QueueRef,
         request: DeleteGroupRequest,
     ) -> Result<DeleteGroupResponse, Status> {
+        self.ensure_open(queue).await?;
         let group = self.find_group(queue, &request.group)?;
         match self.propose(queue, Command::DeleteGroup { queue: queue.id, group }).await? {
             // Somebody else deleted it a moment ago: the caller has what it wants.
@@ -108,7 +111,7 @@ impl Api {
         queue: &QueueRef,
         request: GetGroupRequest,
     ) -> Result<GetGroupResponse, Status> {
-        self.delivery(queue.shard).await?;
+        self.ensure_open(queue).await?;
         self.find_group(queue, &request.group)?;
         let group = self.describe_group(queue, &request.group).await?;
         Ok(GetGroupResponse { group: Some(group) })

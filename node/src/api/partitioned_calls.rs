@@ -4,15 +4,21 @@ use std::{collections::BTreeMap, time::Duration};
 
 use skein_proto::{
     node::{
-        Reason, ReceiveRequest, ReceiveResponse, SendRequest, SendResponse, SettleRequest, SettleResponse,
-        TokenFailure, broker_server::Broker as _,
+        CreateGroupRequest, DeleteGroupRequest, DeleteGroupResponse, Reason, ReceiveRequest, ReceiveResponse,
+        SendRequest, SendResponse, SettleRequest, SettleResponse, TokenFailure, broker_server::Broker as _,
+        queues_server::Queues as _,
     },
     partitions,
 };
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
-use super::{Api, receive::WAIT_MAX, services::BrokerService, status};
+use super::{
+    Api,
+    receive::WAIT_MAX,
+    services::{BrokerService, QueuesService},
+    status,
+};
 use crate::{
     batch::{self, Fields},
     random::random_u64,
@@ -36,10 +42,11 @@ impl BrokerService {
                            key; give each a producer_id of its own, and sequence 1";
             return Err(status::status(Code::InvalidArgument, Reason::Partitioned, message));
         }
-        let any = random_u64();
+        // The same when it is sent again, so that whoever has it is found.
+        let any = if request.producer_id == 0 { random_u64() } else { request.producer_id };
         let mut refused = status::partitions_changed(&request.queue);
         for _ in 0..GROWTHS_MAX {
-            let mut counts = api.partition_counts(&request.queue);
+            let mut counts = api.partition_counts(&request.queue)?;
             if request.producer_id == 0 {
                 // It asks for no deduplication, so that nobody needs to be asked who may have it.
                 counts = counts.split_off(counts.len().saturating_sub(1));
@@ -65,17 +72,35 @@ impl BrokerService {
         let api = self.api()?;
         let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
         let deadline = Instant::now() + wait;
-        let mut asks_all = true;
+        if (0..api.known_partitions(&request.queue).unwrap_or_default())
+            .any(|partition| api.lacks_group(&partitions::name(&request.queue, partition), &request.group))
+        {
+            // In all of them, before any of them gives anything up that it has been acked elsewhere.
+            let create = CreateGroupRequest {
+                queue: request.queue.clone(),
+                group: request.group.clone(),
+                ..CreateGroupRequest::default()
+            };
+            QueuesService(self.0.clone()).create_group(Request::new(create)).await?;
+        }
+        let mut failure = None;
         loop {
             let partitions = api.known_partitions(&request.queue).unwrap_or_default();
             let first = u32::try_from(random_u64() % u64::from(partitions.max(1))).unwrap_or_default();
             for partition in (0..partitions).map(|later| (first + later) % partitions) {
                 let queue = partitions::name(&request.queue, partition);
-                if !asks_all && !api.has_unacked(&queue, &request.group) {
+                if !api.has_unacked(&queue, &request.group) {
                     continue;
                 }
                 let of_partition = ReceiveRequest { queue, wait_ms: 0, ..request.clone() };
-                let mut received = self.receive(Request::new(of_partition)).await?.into_inner();
+                let mut received = match self.receive(Request::new(of_partition)).await {
+                    Ok(received) => received.into_inner(),
+                    // Others may have some.
+                    Err(status) => {
+                        failure = Some(status);
+                        continue;
+                    }
+                };
                 if !received.messages.is_empty() {
                     for message in &mut received.messages {
                         message.lease_token = token_of(partition, &message.lease_token);
@@ -83,10 +108,8 @@ impl BrokerService {
                     return Ok(received);
                 }
             }
-            // All of them have the group now.
-            asks_all = false;
             if Instant::now() >= deadline {
-                return Ok(ReceiveResponse::default());
+                return failure.map_or_else(|| Ok(ReceiveResponse::default()), Err);
             }
             tokio::time::sleep(LOOK_AGAIN_AFTER).await;
         }
@@ -122,7 +145,14 @@ impl BrokerService {
         for (partition, settlement) in settlements {
             let name = partitions::name(&queue, partition);
             let of_partition = SettleRequest { queue: name, group: group.clone(), ..settlement };
-            let answer = self.settle(Request::new(of_partition)).await?.into_inner();
+            let tokens = tokens_of(&of_partition);
+            let answer = match self.settle(Request::new(of_partition)).await {
+                Ok(answer) => answer.into_inner(),
+                // What was settled elsewhere is, and must not be taken for not.
+                Err(status) => {
+                    SettleResponse { failures: tokens.map(|token| failed(token, &status)).collect() }
+                }
+            };
             failures.extend(answer.failures.into_iter().map(|failure| TokenFailure {
                 lease_token: token_of(partition, &failure.lease_token),
                 ..failure
@@ -132,20 +162,48 @@ impl BrokerService {
     }
 }
 
+impl QueuesService {
+    /// Deletes a group in every partition, also where an earlier call came so far and no further.
+    pub(super) async fn delete_group_of_all(
+        &self,
+        request: DeleteGroupRequest,
+        partitions: Vec<String>,
+    ) -> Result<DeleteGroupResponse, Status> {
+        let mut not_found = None;
+        let mut found = false;
+        for queue in partitions {
+            match self.delete_group(Request::new(DeleteGroupRequest { queue, ..request.clone() })).await {
+                Ok(_) => found = true,
+                Err(status) if status::reason_of(&status) == Some(Reason::GroupNotFound) => {
+                    not_found = Some(status);
+                }
+                Err(status) => return Err(status),
+            }
+        }
+        not_found.filter(|_| !found).map_or(Ok(DeleteGroupResponse {}), Err)
+    }
+}
+
 impl Api {
     /// How many partitions a queue had, from the first to now, as this node's replica of the first one knows.
-    fn partition_counts(&self, queue: &str) -> Vec<u32> {
-        let now = self.known_partitions(queue).unwrap_or_default();
-        let first = self.known_queue(&partitions::name(queue, 0));
-        let group = first.as_ref().and_then(|first| self.groups.get(first.shard));
-        let mut counts = first.zip(group).map_or_else(Vec::new, |(first, group)| {
-            group.replica().with_messages(|shard| {
-                let growths = shard.queue(first.id).into_iter().flat_map(|queue| queue.growths());
-                growths.map(|growth| growth.from).collect()
-            })
-        });
-        counts.push(now);
-        counts
+    fn partition_counts(&self, queue: &str) -> Result<Vec<u32>, Status> {
+        let gone = || status::queue_not_found(queue);
+        let now = self.known_partitions(queue).ok_or_else(gone)?;
+        let first = self.known_queue(&partitions::name(queue, 0)).ok_or_else(gone)?;
+        self.group(first.shard)?.replica().with_messages(|shard| {
+            let first = shard.queue(first.id).filter(|first| first.settings().partitions >= now);
+            let first = first.ok_or_else(|| status::not_heard_yet(queue))?;
+            Ok(first.growths().map(|growth| growth.from).chain([now]).collect())
+        })
+    }
+
+    /// Whether a partition has no such group, as far as this node knows.
+    fn lacks_group(&self, queue: &str, group: &str) -> bool {
+        let Some(queue) = self.known_queue(queue) else { return false };
+        let Some(replica) = self.groups.get(queue.shard).map(|group| group.replica()) else { return false };
+        replica.with_messages(|shard| {
+            shard.queue(queue.id).is_none_or(|queue| queue.group_by_name(group).is_none())
+        })
     }
 
     /// Whether there may be something for a group.
@@ -179,6 +237,19 @@ fn partition_of(request: &SendRequest, partitions: u32, any: u64) -> Result<u32,
 
 fn token_of(partition: u32, token: &str) -> String {
     format!("{partition}{TOKEN_SEPARATOR}{token}")
+}
+
+/// All that a call is to settle.
+fn tokens_of(request: &SettleRequest) -> impl Iterator<Item = String> + use<> {
+    let nacks = request.nacks.iter().map(|nack| &nack.lease_token);
+    let extends = request.extends.iter().map(|extend| &extend.lease_token);
+    let tokens: Vec<_> = request.acks.iter().chain(nacks).chain(extends).cloned().collect();
+    tokens.into_iter()
+}
+
+fn failed(lease_token: String, status: &Status) -> TokenFailure {
+    let reason = status::reason_of(status).unwrap_or(Reason::OutcomeUnknown).into();
+    TokenFailure { lease_token, reason, message: status.message().to_owned() }
 }
 
 fn malformed(lease_token: String) -> TokenFailure {

@@ -1,25 +1,37 @@
 //! Queues that consist of partitions: what is asked of all of them, and when a new one may deliver what its keys bring.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
+use futures::future;
 use skein_proto::{
+    ids::Offset,
     node::{
-        CreateGroupResponse, DeleteGroupResponse, GetGroupResponse, GetQueueResponse, Group as GroupInfo,
-        PurgeQueueResponse, Queue as QueueInfo, QueueCounts, Reason, SeekGroupResponse, UpdateGroupResponse,
+        CreateGroupResponse, GetGroupResponse, GetQueueResponse, Group as GroupInfo, PurgeQueueResponse,
+        Queue as QueueInfo, QueueCounts, SeekGroupResponse, UpdateGroupResponse,
     },
     partitions,
 };
 use tokio::sync::watch;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::{Api, names::QueueRef, status};
 use crate::{
-    broker::{Command, Outcome, Position},
+    broker::{Command, Group, Outcome, Position},
     planted::{Bug, is_planted},
 };
 
 /// How often a partition that waits for others looks whether they have come far enough.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// ... and not so often that looking takes more than one part in so many of the time.
+const LOOKS_SHARE: u32 = 10;
+
+/// How long this node's replica of an older partition's shard may lag behind its leader's, before that is asked again.
+const HEARD_WAIT_MAX: Duration = Duration::from_secs(1);
 
 impl Api {
     /// The names of a queue's partitions; nothing when it has none.
@@ -50,7 +62,7 @@ impl Api {
             .group(queue.shard)?
             .replica()
             .with_messages(|shard| shard.queue(queue.id).map_or(0, |queue| queue.settings().partitions));
-        if known <= partitions { Ok(()) } else { Err(not_heard_yet(&queue.name)) }
+        if known <= partitions { Ok(()) } else { Err(status::not_heard_yet(&queue.name)) }
     }
 
     /// Makes sure that a partition which came later, and which this node leads, has the groups that those before it
@@ -66,23 +78,29 @@ impl Api {
         if is_planted(Bug::NewPartitionForgets) {
             return Ok(());
         }
-        let groups = self.group(first.shard)?.replica().with_messages(|shard| {
-            let first = shard.queue(first.id)?;
-            first.moved_before(newer)?;
-            let groups = first.groups().filter(|_| first.growth_to(newer).is_some());
-            Some(
-                groups
-                    .map(|group| {
-                        (
-                            group.name().to_owned(),
-                            group.filter().map(|filter| filter.to_vec()).unwrap_or_default(),
-                        )
-                    })
-                    .collect::<Vec<_>>(),
-            )
+        // What went to one that had not grown yet would come to lie behind what is taken here.
+        let has_grown = |older: u32| {
+            let older = self.known_queue(&partitions::name(whole, older))?;
+            let replica = self.groups.get(older.shard)?.replica();
+            replica.with_messages(|shard| shard.queue(older.id)?.moved_before(newer))
+        };
+        if !(0..newer).all(|older| has_grown(older).is_some()) {
+            return Err(status::not_heard_yet(&queue.name));
+        }
+        let here = self.group(queue.shard)?.replica();
+        if here.with_messages(|shard| {
+            shard.queue(queue.id).is_some_and(|queue| queue.next_offset() > Offset::ZERO)
+        }) {
+            // It has had them since before its first message; what has become of them since was done to all.
+            return Ok(());
+        }
+        let groups: Vec<_> = self.group(first.shard)?.replica().with_messages(|shard| {
+            let first = shard.queue(first.id).filter(|first| first.growth_to(newer).is_some());
+            let groups = first.into_iter().flat_map(|first| first.groups());
+            let filter = |group: &Group| group.filter().map(|filter| filter.to_vec()).unwrap_or_default();
+            groups.map(|group| (group.name().to_owned(), filter(group))).collect()
         });
-        let groups = groups.ok_or_else(|| not_heard_yet(&queue.name))?;
-        let missing = self.group(queue.shard)?.replica().with_messages(|shard| {
+        let missing = here.with_messages(|shard| {
             let here = shard.queue(queue.id);
             let is_missing = |name: &str| here.is_none_or(|queue| queue.group_by_name(name).is_none());
             groups.into_iter().filter(|(name, _)| is_missing(name)).collect::<Vec<_>>()
@@ -100,9 +118,55 @@ impl Api {
     /// Waits until a group is done with what older partitions had of the keys that belong to this one now. Everybody
     /// who comes later would get messages of a key before those that were published before them.
     pub(super) async fn wait_for_older_partitions(&self, queue: &QueueRef, group: &str) {
-        while !self.are_older_partitions_done(queue, group) {
-            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        loop {
+            let begun = self.clock.monotonic();
+            // The replicas here may not have heard of the group yet, or of its having been moved back.
+            if self.are_older_partitions_done(queue, group)
+                && self.has_heard_of_older(queue).await
+                && self.are_older_partitions_done(queue, group)
+            {
+                return;
+            }
+            let took = self.clock.monotonic().saturating_sub(begun);
+            tokio::time::sleep(LOOK_AGAIN_AFTER.max(took * LOOKS_SHARE)).await;
         }
+    }
+
+    /// Whether a partition came later than others, whose keys it may have taken over.
+    pub(super) fn came_later(&self, queue: &QueueRef) -> bool {
+        let Some((whole, newer)) = partitions::parse(&queue.name).filter(|_| queue.settings.partitions > 0)
+        else {
+            return false;
+        };
+        let was_there = |older: u32| {
+            let older = self.known_queue(&partitions::name(whole, older))?;
+            let replica = self.groups.get(older.shard)?.replica();
+            replica.with_messages(|shard| {
+                let older = shard.queue(older.id)?;
+                older.moved_before(newer).filter(|_| older.growth_to(newer).is_none())
+            })
+        };
+        !(0..newer).all(|older| was_there(older).is_some())
+    }
+
+    /// Brings this node's replicas of the older partitions' shards to where their leaders are now. False when one of
+    /// them cannot be asked.
+    async fn has_heard_of_older(&self, queue: &QueueRef) -> bool {
+        let Some((whole, newer)) = partitions::parse(&queue.name) else { return true };
+        let older = (0..newer).filter_map(|older| self.known_queue(&partitions::name(whole, older)));
+        let shards: BTreeSet<_> = older.map(|older| older.shard).collect();
+        let heard = shards.into_iter().map(|shard| async move {
+            let group = self.groups.get(shard)?;
+            let leader = group.leadership().borrow().leader?;
+            let index = if leader == self.node {
+                group.read_index().await?
+            } else {
+                self.transport.read_index(leader, shard).await.ok()?
+            };
+            let applied = group.replica().wait_applied(index);
+            tokio::time::timeout(HEARD_WAIT_MAX, applied).await.ok().map(drop)
+        });
+        future::join_all(heard).await.iter().all(Option::is_some)
     }
 
     /// Looked up in this node's replicas of their shards, which may lag behind, but are right in what they say is done.
@@ -159,11 +223,6 @@ impl MorePartitions {
     }
 }
 
-fn not_heard_yet(queue: &str) -> Status {
-    let message = format!("queue {queue:?} is about to hear how many partitions there are; try again");
-    status::status(Code::Unavailable, Reason::Busy, message)
-}
-
 /// What is answered for a partitioned queue, by what was answered for each of its partitions.
 pub(super) trait OfAll: Sized {
     fn of_all(queue: &str, answers: Vec<Self>) -> Self;
@@ -190,12 +249,6 @@ impl OfAll for CreateGroupResponse {
 impl OfAll for UpdateGroupResponse {
     fn of_all(_: &str, answers: Vec<Self>) -> Self {
         Self { group: answers.into_iter().filter_map(|answer| answer.group).reduce(added) }
-    }
-}
-
-impl OfAll for DeleteGroupResponse {
-    fn of_all(_: &str, _: Vec<Self>) -> Self {
-        Self {}
     }
 }
 

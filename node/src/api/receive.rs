@@ -30,6 +30,9 @@ pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a call passes by messages that its group does not want, at least.
 const PASS_BY_MIN: Duration = Duration::from_secs(1);
 
+/// How long a call waits for older partitions to be done, at least: it asks their leaders.
+const OLDER_WAIT_MIN: Duration = Duration::from_millis(100);
+
 /// Bytes of messages after which nothing is added to an answer. One more batch, and a token for each message, still fit
 /// into what a client decodes.
 const RESPONSE_BYTES: usize = limits::BATCH_BYTES_MAX / 2;
@@ -49,7 +52,8 @@ impl Api {
         // Those that the group does not want are passed by, also when there is no time to wait for others.
         let pass_by_until = deadline.max(Instant::now() + PASS_BY_MIN);
         let older_done = self.wait_for_older_partitions(queue, &request.group);
-        if tokio::time::timeout_at(pass_by_until, older_done).await.is_err() {
+        let until = deadline.max(Instant::now() + OLDER_WAIT_MIN);
+        if self.came_later(queue) && tokio::time::timeout_at(until, older_done).await.is_err() {
             return Ok(ReceiveResponse::default());
         }
         loop {

@@ -344,7 +344,10 @@ impl Queues for QueuesService {
         &self,
         request: Request<DeleteGroupRequest>,
     ) -> Result<Response<DeleteGroupResponse>, Status> {
-        by_queue_or_partitions!(self, request, queue, delete_group, queues.delete_group)
+        if let Some(partitions) = self.0.api()?.partition_names(&request.get_ref().queue).await {
+            return self.delete_group_of_all(request.into_inner(), partitions).await.map(Response::new);
+        }
+        by_queue!(self, request, queue, delete_group, queues.delete_group)
     }
 
     async fn get_group(

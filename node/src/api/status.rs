@@ -73,6 +73,11 @@ pub(super) fn exists_elsewhere(name: &str, shard: ShardId, other: &str, of_other
     status(Code::AlreadyExists, Reason::NotColocated, message)
 }
 
+pub(super) fn not_heard_yet(queue: &str) -> Status {
+    let message = format!("queue {queue:?} is about to hear how many partitions there are; try again");
+    status(Code::Unavailable, Reason::Busy, message)
+}
+
 pub(super) fn partitions_changed(queue: &str) -> Status {
     let message = format!(
         "there are more partitions now than the publisher to {queue:?} spreads messages over, and nothing was stored; \

@@ -39,6 +39,16 @@ impl Api {
             bytes += batch.len();
             parts.push(self.part(queue, batch, ignore_message_ids)?);
         }
+        let messages: usize = parts.iter().map(|(_, count, ..)| *count as usize).sum();
+        if bytes > limits::BATCH_BYTES_MAX || messages > limits::BATCH_MESSAGES_MAX {
+            // They are one entry, which peers must be able to take.
+            let (bytes_max, messages_max) = (limits::BATCH_BYTES_MAX, limits::BATCH_MESSAGES_MAX);
+            let message = format!(
+                "the batches have {bytes} bytes and {messages} messages together; {bytes_max} and {messages_max} are \
+                 the most, send fewer at once"
+            );
+            return Err(status::status(Code::InvalidArgument, Reason::BatchTooLarge, message));
+        }
         let group = Arc::clone(self.group(first.shard)?);
         let permit = self.admission.admit(bytes).await.map_err(status::from_over_budget)?;
         self.ensure_room(&group)?;
@@ -107,7 +117,11 @@ impl Api {
         batch: Bytes,
         ignores_ids: bool,
     ) -> Result<(skein_proto::ids::QueueId, u32, Bytes, Vec<broker::BatchRun>), Status> {
-        if queue.settings.dedup_window_ms.is_some() && !ignores_ids {
+        let (by_key, dedups) = self.group(queue.shard)?.replica().with_messages(|shard| {
+            let settings = shard.queue(queue.id).map(broker::Queue::settings);
+            settings.map_or((false, false), |queue| (queue.order_by_key, queue.dedup_window_ms.is_some()))
+        });
+        if dedups && !ignores_ids {
             let message = format!(
                 "queue {:?} looks at the ids of messages (dedup_window_ms), which is not done with batches for several \
                  queues; set ignore_message_ids, or publish to it by itself",
@@ -118,7 +132,7 @@ impl Api {
         let message_limits = MessageLimits {
             bytes_max: self.message_bytes_max,
             deliver_at_ms_max: self.clock.wall_ms() + limits::DELAY_MS_MAX,
-            by_key: queue.settings.order_by_key,
+            by_key,
             one_by_one: false,
         };
         let Checked { count, runs } = batch::check(&batch, &message_limits).map_err(status::from_batch)?;

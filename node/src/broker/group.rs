@@ -107,6 +107,11 @@ impl Group {
         next_offset.since(self.acked_floor) - self.acked.len()
     }
 
+    /// What lies before `end` and is not acked.
+    pub(super) fn unacked_before(&self, end: Offset) -> impl Iterator<Item = OffsetRange> {
+        self.acked.gaps(OffsetRange::between(self.acked_floor, end.max(self.acked_floor)))
+    }
+
     /// How many messages came back and are to be delivered again.
     #[must_use]
     pub const fn returned_count(&self) -> u64 {

@@ -322,11 +322,16 @@ impl Shard {
                 Err(because) => return Outcome::RefusedTogether { place, because: Box::new(because) },
             }
         }
-        // What one queue knows all of them had, though another one may have forgotten by now.
         if known.iter().any(Option::is_some) {
-            let forgotten = PublishedBatch { first: Offset::ZERO, count: 0 };
-            let batches = known.into_iter().map(|before| before.unwrap_or(forgotten)).collect();
-            return Outcome::PublishedTogether { batches, duplicate: true };
+            let forgotten = known.iter().position(Option::is_none);
+            return match forgotten {
+                None => {
+                    let batches = known.into_iter().flatten().collect();
+                    Outcome::PublishedTogether { batches, duplicate: true }
+                }
+                // It had it and has forgotten, or never had it, as when the sequence was used for the others alone.
+                Some(place) => Outcome::RefusedTogether { place, because: Box::new(Outcome::SequenceTooOld) },
+            };
         }
         let mut batches = Vec::with_capacity(parts.len());
         for part in parts {

@@ -6,12 +6,8 @@ use skein_proto::ids::Offset;
 use super::Queue;
 use crate::{
     broker::Outcome,
-    offsets::OffsetRange,
     planted::{Bug, is_planted},
 };
-
-/// A group is not taken to be done before it has but so many parts left to look at: they are looked at often.
-const PARTS_LOOKED_AT_MAX: usize = 10_000;
 
 /// How partitions became more, as one of those that were there has it.
 ///
@@ -50,13 +46,12 @@ impl Queue {
     pub fn is_done_with_moved(&self, newer: u32, group: &str, now_ms: u64) -> bool {
         let Some(moved_before) = self.moved_before(newer) else { return false };
         let Some(group) = self.group_by_name(group) else { return true };
-        let waiting = self.waiting(group.acked_floor());
-        let mut moved = waiting.take_while(|part| part.range.first < moved_before).enumerate();
-        moved.all(|(place, part)| {
-            let end = part.range.end().min(moved_before);
-            let is_acked = || group.has_acked(OffsetRange::between(part.range.first, end));
-            place < PARTS_LOOKED_AT_MAX && (part.deliver_at_ms > now_ms || is_acked())
-        })
+        let unacked = group.unacked_before(moved_before);
+        let mut parts = unacked.flat_map(|range| {
+            let waiting = self.waiting(range.first);
+            waiting.take_while(move |part| part.range.first < range.end())
+        });
+        parts.all(|part| part.deliver_at_ms > now_ms)
     }
 
     /// How a partition came to be that is newer than this one; nothing for one that was there from the beginning.

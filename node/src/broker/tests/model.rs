@@ -8,7 +8,7 @@ use std::{
     ops::Range,
 };
 
-use skein_proto::ids::{Offset, ProducerId, QueueId, Sequence};
+use skein_proto::ids::{ProducerId, QueueId, Sequence};
 
 use self::queue::ModelQueue;
 use crate::broker::{Block, BlockSpan, Command, Live, LivePart, Outcome, PublishPart, PublishedBatch, Shard};
@@ -76,10 +76,13 @@ impl Model {
             }
         }
         let duplicate = known.iter().any(Option::is_some);
+        if let Some(place) = known.iter().position(Option::is_none).filter(|_| duplicate) {
+            return Outcome::RefusedTogether { place, because: Box::new(Outcome::SequenceTooOld) };
+        }
         let time_ms = self.time_ms;
         let batches = parts.iter().zip(known).map(|(part, before)| {
             if duplicate {
-                return before.unwrap_or(PublishedBatch { first: Offset::ZERO, count: 0 });
+                return before.unwrap();
             }
             let PublishPart { queue, count, block, runs } = part.clone();
             let publish = Command::Publish { queue, producer, count, block, runs, partitions: 0 };
