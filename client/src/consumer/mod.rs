@@ -215,9 +215,9 @@ impl Consumer {
         let count = self.lanes.iter().map(Lane::partitions_told).max().unwrap_or_default();
         for partition in u32::try_from(self.lanes.len()).unwrap_or(u32::MAX)..count {
             let queue = partitions::name(&whole.queue, partition);
-            // Where it is comes out when its lane asks: any node passes the stream on.
-            let shard = whole.client.router().shard_of(&queue).unwrap_or(ShardId::CATALOG);
-            let lane = Lane::start(ConsumerBuilder { queue, ..whole.clone() }, Some(partition), shard);
+            // Its lane finds out where it is.
+            let builder = ConsumerBuilder { queue, ..whole.clone() };
+            let lane = Lane::start(builder, Some(partition), ShardId::CATALOG);
             self.lanes.push(lane);
         }
     }

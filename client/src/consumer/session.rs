@@ -104,6 +104,13 @@ impl Session {
 
     /// One stream, from connecting to its end.
     async fn stream(&mut self) -> Cause {
+        if self.shard == ShardId::CATALOG {
+            // A partition that came later. Found out first: to move to its leader with messages in hand costs leases.
+            match self.client.shard_of(&self.subscribe.queue).await {
+                Ok(shard) => self.shard = shard,
+                Err(error) => return unavailable(&format!("the partition is not found yet: {error}")),
+            }
+        }
         self.topology.mark_unchanged();
         let router = self.client.router();
         let Some(route) = router.route(self.shard, self.backoff.attempt(), FORWARD_FROM) else {
