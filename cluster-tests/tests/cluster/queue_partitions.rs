@@ -26,6 +26,9 @@ const GROUP: &str = "stock";
 const KEYS: usize = 30;
 const MESSAGES_PER_KEY: usize = 100;
 
+/// What sets the publisher's pace: it is to go on while partitions are added and leaders die.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(5);
+
 /// As many partitions as there are in the end where they become more one by one.
 const MANY: u32 = 24;
 
@@ -42,7 +45,7 @@ async fn publish(producer: &Producer, order: &KeyOrder, places: std::ops::Range<
         for message in order.messages(place) {
             drop(producer.send(message).await?);
         }
-        time::sleep(Duration::from_millis(5)).await;
+        time::sleep(PUBLISH_INTERVAL).await;
     }
     Ok(())
 }

@@ -4,13 +4,16 @@
 use std::time::Duration;
 
 use skein_proto::{
-    ids::{GroupId, NodeId, QueueId, ShardId},
-    limits,
+    ids::{GroupId, QueueId, ShardId},
+    limits, partitions,
 };
 use tonic::Status;
 
 use super::{Api, status};
-use crate::broker::{CatalogQueue, Settings};
+use crate::{
+    broker::{CatalogQueue, Queue, Settings},
+    raft,
+};
 
 /// How long a lookup waits for this node's catalog to catch up with its leader's.
 const CATCH_UP_MAX: Duration = Duration::from_secs(2);
@@ -41,6 +44,11 @@ impl QueueRef {
             settings: queue.settings.clone(),
             settings_revision: queue.settings_revision,
         }
+    }
+
+    /// The queue that this is a partition of, and its number; nothing when it is none.
+    pub(super) fn as_partition(&self) -> Option<(&str, u32)> {
+        partitions::parse(&self.name).filter(|_| self.settings.partitions > 0)
     }
 }
 
@@ -88,24 +96,38 @@ impl Api {
         catalog.with_catalog(|catalog| Some(QueueRef::new(name, catalog.queue(name)?)))
     }
 
+    /// Reads a queue in this node's replica of its shard, which may not have heard of it yet. Nothing when the catalog
+    /// here has not.
+    pub(super) fn with_known_queue<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(Option<&Queue>) -> T,
+    ) -> Option<T> {
+        let queue = self.known_queue(name)?;
+        let replica = self.groups.get(queue.shard)?.replica();
+        Some(replica.with_messages(|shard| read(shard.queue(queue.id))))
+    }
+
     /// Waits until this node's catalog has everything that was confirmed before the call, or for a while.
     pub(super) async fn catch_up_catalog(&self) {
         let catch_up = async {
-            let index = self.catalog_read_index().await?;
-            self.groups.catalog().replica().wait_applied(index).await;
+            let catalog = self.groups.catalog();
+            let index = self.read_index(catalog).await?;
+            catalog.replica().wait_applied(index).await;
             Some(())
         };
         // Without a leader to ask, what this node knows is the best answer there is.
         let _ = tokio::time::timeout(CATCH_UP_MAX, catch_up).await;
     }
 
-    async fn catalog_read_index(&self) -> Option<u64> {
-        let catalog = self.groups.catalog();
-        if catalog.is_leader() {
-            return catalog.read_index().await;
+    /// How far a replica here must have come to have everything that was confirmed before the call, as its group's
+    /// leader says; nothing when there is none to ask.
+    pub(super) async fn read_index(&self, group: &raft::Group) -> Option<u64> {
+        let leader = group.leadership().borrow().leader?;
+        if leader == self.node {
+            return group.read_index().await;
         }
-        let leader: NodeId = catalog.leadership().borrow().leader?;
-        self.transport.read_index(leader, ShardId::CATALOG).await.ok()
+        self.transport.read_index(leader, group.shard()).await.ok()
     }
 
     /// Looks up a group of a queue on this node, which should lead the queue's shard.

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     batch::{self, Fields},
+    broker::Queue,
     random::random_u64,
 };
 
@@ -199,21 +200,17 @@ impl Api {
 
     /// Whether a partition has no such group, as far as this node knows.
     fn lacks_group(&self, queue: &str, group: &str) -> bool {
-        let Some(queue) = self.known_queue(queue) else { return false };
-        let Some(replica) = self.groups.get(queue.shard).map(|group| group.replica()) else { return false };
-        replica.with_messages(|shard| {
-            shard.queue(queue.id).is_none_or(|queue| queue.group_by_name(group).is_none())
-        })
+        let lacks = |queue: Option<&Queue>| queue.is_none_or(|queue| queue.group_by_name(group).is_none());
+        self.with_known_queue(queue, lacks).unwrap_or_default()
     }
 
     /// Whether there may be something for a group.
     fn has_unacked(&self, queue: &str, group: &str) -> bool {
-        let Some(queue) = self.known_queue(queue) else { return false };
-        let Some(replica) = self.groups.get(queue.shard).map(|group| group.replica()) else { return false };
-        replica.with_messages(|shard| {
-            let Some(queue) = shard.queue(queue.id) else { return true };
+        let has = |queue: Option<&Queue>| {
+            let Some(queue) = queue else { return true };
             queue.group_by_name(group).is_none_or(|group| group.unacked_count(queue.next_offset()) > 0)
-        })
+        };
+        self.with_known_queue(queue, has).unwrap_or_default()
     }
 }
 

@@ -20,7 +20,7 @@ use tonic::Status;
 
 use super::{Api, names::QueueRef, status};
 use crate::{
-    broker::{Command, Group, Outcome, Position},
+    broker::{Command, Group, Outcome, Position, Queue},
     planted::{Bug, is_planted},
 };
 
@@ -50,8 +50,7 @@ impl Api {
 
     /// How many partitions there are of the queue that this is one of; 0 when it is none.
     pub(super) fn partitions_with(&self, queue: &QueueRef) -> u32 {
-        let whole = partitions::parse(&queue.name).filter(|_| queue.settings.partitions > 0);
-        whole.and_then(|(whole, _)| self.known_partitions(whole)).unwrap_or_default()
+        queue.as_partition().and_then(|(whole, _)| self.known_partitions(whole)).unwrap_or_default()
     }
 
     /// Lets a publisher wait who spreads messages over more partitions than this one, which this node leads, has heard
@@ -68,10 +67,7 @@ impl Api {
     /// Makes sure that a partition which came later, and which this node leads, has the groups that those before it
     /// have: whoever reads all of them misses nothing of this one. Groups are created in all of them from then on.
     pub(super) async fn ensure_groups_of_older(&self, queue: &QueueRef) -> Result<(), Status> {
-        let Some((whole, newer)) = partitions::parse(&queue.name).filter(|_| queue.settings.partitions > 0)
-        else {
-            return Ok(());
-        };
+        let Some((whole, newer)) = queue.as_partition() else { return Ok(()) };
         let Some(first) = self.known_queue(&partitions::name(whole, 0)).filter(|_| newer > 0) else {
             return Ok(());
         };
@@ -79,12 +75,7 @@ impl Api {
             return Ok(());
         }
         // What went to one that had not grown yet would come to lie behind what is taken here.
-        let has_grown = |older: u32| {
-            let older = self.known_queue(&partitions::name(whole, older))?;
-            let replica = self.groups.get(older.shard)?.replica();
-            replica.with_messages(|shard| shard.queue(older.id)?.moved_before(newer))
-        };
-        if !(0..newer).all(|older| has_grown(older).is_some()) {
+        if !self.all_older(whole, newer, |older| older.moved_before(newer).is_some()) {
             return Err(status::not_heard_yet(&queue.name));
         }
         let here = self.group(queue.shard)?.replica();
@@ -120,7 +111,7 @@ impl Api {
     pub(super) async fn wait_for_older_partitions(&self, queue: &QueueRef, group: &str) {
         loop {
             let begun = self.clock.monotonic();
-            // The replicas here may not have heard of the group yet, or of its having been moved back.
+            // Asking the leaders costs more than looking here, and is of use only when all looks done here.
             if self.are_older_partitions_done(queue, group)
                 && self.has_heard_of_older(queue).await
                 && self.are_older_partitions_done(queue, group)
@@ -134,19 +125,10 @@ impl Api {
 
     /// Whether a partition came later than others, whose keys it may have taken over.
     pub(super) fn came_later(&self, queue: &QueueRef) -> bool {
-        let Some((whole, newer)) = partitions::parse(&queue.name).filter(|_| queue.settings.partitions > 0)
-        else {
-            return false;
-        };
-        let was_there = |older: u32| {
-            let older = self.known_queue(&partitions::name(whole, older))?;
-            let replica = self.groups.get(older.shard)?.replica();
-            replica.with_messages(|shard| {
-                let older = shard.queue(older.id)?;
-                older.moved_before(newer).filter(|_| older.growth_to(newer).is_none())
-            })
-        };
-        !(0..newer).all(|older| was_there(older).is_some())
+        let Some((whole, newer)) = queue.as_partition() else { return false };
+        !self.all_older(whole, newer, |older| {
+            older.moved_before(newer).is_some() && older.growth_to(newer).is_none()
+        })
     }
 
     /// Brings this node's replicas of the older partitions' shards to where their leaders are now. False when one of
@@ -157,36 +139,30 @@ impl Api {
         let shards: BTreeSet<_> = older.map(|older| older.shard).collect();
         let heard = shards.into_iter().map(|shard| async move {
             let group = self.groups.get(shard)?;
-            let leader = group.leadership().borrow().leader?;
-            let index = if leader == self.node {
-                group.read_index().await?
-            } else {
-                self.transport.read_index(leader, shard).await.ok()?
-            };
+            let index = self.read_index(group).await?;
             let applied = group.replica().wait_applied(index);
             tokio::time::timeout(HEARD_WAIT_MAX, applied).await.ok().map(drop)
         });
         future::join_all(heard).await.iter().all(Option::is_some)
     }
 
-    /// Looked up in this node's replicas of their shards, which may lag behind, but are right in what they say is done.
+    /// Looked up in this node's replicas of their shards. One that lags behind may call done what is not: it may not
+    /// have heard of the group, or of its having been moved back.
     pub(super) fn are_older_partitions_done(&self, queue: &QueueRef, group: &str) -> bool {
-        let Some((whole, newer)) = partitions::parse(&queue.name).filter(|_| queue.settings.partitions > 0)
-        else {
-            return true;
-        };
+        let Some((whole, newer)) = queue.as_partition() else { return true };
         if is_planted(Bug::NewPartitionHurries) {
             return true;
         }
         let now_ms = self.clock.wall_ms();
+        self.all_older(whole, newer, |older| older.is_done_with_moved(newer, group, now_ms))
+    }
+
+    /// Whether something holds for each partition before this one, as far as this node knows. It does not for one that
+    /// nothing is known of.
+    fn all_older(&self, whole: &str, newer: u32, holds: impl Fn(&Queue) -> bool) -> bool {
         (0..newer).all(|older| {
-            let Some(older) = self.known_queue(&partitions::name(whole, older)) else { return false };
-            let Some(replica) = self.groups.get(older.shard).map(|group| group.replica()) else {
-                return false;
-            };
-            replica.with_messages(|shard| {
-                shard.queue(older.id).is_some_and(|older| older.is_done_with_moved(newer, group, now_ms))
-            })
+            let name = partitions::name(whole, older);
+            self.with_known_queue(&name, |older| older.is_some_and(&holds)).unwrap_or_default()
         })
     }
 }
