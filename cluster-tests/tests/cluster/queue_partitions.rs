@@ -235,7 +235,10 @@ async fn single_calls_need_not_know_of_partitions() {
         };
         let keys: Vec<_> = (0..40).map(|key| format!("key-{key}")).collect();
         for (producer_id, key) in (1..).zip(&keys) {
-            broker.send(send(producer_id, key)).await?;
+            broker
+                .send(send(producer_id, key))
+                .await
+                .with_context(|| format!("{key}, right after creation"))?;
         }
         client.update_queue(QUEUE, QueueUpdate::new().partitions(4)).await?;
         // Sent again, because the answer was lost: their keys may belong elsewhere by now.
@@ -249,6 +252,15 @@ async fn single_calls_need_not_know_of_partitions() {
         }
         let used = published(&client, 4).await?;
         ensure!(used.iter().sum::<u64>() == 80 && used[2] + used[3] > 0, "{used:?}");
+        // Not even right after its creation, when not every node has heard of all partitions.
+        for queue in (0..20).map(|number| format!("{QUEUE}-{number}")) {
+            client.create_queue(&queue, partitions(8)).await?;
+            for (producer_id, key) in (1..).zip(&keys) {
+                let sent =
+                    broker.send(broker::SendRequest { queue: queue.clone(), ..send(producer_id, key) });
+                sent.await.with_context(|| format!("{key} to {queue}"))?;
+            }
+        }
         let later = broker::SendRequest { sequence: 2, ..send(1, "a") };
         let refused = broker.send(later).await.err().context("a sequence goes over partitions")?;
         ensure!(refused.code() == Code::InvalidArgument, "{refused}");

@@ -28,6 +28,13 @@ use crate::{
 /// How often a call that waits for a message looks whether there is one.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
+/// How long a batch waits until a partition has heard of those that were created with it or are to come after it, which
+/// takes milliseconds ...
+const HEAR_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// ... and how often it asks.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
 /// How often a call begins anew because there come to be more partitions.
 const GROWTHS_MAX: u32 = 8;
 
@@ -37,7 +44,6 @@ const TOKEN_SEPARATOR: char = '/';
 impl BrokerService {
     /// Publishes one batch, to the partition that its messages belong to.
     pub(super) async fn send_to_partition(&self, request: SendRequest) -> Result<SendResponse, Status> {
-        let api = self.api()?;
         if request.producer_id != 0 && request.sequence != 1 {
             let message = "batches for a partitioned queue are in no sequence, since each goes to the partition of its \
                            key; give each a producer_id of its own, and sequence 1";
@@ -45,6 +51,25 @@ impl BrokerService {
         }
         // The same when it is sent again, so that whoever has it is found.
         let any = if request.producer_id == 0 { random_u64() } else { request.producer_id };
+        let deadline = Instant::now() + HEAR_WAIT_MAX;
+        loop {
+            match self.send_to_partition_of_now(&request, any).await {
+                // Nothing was stored.
+                Err(status) if status::is_not_heard_yet(&status) && Instant::now() < deadline => {
+                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                }
+                sent => return sent,
+            }
+        }
+    }
+
+    /// Tries each number of partitions there has been, from the first to now: who has the batch already says so.
+    async fn send_to_partition_of_now(
+        &self,
+        request: &SendRequest,
+        any: u64,
+    ) -> Result<SendResponse, Status> {
+        let api = self.api()?;
         let mut refused = status::partitions_changed(&request.queue);
         for _ in 0..GROWTHS_MAX {
             let mut counts = api.partition_counts(&request.queue)?;
@@ -53,7 +78,7 @@ impl BrokerService {
                 counts = counts.split_off(counts.len().saturating_sub(1));
             }
             for partitions in counts {
-                let partition = partition_of(&request, partitions, any)?;
+                let partition = partition_of(request, partitions, any)?;
                 let queue = partitions::name(&request.queue, partition);
                 let of_partition = SendRequest { queue, partitions, ..request.clone() };
                 match self.send(Request::new(of_partition)).await {

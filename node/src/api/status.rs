@@ -78,6 +78,11 @@ pub(super) fn not_heard_yet(queue: &str) -> Status {
     status(Code::Unavailable, Reason::Busy, message)
 }
 
+/// Whether a partition asked for another try, having stored nothing.
+pub(super) fn is_not_heard_yet(status: &Status) -> bool {
+    status.code() == Code::Unavailable && reason_of(status) == Some(Reason::Busy)
+}
+
 pub(super) fn partitions_changed(queue: &str) -> Status {
     let message = format!(
         "there are more partitions now than the publisher to {queue:?} spreads messages over, and nothing was stored; \
