@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, bail, ensure};
+use skein_client::{Message, NodeId, QueueSettings, ShardId};
 use skein_cluster_tests::{
     cluster::{Cluster, Setup},
     faults::links::{
@@ -30,6 +31,12 @@ const EACH_CONFIRMS: usize = 50;
 
 /// Longer than any timer of raft and of connections: whoever would be deposed by then, is.
 const LONG: Duration = Duration::from_secs(6);
+
+/// What comes to or from a node takes so long that each answer comes later than a heartbeat waits for it.
+const LATE: Duration = Duration::from_millis(150);
+
+/// Longer than a cluster is quiet before leaders are spread.
+const SPREAD: Duration = Duration::from_secs(20);
 
 /// The queue whose leader is meant.
 const QUEUE: &str = "orders";
@@ -222,6 +229,36 @@ async fn a_slow_follower_holds_nobody_up() {
             before.iter().all(|(shard, term)| after.get(shard) == Some(term)),
             "{before:?} became {after:?}"
         );
+        Ok(())
+    })
+    .await;
+}
+
+/// Where nobody publishes, nothing but heartbeats says that a leader is one.
+#[tokio::test]
+async fn a_leader_that_is_answered_too_late_gives_way_and_gets_nothing_to_lead() {
+    let name = "a_leader_that_is_answered_too_late_gives_way_and_gets_nothing_to_lead";
+    scenario::run_with(&linked(), name, LIMIT, async |scenario| {
+        scenario.require(SLOW);
+        let client = scenario.client().await?;
+        client.create_queue(QUEUE, QueueSettings::default()).await?;
+        let leader = scenario.cluster.leader_of(QUEUE).await?;
+        slow_down(&scenario.cluster, &scenario.recorder, leader, LATE)?;
+        wait::until("others to lead all", RESUME_LIMIT, async || {
+            let topology = scenario.cluster.topology(leader % 3 + 1).await?;
+            let led: Vec<_> = topology.shards.iter().map(|shard| shard.leader_node_id).collect();
+            ensure!(led.iter().all(|node| ![0, leader].contains(node)), "{led:?}");
+            Ok(())
+        })
+        .await?;
+        client.send(QUEUE, vec![Message::new("somebody serves")]).await?;
+        let terms = terms_led_by_others(&scenario.cluster, leader).await?;
+        // Leaders are spread when a cluster has been quiet for a while: not over a node that cannot lead.
+        time::sleep(SPREAD).await;
+        let now = terms_led_by_others(&scenario.cluster, leader).await?;
+        ensure!(terms == now, "{terms:?} became {now:?}");
+        let refused = client.transfer_leader(ShardId::new(0), NodeId::new(leader)).await;
+        ensure!(refused.is_err(), "it leads");
         Ok(())
     })
     .await;

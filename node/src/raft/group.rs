@@ -113,6 +113,8 @@ pub struct Group {
     purge_asked: AtomicU64,
     receiver: Arc<Receiver>,
     repairs: Repairs,
+    /// How long a leader may count on those who answered it.
+    pub(super) lease: Duration,
 }
 
 impl Group {
@@ -159,6 +161,7 @@ impl Group {
             purge_asked: AtomicU64::new(u64::MAX),
             receiver,
             repairs,
+            lease,
         })
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
-use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{Instant as _, async_runtime::watch::WatchReceiver as _};
 use skein_proto::ids::NodeId;
 use tokio::time;
 
@@ -36,8 +36,8 @@ pub enum TransferError {
         /// How many.
         entries: u64,
     },
-    /// The other one does not answer, is starting, or has a damaged log.
-    #[error("it does not answer that it could")]
+    /// The other one does not answer, or not in time, is starting, or has a damaged log.
+    #[error("it does not answer, or not in time, that it could")]
     NotFit,
     /// The other one was asked, and did nothing.
     #[error("it did not take over within {TAKEN_WITHIN:?}")]
@@ -45,12 +45,14 @@ pub enum TransferError {
 }
 
 impl Group {
-    /// The other replicas that have nearly all of the log, as far as this node, which leads, has heard.
+    /// The other replicas that have nearly all of the log, as far as this node, which leads, has heard, and that answer
+    /// in time: whoever hears them too late would get no answers in time either, if it led.
     #[must_use]
     pub fn caught_up(&self) -> BTreeSet<NodeId> {
         let metrics = self.raft().metrics().borrow_watched().clone();
+        let answering = self.answering();
         let others = metrics.replication.iter().flatten().map(|(id, matched)| (NodeId::new(*id), matched));
-        let others = others.filter(|(node, _)| *node != self.node());
+        let others = others.filter(|(node, _)| *node != self.node() && answering.contains(node));
         // One that was never heard may have nothing, however little there is.
         let heard = others.filter_map(|(node, matched)| Some((node, matched.as_ref()?.index())));
         let last = metrics.last_log_index.unwrap_or_default();
@@ -59,6 +61,15 @@ impl Group {
                 && self.log_bytes_after(*matched) <= LACKING_BYTES_MAX
         });
         caught_up.map(|(node, _)| node).collect()
+    }
+
+    /// The replicas that answer this node, which leads, in time.
+    fn answering(&self) -> BTreeSet<NodeId> {
+        let metrics = self.raft().metrics().borrow_watched().clone();
+        let in_time = metrics.heartbeat.iter().flatten().filter(|(_, answered)| {
+            answered.as_ref().is_some_and(|answered| answered.elapsed() <= self.lease)
+        });
+        in_time.map(|(id, _)| NodeId::new(*id)).collect()
     }
 
     /// Which of these nodes say that their replica could lead, as far as they answer.
@@ -91,6 +102,9 @@ impl Group {
         let matched = matched.ok_or(TransferError::NotAReplica)?.as_ref().map(|id| id.index());
         let end = |last: Option<u64>| last.map_or(0, |last| last + 1);
         let entries = end(metrics.last_log_index).saturating_sub(end(matched));
+        if !self.answering().contains(&to) {
+            return Err(TransferError::NotFit);
+        }
         if !self.caught_up().contains(&to) {
             return Err(TransferError::Behind { entries });
         }
@@ -107,16 +121,19 @@ impl Group {
         }
     }
 
-    /// Hands leadership to the follower that has most of the log, if this node leads and there is one.
+    /// Hands leadership to the follower that has most of the log, if this node leads and there is one; of those that
+    /// answer in time, if any does.
     /// Returns whom it asked.
     pub async fn hand_over(&self) -> Option<NodeId> {
         let metrics = self.raft().metrics().borrow_watched().clone();
         let followers = metrics.replication?;
-        let voters = self.voters();
+        let (voters, answering) = (self.voters(), self.answering());
         let (&to, matched) = followers
             .iter()
             .filter(|(id, _)| **id != self.node().get() && voters.contains(&NodeId::new(**id)))
-            .max_by_key(|(_, matched)| matched.as_ref().map(|id| id.index()))?;
+            .max_by_key(|(id, matched)| {
+                (answering.contains(&NodeId::new(**id)), matched.as_ref().map(|id| id.index()))
+            })?;
         matched.as_ref()?;
         self.raft().trigger().transfer_leader(to).await.ok()?;
         Some(NodeId::new(to))
