@@ -20,13 +20,14 @@ const PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct KeyOrder {
     keys: usize,
-    messages_per_key: usize,
     progress: Arc<Mutex<Progress>>,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
     done: BTreeMap<String, Vec<bool>>,
+    /// How many messages each key has, once that is known.
+    messages_per_key: Option<usize>,
     violations: Vec<String>,
 }
 
@@ -34,7 +35,20 @@ impl KeyOrder {
     /// So many keys, with so many messages each.
     #[must_use]
     pub fn new(keys: usize, messages_per_key: usize) -> Self {
-        Self { keys, messages_per_key, progress: Arc::default() }
+        let order = Self::open(keys);
+        order.end_at(messages_per_key);
+        order
+    }
+
+    /// So many keys, with as many messages each as is to be seen ([`KeyOrder::end_at`]).
+    #[must_use]
+    pub fn open(keys: usize) -> Self {
+        Self { keys, progress: Arc::default() }
+    }
+
+    /// Says how many messages each key has.
+    pub fn end_at(&self, messages_per_key: usize) {
+        self.with(|progress| progress.messages_per_key = Some(messages_per_key));
     }
 
     /// The messages at a place, one for each key.
@@ -75,6 +89,11 @@ impl KeyOrder {
         self.with(|progress| std::mem::take(&mut progress.violations))
     }
 
+    /// Takes nothing for done any more: another group, or the same once more, is to get all from the first one on.
+    pub fn forget(&self) {
+        self.with(|progress| progress.done.clear());
+    }
+
     /// The next message; nothing when all are done.
     async fn take(&self, consumer: &mut Consumer) -> Result<Option<Delivery>> {
         loop {
@@ -88,8 +107,9 @@ impl KeyOrder {
     }
 
     fn on_delivery(&self, key: &str, place: usize, delivery: &Delivery) {
-        self.with(|Progress { done, violations }| {
-            let done = done.entry(key.to_owned()).or_insert_with(|| vec![false; self.messages_per_key]);
+        self.with(|Progress { done, violations, .. }| {
+            let done = done.entry(key.to_owned()).or_default();
+            done.resize(done.len().max(place + 1), false);
             if let Some(missing) = done[..place].iter().position(|done| !done) {
                 let Delivery { offset, attempt, partition, .. } = delivery;
                 let at = format!("offset {offset}, attempt {attempt}, partition {partition:?}");
@@ -108,8 +128,10 @@ impl KeyOrder {
     }
 
     fn is_complete(&self) -> bool {
-        self.with(|Progress { done, .. }| {
-            done.len() == self.keys && done.values().flatten().all(|done| *done)
+        self.with(|Progress { done, messages_per_key, .. }| {
+            let is_done =
+                |done: &Vec<bool>| Some(done.len()) == *messages_per_key && done.iter().all(|done| *done);
+            done.len() == self.keys && done.values().all(is_done)
         })
     }
 

@@ -344,6 +344,7 @@ fn build_api(
         admission: Admission::new(config.limits.in_flight_bytes_max),
         clock,
         routing_tables: RoutingTables::default(),
+        creating_groups_of_older: tokio::sync::Mutex::default(),
         message_bytes_max: config.limits.message_bytes_max,
         stopping: watches.stopping,
     });

@@ -60,6 +60,8 @@ pub enum Bug {
     NewPartitionHurries,
     /// A new partition does not have the groups of the older ones.
     NewPartitionForgets,
+    /// A node goes by what it has heard of older partitions, and does not ask their leaders.
+    OlderNotAsked,
 }
 
 /// Whether a bug is planted in this process.

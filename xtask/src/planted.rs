@@ -15,7 +15,7 @@ struct Plant {
     test: &'static str,
 }
 
-const PLANTS: [Plant; 27] = [
+const PLANTS: [Plant; 28] = [
     plant("never-synced", "power_loss::all_nodes_lose_their_power_at_once"),
     plant("vote-forgotten", "failover::all_three_die_at_once_and_return"),
     plant("followers-not-waited-for", "failover::nodes_die_again_and_again"),
@@ -49,6 +49,7 @@ const PLANTS: [Plant; 27] = [
         "queue_partitions::keys_keep_their_order_while_partitions_become_more_and_leaders_die",
     ),
     plant("new-partition-forgets", "queue_partitions::a_group_that_is_away_misses_nothing_of_new_partitions"),
+    plant("older-not-asked", "growing::new_groups_get_keys_in_order_from_a_node_that_has_not_heard_of_them"),
 ];
 
 const fn plant(bug: &'static str, test: &'static str) -> Plant {

@@ -76,6 +76,22 @@ pub fn slow_down(cluster: &Cluster, recorder: &Recorder, node_id: u64, delay: Du
     Ok(())
 }
 
+/// Lets everything that one node says to another one take so long.
+///
+/// # Errors
+/// When the cluster has no links.
+pub fn slow_way_down(
+    cluster: &Cluster,
+    recorder: &Recorder,
+    (from, to): (u64, u64),
+    delay: Duration,
+) -> Result<()> {
+    recorder.disturbed(format!("what node {from} says to node {to} takes {delay:?}"));
+    cluster.links()?.set(from, to, Flow::slow(delay));
+    recorder.fault_done(SLOW);
+    Ok(())
+}
+
 /// Opens every way.
 ///
 /// # Errors

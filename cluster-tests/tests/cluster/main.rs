@@ -11,6 +11,7 @@ mod delivery;
 mod failover;
 mod forwarding;
 mod full_disk;
+mod growing;
 mod keys;
 mod limits;
 mod machines;

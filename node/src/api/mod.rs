@@ -76,6 +76,8 @@ pub struct Api {
     pub clock: Clock,
     /// Which queues get what of topics.
     pub routing_tables: RoutingTables,
+    /// Held by whoever gives partitions that came later the groups of those before them.
+    pub creating_groups_of_older: tokio::sync::Mutex<()>,
     /// The largest message taken, encoded, in bytes.
     pub message_bytes_max: usize,
     /// Turns true when the node stops: streams then end.
