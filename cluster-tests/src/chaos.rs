@@ -1,16 +1,22 @@
 //! Faults of every kind, drawn from a seed, one after the other and now and then two at once, under load; a quarter of
 //! the time is calm. What clients saw is judged, and how long they waited is measured.
 
+mod fault;
+mod keyed;
 mod report;
 
-use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 use skein_client::NodeId;
 use tokio::time;
 
-pub use self::report::{Event, Report};
+use self::keyed::Keyed;
+pub use self::{
+    fault::Fault,
+    report::{Event, Report},
+};
 use crate::{
     cluster::Setup,
     faults::{kill, links, machine},
@@ -50,144 +56,6 @@ const CLOCK_AHEAD_MS: std::ops::Range<i64> = -20_000..20_000;
 /// Queues whose leaders are meant.
 const QUEUES: [&str; 2] = ["orders", "invoices"];
 
-/// Something that happens to a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
-    /// The leader of a queue dies.
-    KillLeader,
-    /// Another node dies.
-    KillFollower,
-    /// More nodes die than the cluster can do without.
-    KillMajority,
-    /// All die.
-    KillAll,
-    /// A node dies again and again as soon as it is back.
-    RestartStorm,
-    /// The leader of a queue stands still.
-    PauseLeader,
-    /// Another node does.
-    PauseFollower,
-    /// The leader of a queue is cut off from all others.
-    CutOffLeader,
-    /// Another node is.
-    CutOffFollower,
-    /// Nobody hears a node.
-    NotHeard,
-    /// A node hears nobody.
-    HearsNobody,
-    /// Two nodes do not hear each other, and a third one hears both.
-    CutPair,
-    /// What goes to and from a node takes long.
-    Slow,
-    /// A clock is set, forward or back.
-    SetClock,
-    /// What a node writes takes long.
-    SlowDisk,
-    /// A node is asked to leave, and comes back.
-    Leave,
-    /// All are, one after the other.
-    RollingRestart,
-    /// The leader of a queue hands over.
-    Transfer,
-    /// A node is to lead nothing for a while.
-    Drain,
-    /// A node dies for good, and another one takes its place.
-    Replace,
-}
-
-impl Fault {
-    /// Every one.
-    pub const ALL: [Self; 20] = [
-        Self::KillLeader,
-        Self::KillFollower,
-        Self::KillMajority,
-        Self::KillAll,
-        Self::RestartStorm,
-        Self::PauseLeader,
-        Self::PauseFollower,
-        Self::CutOffLeader,
-        Self::CutOffFollower,
-        Self::NotHeard,
-        Self::HearsNobody,
-        Self::CutPair,
-        Self::Slow,
-        Self::SetClock,
-        Self::SlowDisk,
-        Self::Leave,
-        Self::RollingRestart,
-        Self::Transfer,
-        Self::Drain,
-        Self::Replace,
-    ];
-
-    /// What it is called.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::KillLeader => "kill-leader",
-            Self::KillFollower => "kill-follower",
-            Self::KillMajority => "kill-majority",
-            Self::KillAll => "kill-all",
-            Self::RestartStorm => "restart-storm",
-            Self::PauseLeader => "pause-leader",
-            Self::PauseFollower => "pause-follower",
-            Self::CutOffLeader => "cut-off-leader",
-            Self::CutOffFollower => "cut-off-follower",
-            Self::NotHeard => "not-heard",
-            Self::HearsNobody => "hears-nobody",
-            Self::CutPair => "cut-pair",
-            Self::Slow => "slow",
-            Self::SetClock => "set-clock",
-            Self::SlowDisk => "slow-disk",
-            Self::Leave => "leave",
-            Self::RollingRestart => "rolling-restart",
-            Self::Transfer => "transfer",
-            Self::Drain => "drain",
-            Self::Replace => "replace",
-        }
-    }
-
-    /// Whether a majority carries on meanwhile, as long as nothing else happens.
-    const fn leaves_majority(self) -> bool {
-        !matches!(self, Self::KillMajority | Self::KillAll)
-    }
-
-    /// Whether it goes well with another one that takes at most a node: neither ends by itself within the call.
-    const fn may_overlap(self) -> bool {
-        matches!(
-            self,
-            Self::KillLeader
-                | Self::KillFollower
-                | Self::PauseLeader
-                | Self::PauseFollower
-                | Self::CutOffLeader
-                | Self::CutOffFollower
-                | Self::NotHeard
-                | Self::HearsNobody
-                | Self::CutPair
-                | Self::Slow
-                | Self::SetClock
-                | Self::SlowDisk
-        )
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Fault {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let names = || Self::ALL.map(Self::name).join(", ");
-        let fault = Self::ALL.into_iter().find(|fault| fault.name() == name);
-        fault.ok_or_else(|| format!("there is no fault {name:?}; there are {}", names()))
-    }
-}
-
 /// Runs faults under load for so long, and judges. The report tells what happened, also when it failed.
 ///
 /// # Errors
@@ -215,10 +83,16 @@ async fn unleash(
     events: &mut Vec<Event>,
 ) -> Result<()> {
     let work = scenario.start(&Plan { queues: QUEUES.map(str::to_owned).into(), ..Plan::default() }).await?;
+    let keyed = Keyed::start(scenario.client().await?).await?;
     let mut random = SmallRng::seed_from_u64(scenario.seed);
     let until = time::Instant::now() + length;
-    let mut chaos =
-        Chaos { faults: faults.to_vec(), paused: BTreeSet::new(), drained: None, replaced: BTreeSet::new() };
+    let mut chaos = Chaos {
+        faults: faults.to_vec(),
+        keyed,
+        paused: BTreeSet::new(),
+        drained: None,
+        replaced: BTreeSet::new(),
+    };
     let mut is_first = true;
     while is_first || time::Instant::now() < until {
         is_first = false;
@@ -245,16 +119,27 @@ async fn unleash(
         chaos.heal(scenario).await.with_context(|| format!("healing after {fault}"))?;
         events.push(Event { fault, second, begun, ended: scenario.recorder.now() });
     }
+    chaos.keyed.finish().await.context("the queue with partitions")?;
     scenario.finish(work).await
 }
 
 /// What is going on.
 struct Chaos {
     faults: Vec<Fault>,
+    keyed: Keyed,
     paused: BTreeSet<u64>,
     drained: Option<u64>,
     /// Nodes that took another one's place: what is said to them does not pass through links.
     replaced: BTreeSet<u64>,
+}
+
+/// Whom a fault may hit.
+struct Targets {
+    leader: u64,
+    follower: u64,
+    any: u64,
+    /// One whose links can be cut.
+    linked: u64,
 }
 
 impl Chaos {
@@ -267,14 +152,8 @@ impl Chaos {
 
     async fn inject(&mut self, scenario: &mut Scenario, fault: Fault, random: &mut SmallRng) -> Result<()> {
         let recorder = scenario.recorder.clone();
-        let leader = scenario.cluster.leader_of(QUEUES[random.random_range(0..QUEUES.len())]).await;
-        // With two faults at once there may be none.
+        let Targets { leader, follower, any, linked } = self.targets(scenario, random).await?;
         let running = scenario.cluster.running();
-        let leader = leader.unwrap_or(running[0]);
-        let other = running.iter().copied().filter(|node_id| *node_id != leader).collect::<Vec<_>>();
-        let follower = other.choose(random).copied().unwrap_or(leader);
-        let any = *running.choose(random).context("no node is running")?;
-        let linked = *[leader, follower, any].iter().find(|node| !self.replaced.contains(node)).unwrap_or(&1);
         let cluster = &mut scenario.cluster;
         match fault {
             Fault::KillLeader => kill::kill(cluster, &recorder, leader)?,
@@ -330,8 +209,26 @@ impl Chaos {
                 self.drained = Some(leader);
             }
             Fault::Replace => self.replace(scenario, &recorder, any).await?,
+            Fault::Grow => {
+                let more = random.random_range(1..4);
+                let partitions =
+                    time::timeout(RESUME_LIMIT, self.keyed.grow(more)).await.context("no answer")??;
+                recorder.disturbed(format!("a queue has {partitions} partitions"));
+            }
         }
         Ok(())
+    }
+
+    /// Draws whom a fault is to hit. With two faults at once there may be no leader, and then somebody takes its place.
+    async fn targets(&self, scenario: &Scenario, random: &mut SmallRng) -> Result<Targets> {
+        let leader = scenario.cluster.leader_of(QUEUES[random.random_range(0..QUEUES.len())]).await;
+        let running = scenario.cluster.running();
+        let leader = leader.unwrap_or(running[0]);
+        let others: Vec<_> = running.iter().copied().filter(|node_id| *node_id != leader).collect();
+        let follower = others.choose(random).copied().unwrap_or(leader);
+        let any = *running.choose(random).context("no node is running")?;
+        let linked = *[leader, follower, any].iter().find(|node| !self.replaced.contains(node)).unwrap_or(&1);
+        Ok(Targets { leader, follower, any, linked })
     }
 
     fn pause(&mut self, scenario: &Scenario, recorder: &Recorder, node_id: u64) -> Result<()> {
@@ -377,19 +274,5 @@ impl Chaos {
             Ok(())
         })
         .await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_fault_is_known_by_its_name() {
-        for fault in Fault::ALL {
-            assert_eq!(fault.name().parse(), Ok(fault));
-        }
-        assert!("thunder".parse::<Fault>().unwrap_err().contains("kill-leader, kill-follower"));
-        assert_eq!(Fault::ALL.iter().collect::<BTreeSet<_>>().len(), Fault::ALL.len());
     }
 }
