@@ -1,8 +1,11 @@
 //! Faults of every kind, drawn from a seed, one after the other and now and then two at once, under load; a quarter of
-//! the time is calm. What clients saw is judged, and how long they waited is measured.
+//! the time is calm. Or each alone, in turn, to see what it does to publishers. What clients saw is judged, and how
+//! long they waited is measured.
 
 mod fault;
 mod keyed;
+mod load;
+mod probe;
 mod report;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -12,11 +15,11 @@ use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as 
 use skein_client::NodeId;
 use tokio::time;
 
-use self::keyed::Keyed;
 pub use self::{
     fault::Fault,
     report::{Event, Report},
 };
+use self::{keyed::Keyed, load::Load, probe::Probe};
 use crate::{
     cluster::Setup,
     faults::{kill, links, machine},
@@ -50,24 +53,78 @@ const FAULT_MS: std::ops::Range<u64> = 200..5_000;
 /// How long nothing happens, in one round of four.
 const CALM_MS: std::ops::Range<u64> = 2_000..8_000;
 
+/// How long a fault lasts that is to show what it does: longer than anybody waits before another leader is elected.
+const ALONE_MS: std::ops::Range<u64> = 2_000..3_000;
+
+/// How long nothing happens before it.
+const CALM: Duration = Duration::from_secs(3);
+
+/// Waits are counted from a fault's beginning to this long after it was healed: leaders move then as well.
+const AFTERMATH: Duration = Duration::from_secs(3);
+
 /// How far ahead a clock is set. A message that comes back meanwhile may wait for as long.
 const CLOCK_AHEAD_MS: std::ops::Range<i64> = -20_000..20_000;
 
 /// Queues whose leaders are meant.
 const QUEUES: [&str; 2] = ["orders", "invoices"];
 
-/// Runs faults under load for so long, and judges. The report tells what happened, also when it failed.
+/// In which order faults happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// As they are drawn, now and then two at once, with calm between.
+    Drawn,
+    /// One after the other, each alone, each after a while of calm that is measured as well.
+    InTurn,
+}
+
+/// What is to happen to a cluster.
+#[derive(Debug, Clone)]
+pub struct Course {
+    /// Draws faults and messages.
+    pub seed: u64,
+    /// For how long faults happen.
+    pub length: Duration,
+    /// How many happen at most.
+    pub rounds_max: usize,
+    /// Which.
+    pub faults: Vec<Fault>,
+    /// In which order.
+    pub order: Order,
+    /// Messages of 1 KiB a second that are published and consumed on top of those that are judged.
+    pub load_per_s: u64,
+}
+
+/// Lets faults happen under load, and judges. The report tells what happened, also when it failed.
 ///
 /// # Errors
 /// With what was seen to be wrong, or why the run could not show that all is well.
-pub async fn run(seed: u64, length: Duration, faults: &[Fault]) -> Result<Report, (Report, String)> {
+pub async fn run(course: &Course) -> Result<Report, (Report, String)> {
     let setup = Setup { links: true, machines: true, ..Setup::default() };
-    let limit = length + OVERHEAD;
+    let limit = course.length + OVERHEAD;
     let mut report = Report::default();
-    let ended = scenario::attempt(&setup, "chaos", seed, limit, async |scenario| {
-        let done = unleash(scenario, length, faults, &mut report.events).await;
-        report.take(&scenario.recorder);
-        done
+    let ended = scenario::attempt(&setup, "chaos", course.seed, limit, async |scenario| {
+        let client = scenario.client().await?;
+        let plan = Plan { queues: QUEUES.map(str::to_owned).into(), ..Plan::default() };
+        let work = scenario.start(&plan).await?;
+        let mut probes = Vec::new();
+        for queue in QUEUES {
+            probes.push(Probe::start(&client, &scenario.recorder, queue).await?);
+        }
+        let load = Load::start(&client, course.load_per_s).await?;
+        let keyed = Keyed::start(client).await?;
+        let mut chaos = Chaos::new(keyed);
+        let unleashed = chaos.unleash(scenario, course, &mut report.events).await;
+        report.take_waits(&probes.iter().map(Probe::confirmed).collect::<Vec<_>>());
+        drop(probes);
+        let finished = async {
+            unleashed?;
+            load.stop().await?;
+            chaos.keyed.finish().await.context("the queue with partitions")?;
+            scenario.finish(work).await
+        };
+        let finished = finished.await;
+        report.take_counts(&scenario.recorder);
+        finished
     })
     .await;
     match ended {
@@ -76,56 +133,39 @@ pub async fn run(seed: u64, length: Duration, faults: &[Fault]) -> Result<Report
     }
 }
 
-async fn unleash(
-    scenario: &mut Scenario,
-    length: Duration,
-    faults: &[Fault],
-    events: &mut Vec<Event>,
-) -> Result<()> {
-    let work = scenario.start(&Plan { queues: QUEUES.map(str::to_owned).into(), ..Plan::default() }).await?;
-    let keyed = Keyed::start(scenario.client().await?).await?;
-    let mut random = SmallRng::seed_from_u64(scenario.seed);
-    let until = time::Instant::now() + length;
-    let mut chaos = Chaos {
-        faults: faults.to_vec(),
-        keyed,
-        paused: BTreeSet::new(),
-        drained: None,
-        replaced: BTreeSet::new(),
-    };
-    let mut is_first = true;
-    while is_first || time::Instant::now() < until {
-        is_first = false;
-        scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await.context("before a fault")?;
-        if random.random_range(0..4) == 0 {
-            time::sleep(Duration::from_millis(random.random_range(CALM_MS))).await;
+/// What happens in one round.
+struct Round {
+    calm: Duration,
+    fault: Fault,
+    second: Option<Fault>,
+    lasts: Duration,
+}
+
+impl Course {
+    fn round(&self, number: usize, random: &mut SmallRng) -> Option<Round> {
+        let mut draw = |range| Duration::from_millis(random.random_range(range));
+        match self.order {
+            Order::InTurn => {
+                let fault = *self.faults.get(number % self.faults.len().max(1))?;
+                Some(Round { calm: CALM, fault, second: None, lasts: draw(ALONE_MS) })
+            }
+            Order::Drawn => {
+                let calm = draw(CALM_MS);
+                let lasts = draw(FAULT_MS);
+                let calm = if random.random_range(0..4) == 0 { calm } else { Duration::ZERO };
+                let fault = *self.faults.choose(random)?;
+                let others: Vec<_> =
+                    self.faults.iter().copied().filter(|fault| fault.may_overlap()).collect();
+                let is_time = fault.may_overlap() && random.random_range(0..5) == 0;
+                let second = is_time.then(|| others.choose(random).copied()).flatten();
+                Some(Round { calm, fault, second, lasts })
+            }
         }
-        let Some(&fault) = chaos.faults.choose(&mut random) else { break };
-        let begun = scenario.recorder.now();
-        chaos.inject(scenario, fault, &mut random).await.with_context(|| format!("{fault}"))?;
-        let second = chaos.second(fault, &mut random);
-        if let Some(second) = second {
-            chaos
-                .inject(scenario, second, &mut random)
-                .await
-                .with_context(|| format!("{fault} and {second}"))?;
-        } else if fault.leaves_majority() {
-            scenario
-                .wait_confirmed(CARRIES_ON_CONFIRMS, RESUME_LIMIT)
-                .await
-                .with_context(|| format!("nothing goes on during {fault}"))?;
-        }
-        time::sleep(Duration::from_millis(random.random_range(FAULT_MS))).await;
-        chaos.heal(scenario).await.with_context(|| format!("healing after {fault}"))?;
-        events.push(Event { fault, second, begun, ended: scenario.recorder.now() });
     }
-    chaos.keyed.finish().await.context("the queue with partitions")?;
-    scenario.finish(work).await
 }
 
 /// What is going on.
 struct Chaos {
-    faults: Vec<Fault>,
     keyed: Keyed,
     paused: BTreeSet<u64>,
     drained: Option<u64>,
@@ -143,11 +183,58 @@ struct Targets {
 }
 
 impl Chaos {
-    /// Another fault at the same time, in one round of five.
-    fn second(&self, first: Fault, random: &mut SmallRng) -> Option<Fault> {
-        let others: Vec<_> = self.faults.iter().copied().filter(|fault| fault.may_overlap()).collect();
-        let is_time = first.may_overlap() && random.random_range(0..5) == 0;
-        is_time.then(|| others.choose(random).copied()).flatten()
+    fn new(keyed: Keyed) -> Self {
+        Self { keyed, paused: BTreeSet::new(), drained: None, replaced: BTreeSet::new() }
+    }
+
+    /// Lets what is to happen happen.
+    async fn unleash(
+        &mut self,
+        scenario: &mut Scenario,
+        course: &Course,
+        events: &mut Vec<Event>,
+    ) -> Result<()> {
+        let mut random = SmallRng::seed_from_u64(course.seed);
+        let until = time::Instant::now() + course.length;
+        for number in 0..course.rounds_max {
+            if number > 0 && time::Instant::now() >= until {
+                break;
+            }
+            let Some(round) = course.round(number, &mut random) else { break };
+            scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await.context("before a fault")?;
+            let begun = scenario.recorder.now();
+            time::sleep(round.calm).await;
+            if course.order == Order::InTurn {
+                events.push(Event { fault: None, second: None, begun, ended: scenario.recorder.now() });
+            }
+            let begun = scenario.recorder.now();
+            self.let_happen(scenario, &round, &mut random).await?;
+            let ended = scenario.recorder.now();
+            events.push(Event { fault: Some(round.fault), second: round.second, begun, ended });
+            if course.order == Order::InTurn {
+                time::sleep(AFTERMATH).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn let_happen(
+        &mut self,
+        scenario: &mut Scenario,
+        round: &Round,
+        random: &mut SmallRng,
+    ) -> Result<()> {
+        let Round { fault, second, lasts, .. } = *round;
+        self.inject(scenario, fault, random).await.with_context(|| format!("{fault}"))?;
+        if let Some(second) = second {
+            let both = || format!("{fault} and {second}");
+            self.inject(scenario, second, random).await.with_context(both)?;
+        } else if fault.leaves_majority() {
+            let carries_on = scenario.wait_confirmed(CARRIES_ON_CONFIRMS, RESUME_LIMIT).await;
+            carries_on.with_context(|| format!("nothing goes on during {fault}"))?;
+        }
+        time::sleep(lasts).await;
+        self.heal(scenario).await.with_context(|| format!("healing after {fault}"))
     }
 
     async fn inject(&mut self, scenario: &mut Scenario, fault: Fault, random: &mut SmallRng) -> Result<()> {

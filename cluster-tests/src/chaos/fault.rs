@@ -75,6 +75,18 @@ impl Fault {
         Self::Grow,
     ];
 
+    /// Those that say how long publishers wait when a node leaves, dies or is not heard.
+    pub const MEASURED: [Self; 8] = [
+        Self::KillLeader,
+        Self::PauseLeader,
+        Self::CutOffLeader,
+        Self::Transfer,
+        Self::Leave,
+        Self::KillFollower,
+        Self::PauseFollower,
+        Self::CutOffFollower,
+    ];
+
     /// What it is called.
     #[must_use]
     pub const fn name(self) -> &'static str {

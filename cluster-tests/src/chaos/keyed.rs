@@ -20,7 +20,7 @@ const KEYS: usize = 10;
 const WORKERS: usize = 4;
 
 /// Each key has a message this often.
-const PUBLISH_EVERY: Duration = Duration::from_millis(50);
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
 const PARTITIONS_FIRST: u32 = 2;
 
@@ -88,7 +88,10 @@ impl Keyed {
         let drained = time::timeout(DRAIN_LIMIT, drained).await;
         let violations = self.order.take_violations();
         ensure!(violations.is_empty(), "keys are out of order: {violations:#?}");
-        drained.with_context(|| format!("not all of {published} messages of each key came"))??;
+        let done = self.order.done_count();
+        drained.with_context(|| {
+            format!("{done} are handled, of {published} messages of each of {KEYS} keys")
+        })??;
         let mut stored = 0;
         for partition in 0..self.partitions {
             stored += self.client.get_queue(&format!("{QUEUE}/{partition}")).await?.next_offset.get();

@@ -2,21 +2,19 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use super::Fault;
+use super::{AFTERMATH, Fault};
 use crate::{
     checks::{Verdict, judge},
     history::{Moment, Outcome},
     recorder::Recorder,
 };
 
-/// Waits are counted from a fault's beginning to this long after it was healed: leaders move then as well.
-const AFTERMATH: Duration = Duration::from_secs(3);
-
-/// One fault, and the one that happened with it, from before it was injected until the cluster was whole again.
+/// One fault, and the one that happened with it, from before it was injected until the cluster was whole again; or a
+/// while in which nothing happened.
 #[derive(Debug, Clone, Copy)]
 pub struct Event {
-    /// What happened.
-    pub fault: Fault,
+    /// What happened, if anything did.
+    pub fault: Option<Fault>,
     /// What happened as well.
     pub second: Option<Fault>,
     /// When it began.
@@ -38,13 +36,14 @@ pub struct Report {
     pub unknown: usize,
     /// Promises that were broken.
     pub violations: usize,
-    /// The longest wait of any publisher between two confirms during each fault that happened alone.
-    pub waits: BTreeMap<Fault, Vec<Duration>>,
+    /// The longest wait between two confirms of the same queue, during each fault that happened alone, and while
+    /// nothing did.
+    pub waits: BTreeMap<Option<Fault>, Vec<Duration>>,
 }
 
 impl Report {
     /// Adds what was recorded.
-    pub(super) fn take(&mut self, recorder: &Recorder) {
+    pub(super) fn take_counts(&mut self, recorder: &Recorder) {
         recorder.with(|history| {
             self.published += history.publishes.len();
             self.confirmed += history.confirmed_count();
@@ -53,21 +52,32 @@ impl Report {
             if let Verdict::Violated(violations) = judge(history) {
                 self.violations += violations.len();
             }
-            let mut confirms: BTreeMap<(&str, u64), Vec<Moment>> = BTreeMap::new();
-            for call in history.publishes.iter().filter(|call| matches!(call.outcome, Outcome::Ok(_))) {
-                let publisher = (call.identity.queue.as_str(), call.identity.producer);
-                confirms.entry(publisher).or_default().extend(call.returned);
-            }
-            confirms.values_mut().for_each(|moments| moments.sort_unstable());
-            let next_begun = self.events.iter().skip(1).map(|next| next.begun).chain([Moment::MAX]);
-            let alone = self.events.iter().zip(next_begun).filter(|(event, _)| event.second.is_none());
-            for (event, next_begun) in alone {
-                // What happens in the next one is not the doing of this one.
-                let until = next_begun.min(event.ended + AFTERMATH);
-                let waits = confirms.values().map(|moments| longest_wait(moments, event.begun, until));
-                self.waits.entry(event.fault).or_default().push(waits.max().unwrap_or_default());
-            }
         });
+    }
+
+    /// Adds how long was waited, by when each probe's messages were confirmed.
+    pub(super) fn take_waits(&mut self, confirmed: &[Vec<Moment>]) {
+        let next_begun = self.events.iter().skip(1).map(|next| next.begun).chain([Moment::MAX]);
+        let alone = self.events.iter().zip(next_begun).filter(|(event, _)| event.second.is_none());
+        for (event, next_begun) in alone {
+            let aftermath = if event.fault.is_some() { AFTERMATH } else { Duration::ZERO };
+            // What happens in the next one is not the doing of this one.
+            let until = next_begun.min(event.ended + aftermath);
+            let waits = confirmed.iter().map(|moments| longest_wait(moments, event.begun, until));
+            self.waits.entry(event.fault).or_default().push(waits.max().unwrap_or_default());
+        }
+    }
+
+    /// How many faults happened.
+    #[must_use]
+    pub fn fault_count(&self) -> usize {
+        self.events.iter().filter(|event| event.fault.is_some()).count()
+    }
+
+    /// How often a fault happened alone.
+    #[must_use]
+    pub fn times(&self, fault: Fault) -> usize {
+        self.waits.get(&Some(fault)).map_or(0, Vec::len)
     }
 
     /// Adds another run.
@@ -99,21 +109,15 @@ impl fmt::Display for Report {
             "fault", "times", "median ms", "p99 ms", "longest ms"
         )?;
         for (fault, waits) in &self.waits {
+            let name = fault.map_or("calm", Fault::name);
             let mut waits = waits.clone();
             waits.sort_unstable();
             let at = |percent: usize| {
                 let place = (waits.len() * percent).div_ceil(100).clamp(1, waits.len()) - 1;
                 waits[place].as_millis()
             };
-            writeln!(
-                f,
-                "{:<18} {:>6} {:>10} {:>10} {:>10}",
-                fault.name(),
-                waits.len(),
-                at(50),
-                at(99),
-                at(100)
-            )?;
+            let (times, median, p99, longest) = (waits.len(), at(50), at(99), at(100));
+            writeln!(f, "{name:<18} {times:>6} {median:>10} {p99:>10} {longest:>10}")?;
         }
         let together = self.events.iter().filter(|event| event.second.is_some()).count();
         writeln!(f, "and {together} times two of them together")?;
