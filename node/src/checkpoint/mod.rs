@@ -79,15 +79,6 @@ pub struct Changing(
 /// Key and value.
 pub type StoredRecord = (Vec<u8>, Vec<u8>);
 
-/// What a shard's checkpoint holds.
-#[derive(Debug, Default)]
-pub struct Loaded {
-    /// Where the state stands; absent before the first checkpoint.
-    pub position: Option<Vec<u8>>,
-    /// The state's records by key.
-    pub records: Vec<StoredRecord>,
-}
-
 impl Checkpoints {
     /// Opens the store, making it if there is none.
     ///
@@ -129,21 +120,14 @@ impl Checkpoints {
 }
 
 impl Checkpoint {
-    /// Reads the whole checkpoint.
-    ///
-    /// # Errors
-    /// When sled cannot read it.
-    pub fn load(&self) -> Result<Loaded, CheckpointError> {
-        let mut loaded = Loaded::default();
-        for item in self.tree().iter() {
-            let (key, value) = item.map_err(|source| CheckpointError::Read { shard: self.shard, source })?;
-            if key == POSITION_KEY {
-                loaded.position = Some(value.to_vec());
-            } else {
-                loaded.records.push((key.to_vec(), value.to_vec()));
-            }
-        }
-        Ok(loaded)
+    /// The state's records, in the order of their keys. Each is read when it is asked for: all of them are more than
+    /// the state that they make.
+    pub fn records(&self) -> impl Iterator<Item = Result<StoredRecord, CheckpointError>> + use<> {
+        let shard = self.shard;
+        self.tree().range::<&[u8], _>((Bound::Excluded(POSITION_KEY), Bound::Unbounded)).map(move |item| {
+            let (key, value) = item.map_err(|source| CheckpointError::Read { shard, source })?;
+            Ok((key.to_vec(), value.to_vec()))
+        })
     }
 
     /// Reads where the state stands; `None` before the first checkpoint.
@@ -215,6 +199,12 @@ impl Checkpoint {
             .map_err(|source| CheckpointError::Save { shard: self.shard, source })
     }
 
+    /// Where the state stands, and all records.
+    #[cfg(test)]
+    fn load(&self) -> (Option<Vec<u8>>, Vec<StoredRecord>) {
+        (self.position().unwrap(), self.records().map(Result::unwrap).collect())
+    }
+
     fn tree(&self) -> sled::Tree {
         self.current().1.clone()
     }
@@ -239,10 +229,10 @@ mod tests {
             checkpoint.save(b"two", vec![(b"a".to_vec(), None), put(b"c", b"3")]).unwrap();
         }
         let store = Checkpoints::open(dir.path()).unwrap();
-        let loaded = store.shard(shard).unwrap().load().unwrap();
-        assert_eq!(loaded.position.as_deref(), Some(&b"two"[..]));
-        assert_eq!(loaded.records, vec![(b"b".to_vec(), b"2".to_vec()), (b"c".to_vec(), b"3".to_vec())]);
-        assert!(store.shard(ShardId::new(4)).unwrap().load().unwrap().position.is_none());
+        let (position, records) = store.shard(shard).unwrap().load();
+        assert_eq!(position.as_deref(), Some(&b"two"[..]));
+        assert_eq!(records, vec![(b"b".to_vec(), b"2".to_vec()), (b"c".to_vec(), b"3".to_vec())]);
+        assert!(store.shard(ShardId::new(4)).unwrap().position().unwrap().is_none());
     }
 
     #[test]

@@ -156,9 +156,9 @@ mod tests {
             store.db.flush().unwrap();
         }
         for _ in 0..2 {
-            let loaded = Checkpoints::open(dir.path()).unwrap().shard(SHARD).unwrap().load().unwrap();
-            assert_eq!(loaded.position.as_deref(), Some(&b"new"[..]));
-            let count = |value: &[u8]| loaded.records.iter().filter(|record| record.1 == value).count();
+            let (position, records) = Checkpoints::open(dir.path()).unwrap().shard(SHARD).unwrap().load();
+            assert_eq!(position.as_deref(), Some(&b"new"[..]));
+            let count = |value: &[u8]| records.iter().filter(|record| record.1 == value).count();
             assert_eq!((count(b"new"), count(b"old")), (400, 99));
         }
     }
@@ -171,8 +171,8 @@ mod tests {
             checkpoint.save(b"large", puts(500, b"large")).unwrap();
             checkpoint.save(b"small", puts(1, b"small")).unwrap();
         }
-        let loaded = Checkpoints::open(dir.path()).unwrap().shard(SHARD).unwrap().load().unwrap();
-        assert_eq!((loaded.position.as_deref(), loaded.records.len()), (Some(&b"small"[..]), 500));
-        assert_eq!(loaded.records[0].1, b"small");
+        let (position, records) = Checkpoints::open(dir.path()).unwrap().shard(SHARD).unwrap().load();
+        assert_eq!((position.as_deref(), records.len()), (Some(&b"small"[..]), 500));
+        assert_eq!(records[0].1, b"small");
     }
 }

@@ -18,7 +18,6 @@ use super::{
 };
 use crate::{
     broker::{Catalog, Command, PublishPart, Record, RecordKey, Shard},
-    checkpoint::Loaded,
     log::{self, Entry},
 };
 
@@ -100,9 +99,10 @@ fn without_places(mut entry: DecodedEntry) -> DecodedEntry {
 pub(crate) fn checkpoint(shard: ShardId, position: &[u8], stored: Vec<StoredRecord>) -> bool {
     // As the store has them: each key once, in order. The empty one is the position's.
     let stored: BTreeMap<_, _> = stored.into_iter().filter(|(key, _)| !key.is_empty()).collect();
-    let position = (!position.is_empty()).then(|| position.to_vec());
-    let loaded = Loaded { position, records: stored.into_iter().collect() };
-    let Ok((machine, position)) = load::machine(shard, &loaded) else { return false };
+    let position = (!position.is_empty()).then_some(position);
+    let Ok((machine, position)) = load::machine_of(shard, position, stored.into_iter().map(Ok)) else {
+        return false;
+    };
     if let Some(position) = &position {
         let again = records::decode_position(&records::encode_position(position));
         assert_eq!(again.expect("it was written from a position"), *position);
@@ -173,13 +173,13 @@ fn ask(replica: &Replica) {
             encode_records(shard.records())
         })
     };
-    let loaded = Loaded { position: None, records: saved };
-    let (machine, _) = load::machine(shard, &loaded).expect("it is what a state saves");
+    let stored = saved.iter().cloned().map(Ok);
+    let (machine, _) = load::machine_of(shard, None, stored).expect("it is what a state saves");
     let again = match machine {
         Machine::Catalog(catalog) => encode_records(catalog.records()),
         Machine::Messages(shard) => encode_records(shard.records()),
     };
-    assert_eq!(again, loaded.records);
+    assert_eq!(again, saved);
     drop(replica.take_changes());
 }
 

@@ -125,7 +125,7 @@ impl Groups {
         let mut groups = BTreeMap::new();
         for shard in (0..=parts.shard_count).map(ShardId::new) {
             let checkpoint = checkpoints.shard(shard)?;
-            let (machine, position) = load::machine(shard, &checkpoint.load()?)?;
+            let (machine, position) = load::machine(shard, &checkpoint)?;
             let replica = Arc::new(Replica::new(shard, machine, position));
             repairer.add_replica(&replica);
             let group = Group::start(GroupParts {

@@ -8,13 +8,16 @@ use super::{
     replica::Machine,
 };
 use crate::{
-    broker::{Catalog, RestoreError, Shard},
-    checkpoint::Loaded,
+    broker::{Catalog, Record, RecordKey, RestoreError, Shard},
+    checkpoint::{Checkpoint, CheckpointError, StoredRecord},
 };
 
 /// Why a checkpoint is not a state.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Its position.
     #[error("the checkpoint of shard {shard} does not say where it stands")]
     Position {
@@ -42,17 +45,45 @@ pub enum LoadError {
 }
 
 /// The state that a checkpoint holds, and where it stands; an empty state for an empty checkpoint.
-pub(super) fn machine(shard: ShardId, loaded: &Loaded) -> Result<(Machine, Option<Position>), LoadError> {
-    let position = loaded.position.as_deref().map(records::decode_position).transpose();
+pub(super) fn machine(
+    shard: ShardId,
+    checkpoint: &Checkpoint,
+) -> Result<(Machine, Option<Position>), LoadError> {
+    machine_of(shard, checkpoint.position()?.as_deref(), checkpoint.records())
+}
+
+/// The state that these records make. They are taken one by one, and need not all be in memory.
+pub(super) fn machine_of(
+    shard: ShardId,
+    position: Option<&[u8]>,
+    records: impl Iterator<Item = Result<StoredRecord, CheckpointError>>,
+) -> Result<(Machine, Option<Position>), LoadError> {
+    let position = position.map(records::decode_position).transpose();
     let position = position.map_err(|source| LoadError::Position { shard, source })?;
-    let records = loaded.records.iter().map(|(key, value)| codec::decode_record(key, value));
-    let records: Vec<_> =
-        records.collect::<Result<_, _>>().map_err(|source| LoadError::Record { shard, source })?;
-    let restore = |source| LoadError::Restore { shard, source };
+    let mut unread = None;
+    let records = records.map_while(|stored| match decode(shard, stored) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            unread = Some(error);
+            None
+        }
+    });
     let machine = if shard == ShardId::CATALOG {
-        Machine::Catalog(Catalog::restore(records.into_iter()).map_err(restore)?)
+        Catalog::restore(records).map(Machine::Catalog)
     } else {
-        Machine::Messages(Shard::restore(records.into_iter()).map_err(restore)?)
+        Shard::restore(records).map(Machine::Messages)
     };
-    Ok((machine, position))
+    // What was made of the records before it is not what was saved.
+    match unread {
+        Some(error) => Err(error),
+        None => Ok((machine.map_err(|source| LoadError::Restore { shard, source })?, position)),
+    }
+}
+
+fn decode(
+    shard: ShardId,
+    stored: Result<StoredRecord, CheckpointError>,
+) -> Result<(RecordKey, Record), LoadError> {
+    let (key, value) = stored?;
+    codec::decode_record(&key, &value).map_err(|source| LoadError::Record { shard, source })
 }

@@ -35,7 +35,7 @@ impl SavedStates {
         let checkpoints = Checkpoints::open(dir)?;
         let mut replicas = BTreeMap::new();
         for shard in shards {
-            let (machine, position) = load::machine(shard, &checkpoints.shard(shard)?.load()?)?;
+            let (machine, position) = load::machine(shard, &checkpoints.shard(shard)?)?;
             replicas.insert(shard, Replica::new(shard, machine, position));
         }
         Ok(Self { replicas })

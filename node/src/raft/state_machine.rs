@@ -107,9 +107,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 SnapshotData::Saved(other) => saved.copy_without_messages(&other)?,
             };
             saved.checkpoint.adopt(staged, &changing).map_err(io::Error::other)?;
-            let loaded = saved.checkpoint.load().map_err(io::Error::other)?;
-            let (machine, position) =
-                load::machine(saved.replica.shard(), &loaded).map_err(io::Error::other)?;
+            let loaded = load::machine(saved.replica.shard(), &saved.checkpoint);
+            let (machine, position) = loaded.map_err(io::Error::other)?;
             saved.replica.replace(machine, position);
             Ok(())
         })
@@ -167,8 +166,8 @@ impl Saved {
     /// Stages a copy of another checkpoint on this node. Messages' bodies do not come along, so one that has any is
     /// refused.
     fn copy_without_messages(&self, other: &Self) -> Result<(Staged, Changing), io::Error> {
-        let loaded = other.checkpoint.load().map_err(io::Error::other)?;
-        let (machine, _) = load::machine(self.replica.shard(), &loaded).map_err(io::Error::other)?;
+        let loaded = load::machine(self.replica.shard(), &other.checkpoint);
+        let (machine, _) = loaded.map_err(io::Error::other)?;
         if machine.holds_messages() {
             let message = "a checkpoint that holds messages was to be installed without them";
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
@@ -176,8 +175,10 @@ impl Saved {
         let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "the checkpoint is being saved or sent");
         let changing = self.checkpoint.try_change().ok_or_else(busy)?;
         let staged = self.checkpoint.stage().map_err(io::Error::other)?;
-        staged.add(&loaded.records).map_err(io::Error::other)?;
-        staged.finish(&loaded.position.unwrap_or_default()).map_err(io::Error::other)?;
+        let records = other.checkpoint.records().collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+        staged.add(&records).map_err(io::Error::other)?;
+        let position = other.checkpoint.position().map_err(io::Error::other)?;
+        staged.finish(&position.unwrap_or_default()).map_err(io::Error::other)?;
         Ok((staged, changing))
     }
 }
