@@ -66,11 +66,11 @@ impl Keyed {
         Ok(Self { client, order, partitions: PARTITIONS_FIRST, stop, publishing, workers })
     }
 
-    /// Lets the queue have so many more partitions, up to a limit. Gives how many it has then.
-    pub(super) async fn grow(&mut self, more: u32) -> Result<u32> {
+    /// Lets the queue have so many more partitions, up to a limit, and those that it was to have before.
+    pub(super) async fn grow(&mut self, more: u32) -> Result<()> {
         self.partitions = (self.partitions + more).min(PARTITIONS_MAX);
         self.client.update_queue(QUEUE, QueueUpdate::new().partitions(self.partitions)).await?;
-        Ok(self.partitions)
+        Ok(())
     }
 
     /// Ends publishing, lets consumers handle what is left, and judges. The cluster must be whole.

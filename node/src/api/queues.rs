@@ -32,8 +32,9 @@ const UPDATES_MAX: u32 = 8;
 /// Queues in one page of a list.
 const PAGE_MAX: u32 = 1_000;
 
-/// How long creating a queue waits for its shard to open it.
-const OPEN_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long creating a queue waits for its shard to open it: longer than elections take, and not as long as clients
+/// wait for a node's answer (3.3 s in `skein-client`), since this one says what is the matter.
+const OPEN_WAIT_MAX: Duration = Duration::from_secs(3);
 
 impl Api {
     /// Creates a queue. This node leads the catalog.
@@ -276,8 +277,9 @@ impl Api {
         };
         tokio::time::timeout(OPEN_WAIT_MAX, opened).await.map_err(|_| {
             let message = format!(
-                "queue {:?} is created or changed, but shard {} has no leader to hear of it; it hears of it by \
-                itself once there is one",
+                "queue {:?} is created or changed, but shard {} has no leader to hear of it, or one that is cut off \
+                 from the catalog's; it hears of it by itself once there is one, or see which nodes lack each other \
+                 (skein cluster status)",
                 queue.name, queue.shard
             );
             status::status(Code::Unavailable, Reason::NoLeader, message)
