@@ -264,17 +264,23 @@ impl Shared {
         }
     }
 
+    /// Whether a segment is part of the log still. Once it is not, its file may be used again, and what is read there
+    /// means nothing.
+    pub(super) fn has(&self, segment: &Arc<Segment>) -> bool {
+        self.lock().slots.get(&segment.number).is_some_and(|slot| Arc::ptr_eq(&slot.segment, segment))
+    }
+
     /// Why something could not be read; `None` when that has changed meanwhile, and it should be tried again.
     fn explain(&self, shard: ShardId, index: u64, miss: Option<(Arc<Segment>, Miss)>) -> Option<ReadError> {
-        let state = self.lock();
         let Some((segment, miss)) = miss else {
+            let state = self.lock();
             return Some(match state.check_live(shard, index) {
                 Err(gone) => gone,
                 // The index in memory says that some segment has the entry; the one on disk does not.
                 Ok(_) => ReadError::Damaged { shard, index, path: self.dir.clone(), offset: 0 },
             });
         };
-        if !state.slots.get(&segment.number).is_some_and(|slot| Arc::ptr_eq(&slot.segment, &segment)) {
+        if !self.has(&segment) {
             return None;
         }
         let path = segment.path.clone();

@@ -29,7 +29,7 @@ const REWRITE_BYTES: usize = 256 << 10;
 
 /// Names a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SegmentId(SegmentNumber);
+pub struct SegmentId(pub(super) SegmentNumber);
 
 impl SegmentId {
     pub(super) const fn of(number: SegmentNumber) -> Self {
@@ -201,7 +201,10 @@ impl Log {
             IndexPlace::OnDisk { offset } => {
                 let positions = slot.segment.read_positions(offset);
                 let path = slot.segment.path.clone();
-                Arc::new(positions.map_err(|source| ReadError::Io { path, source })?)
+                Arc::new(positions.map_err(|source| match self.shared.has(&slot.segment) {
+                    true => ReadError::Io { path, source },
+                    false => ReadError::NoSegment { segment },
+                })?)
             }
         };
         Ok((slot.segment, positions))

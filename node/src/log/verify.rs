@@ -74,6 +74,10 @@ impl Log {
         match found.read(shard) {
             // If not all, the next one is the first of the next chunk, and found damaged then.
             Ok(read) => Ok(read.len()),
+            // Its file may have been used again before it was read.
+            Err(_) if !self.shared.has(segment) => {
+                Err(ReadError::NoSegment { segment: SegmentId(segment.number) })
+            }
             Err(Miss::Unsound { index, .. }) => {
                 if !self.shared.is_kept_later(shard, index, segment.number) {
                     damaged.push(DamagedRecord { shard, index });

@@ -182,6 +182,9 @@ impl Repairer {
                 continue;
             }
             for (shard, index) in hoped {
+                if self.forget_unneeded(shard, index) {
+                    continue;
+                }
                 let group = self.subjects().get(&shard).and_then(|subject| subject.group.clone());
                 if let Some(group) = &group {
                     group.step_back().await;
@@ -197,14 +200,20 @@ impl Repairer {
         }
     }
 
+    /// Forgets damage that harms nobody, for which nobody needs to stop leading.
+    fn forget_unneeded(&self, shard: ShardId, index: u64) -> bool {
+        let known = self.subjects().get(&shard).map(Subject::known);
+        let Some((replica, _)) = known.filter(|(replica, _)| !self.is_needed(replica, index)) else {
+            return false;
+        };
+        self.repairs.settle((shard, index), None);
+        tracing::info!(shard = %replica.shard(), index, "a damaged entry is no longer needed");
+        true
+    }
+
     async fn repair(&self, shard: ShardId, index: u64) {
         let known = self.subjects().get(&shard).map(Subject::known);
         let Some((replica, committed_index)) = known else { return };
-        if !self.is_needed(&replica, index) {
-            self.repairs.settle((shard, index), None);
-            tracing::info!(%shard, index, "a damaged entry is no longer needed");
-            return;
-        }
         // Nobody can give an entry that is not known to be committed; it may also be replaced by another one.
         let mut everybody_answered = committed_index >= index;
         for peer in self.peers(&replica) {
@@ -224,7 +233,8 @@ impl Repairer {
                 }
             }
         }
-        if everybody_answered {
+        // The others may lack it since nobody needs it any more.
+        if everybody_answered && !self.forget_unneeded(shard, index) {
             self.repairs.settle((shard, index), Some(Damage::Lost));
             tracing::error!(%shard, index, "no replica has the entry any more: its messages are refused from now on");
         }

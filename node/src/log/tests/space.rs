@@ -243,6 +243,31 @@ fn a_scrub_finds_damage_until_it_is_repaired() {
     log.rewrite(sealed, &mut live, &mut go_on).unwrap();
 }
 
+/// Its file is used again, and has other records in it by the time that it is read.
+#[test]
+fn a_scrub_of_a_segment_that_is_given_up_meanwhile_finds_no_damage() {
+    let disk = FaultyDisk::new(5);
+    let log = open(&disk);
+    append(&log, A, entries(1..3, 1, PAYLOAD_BYTES));
+    append(&log, B, entries(1..100, 1, PAYLOAD_BYTES));
+    log.purge(A, id(1, 2));
+    log.purge(B, id(1, 99));
+    flush(&log);
+    let sealed = log.survey().remove(0).id;
+    let mut next = 100;
+    let mut use_again = |_| {
+        log.retire(&[sealed]).unwrap();
+        for _ in 0..100 {
+            append(&log, B, entries(next..next + 1, 1, PAYLOAD_BYTES));
+            next += 1;
+        }
+        flush(&log);
+        ControlFlow::Continue(())
+    };
+    let verified = log.verify(sealed, &mut use_again);
+    assert!(matches!(verified, Err(ReadError::NoSegment { .. })), "{verified:?}");
+}
+
 #[test]
 fn a_rewrite_that_is_stopped_says_so_and_harms_nothing() {
     let disk = FaultyDisk::new(6);
