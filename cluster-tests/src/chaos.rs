@@ -99,7 +99,10 @@ pub struct Course {
 /// # Errors
 /// With what was seen to be wrong, or why the run could not show that all is well.
 pub async fn run(course: &Course) -> Result<Report, (Report, String)> {
-    let setup = Setup { links: true, machines: true, ..Setup::default() };
+    // What stands between nodes, and below them, takes time of its own.
+    let links = course.faults.iter().any(|fault| fault.needs_links());
+    let machines = course.faults.iter().any(|fault| fault.needs_machines());
+    let setup = Setup { links, machines, ..Setup::default() };
     let limit = course.length + OVERHEAD;
     let mut report = Report::default();
     let ended = scenario::attempt(&setup, "chaos", course.seed, limit, async |scenario| {
@@ -112,7 +115,7 @@ pub async fn run(course: &Course) -> Result<Report, (Report, String)> {
         }
         let load = Load::start(&client, course.load_per_s).await?;
         let keyed = Keyed::start(client).await?;
-        let mut chaos = Chaos::new(keyed);
+        let mut chaos = Chaos::new(&setup, keyed);
         let unleashed = chaos.unleash(scenario, course, &mut report.events).await;
         report.take_waits(&probes.iter().map(Probe::confirmed).collect::<Vec<_>>());
         drop(probes);
@@ -166,6 +169,9 @@ impl Course {
 
 /// What is going on.
 struct Chaos {
+    /// Whether the cluster has links, and machines.
+    links: bool,
+    machines: bool,
     keyed: Keyed,
     paused: BTreeSet<u64>,
     drained: Option<u64>,
@@ -183,8 +189,9 @@ struct Targets {
 }
 
 impl Chaos {
-    fn new(keyed: Keyed) -> Self {
-        Self { keyed, paused: BTreeSet::new(), drained: None, replaced: BTreeSet::new() }
+    fn new(setup: &Setup, keyed: Keyed) -> Self {
+        let Setup { links, machines, .. } = *setup;
+        Self { links, machines, keyed, paused: BTreeSet::new(), drained: None, replaced: BTreeSet::new() }
     }
 
     /// Lets what is to happen happen.
@@ -346,8 +353,12 @@ impl Chaos {
                 kill::resume(&scenario.cluster, &recorder, node_id)?;
             }
         }
-        links::heal(&scenario.cluster, &recorder)?;
-        machine::heal(&scenario.cluster, &recorder)?;
+        if self.links {
+            links::heal(&scenario.cluster, &recorder)?;
+        }
+        if self.machines {
+            machine::heal(&scenario.cluster, &recorder)?;
+        }
         scenario.cluster.heal().await?;
         if let Some(node_id) = self.drained.take() {
             scenario.client().await?.drain_node(NodeId::new(node_id), false).await?;

@@ -115,6 +115,24 @@ impl Fault {
         }
     }
 
+    /// Whether it happens to the ways between nodes.
+    pub(super) const fn needs_links(self) -> bool {
+        matches!(
+            self,
+            Self::CutOffLeader
+                | Self::CutOffFollower
+                | Self::NotHeard
+                | Self::HearsNobody
+                | Self::CutPair
+                | Self::Slow
+        )
+    }
+
+    /// Whether it happens to a node's machine.
+    pub(super) const fn needs_machines(self) -> bool {
+        matches!(self, Self::SetClock | Self::SlowDisk)
+    }
+
     /// Whether a majority carries on meanwhile, as long as nothing else happens.
     pub(super) const fn leaves_majority(self) -> bool {
         !matches!(self, Self::KillMajority | Self::KillAll)
