@@ -11,7 +11,11 @@ mod report;
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
+use rand::{
+    RngExt as _, SeedableRng as _,
+    rngs::SmallRng,
+    seq::{IndexedRandom as _, SliceRandom as _},
+};
 use skein_client::NodeId;
 use tokio::time;
 
@@ -21,7 +25,7 @@ pub use self::{
 };
 use self::{keyed::Keyed, load::Load, probe::Probe};
 use crate::{
-    cluster::Setup,
+    cluster::{Cluster, Setup},
     faults::{kill, links, machine},
     recorder::Recorder,
     scenario::{self, Scenario},
@@ -181,11 +185,15 @@ struct Chaos {
 
 /// Whom a fault may hit.
 struct Targets {
+    /// The queue whose leader is meant, by its place.
+    queue: usize,
     leader: u64,
     follower: u64,
     any: u64,
-    /// One whose links can be cut.
+    /// The leader, or one whose links can be cut where those of the leader cannot.
     linked: u64,
+    /// The same of the followers.
+    linked_follower: u64,
 }
 
 impl Chaos {
@@ -212,12 +220,13 @@ impl Chaos {
             let begun = scenario.recorder.now();
             time::sleep(round.calm).await;
             if course.order == Order::InTurn {
-                events.push(Event { fault: None, second: None, begun, ended: scenario.recorder.now() });
+                let ended = scenario.recorder.now();
+                events.push(Event { fault: None, second: None, queue: None, begun, ended });
             }
             let begun = scenario.recorder.now();
-            self.let_happen(scenario, &round, &mut random).await?;
+            let queue = Some(self.let_happen(scenario, &round, &mut random).await?);
             let ended = scenario.recorder.now();
-            events.push(Event { fault: Some(round.fault), second: round.second, begun, ended });
+            events.push(Event { fault: Some(round.fault), second: round.second, queue, begun, ended });
             if course.order == Order::InTurn {
                 time::sleep(AFTERMATH).await;
             }
@@ -225,32 +234,41 @@ impl Chaos {
         Ok(())
     }
 
+    /// Gives the queue whose leader was meant, by its place.
     async fn let_happen(
         &mut self,
         scenario: &mut Scenario,
         round: &Round,
         random: &mut SmallRng,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         let Round { fault, second, lasts, .. } = *round;
-        self.inject(scenario, fault, random).await.with_context(|| format!("{fault}"))?;
+        let queue = self.inject(scenario, fault, random).await.with_context(|| format!("{fault}"))?;
         if let Some(second) = second {
             let both = || format!("{fault} and {second}");
             match self.inject(scenario, second, random).await {
                 // Where the catalog's leader and another one do not hear each other, the queue grows once they do.
                 Err(error) if second == Fault::Grow && error.is::<skein_client::Error>() => {}
-                injected => injected.with_context(both)?,
+                injected => drop(injected.with_context(both)?),
             }
         } else if fault.leaves_majority() {
             let carries_on = scenario.wait_confirmed(CARRIES_ON_CONFIRMS, RESUME_LIMIT).await;
             carries_on.with_context(|| format!("nothing goes on during {fault}"))?;
         }
         time::sleep(lasts).await;
-        self.heal(scenario).await.with_context(|| format!("healing after {fault}"))
+        self.heal(scenario).await.with_context(|| format!("healing after {fault}"))?;
+        Ok(queue)
     }
 
-    async fn inject(&mut self, scenario: &mut Scenario, fault: Fault, random: &mut SmallRng) -> Result<()> {
+    /// Gives the queue whose leader is meant, by its place.
+    async fn inject(
+        &mut self,
+        scenario: &mut Scenario,
+        fault: Fault,
+        random: &mut SmallRng,
+    ) -> Result<usize> {
         let recorder = scenario.recorder.clone();
-        let Targets { leader, follower, any, linked } = self.targets(scenario, random).await?;
+        let targets = self.targets(scenario, random).await?;
+        let Targets { queue, leader, follower, any, linked, linked_follower } = targets;
         let running = scenario.cluster.running();
         let cluster = &mut scenario.cluster;
         match fault {
@@ -263,19 +281,11 @@ impl Chaos {
                 .into_iter()
                 .try_for_each(|node_id| kill::kill(cluster, &recorder, node_id))?,
             Fault::KillAll => kill::kill_all(cluster, &recorder)?,
-            Fault::RestartStorm => {
-                for _ in 0..random.random_range(3..8) {
-                    kill::kill(cluster, &recorder, any)?;
-                    cluster.restart(any)?;
-                    time::sleep(Duration::from_millis(random.random_range(0..1_000))).await;
-                }
-            }
+            Fault::RestartStorm => restart_storm(cluster, &recorder, any, random).await?,
             Fault::PauseLeader => self.pause(scenario, &recorder, leader)?,
             Fault::PauseFollower => self.pause(scenario, &recorder, follower)?,
-            Fault::CutOffLeader if !self.replaced.contains(&leader) => {
-                links::cut_off(cluster, &recorder, leader)?;
-            }
-            Fault::CutOffLeader | Fault::CutOffFollower => links::cut_off(cluster, &recorder, linked)?,
+            Fault::CutOffLeader => links::cut_off(cluster, &recorder, linked)?,
+            Fault::CutOffFollower => links::cut_off(cluster, &recorder, linked_follower)?,
             Fault::NotHeard => links::let_nobody_hear(cluster, &recorder, linked)?,
             Fault::HearsNobody => links::let_hear_nobody(cluster, &recorder, linked)?,
             Fault::CutPair => links::cut_pair(cluster, &recorder, leader, follower)?,
@@ -299,7 +309,7 @@ impl Chaos {
             Fault::RollingRestart => kill::rolling_restart(cluster, &recorder).await?,
             Fault::Transfer => {
                 recorder.disturbed(format!("node {leader} hands over"));
-                cluster.make_leader(QUEUES[0], follower).await?;
+                cluster.make_leader(QUEUES[queue], follower).await?;
             }
             Fault::Drain => {
                 recorder.disturbed(format!("node {leader} is drained"));
@@ -313,19 +323,24 @@ impl Chaos {
                 self.keyed.grow(more).await?;
             }
         }
-        Ok(())
+        Ok(queue)
     }
 
     /// Draws whom a fault is to hit. With two faults at once there may be no leader, and then somebody takes its place.
     async fn targets(&self, scenario: &Scenario, random: &mut SmallRng) -> Result<Targets> {
-        let leader = scenario.cluster.leader_of(QUEUES[random.random_range(0..QUEUES.len())]).await;
+        let queue = random.random_range(0..QUEUES.len());
+        let leader = scenario.cluster.leader_of(QUEUES[queue]).await;
         let running = scenario.cluster.running();
         let leader = leader.unwrap_or(running[0]);
-        let others: Vec<_> = running.iter().copied().filter(|node_id| *node_id != leader).collect();
-        let follower = others.choose(random).copied().unwrap_or(leader);
+        let mut others: Vec<_> = running.iter().copied().filter(|node_id| *node_id != leader).collect();
+        others.shuffle(random);
+        let follower = others.first().copied().unwrap_or(leader);
         let any = *running.choose(random).context("no node is running")?;
-        let linked = *[leader, follower, any].iter().find(|node| !self.replaced.contains(node)).unwrap_or(&1);
-        Ok(Targets { leader, follower, any, linked })
+        let first_linked = |nodes: &[u64]| nodes.iter().copied().find(|node| !self.replaced.contains(node));
+        let linked_follower = first_linked(&others);
+        let linked = first_linked(&[leader]).or(linked_follower).unwrap_or(leader);
+        let linked_follower = linked_follower.unwrap_or(linked);
+        Ok(Targets { queue, leader, follower, any, linked, linked_follower })
     }
 
     fn pause(&mut self, scenario: &Scenario, recorder: &Recorder, node_id: u64) -> Result<()> {
@@ -378,4 +393,18 @@ impl Chaos {
         // Where that was not possible before.
         self.keyed.grow(0).await.context("the queue with partitions does not grow")
     }
+}
+
+async fn restart_storm(
+    cluster: &mut Cluster,
+    recorder: &Recorder,
+    node_id: u64,
+    random: &mut SmallRng,
+) -> Result<()> {
+    for _ in 0..random.random_range(3..8) {
+        kill::kill(cluster, recorder, node_id)?;
+        cluster.restart(node_id)?;
+        time::sleep(Duration::from_millis(random.random_range(0..1_000))).await;
+    }
+    Ok(())
 }

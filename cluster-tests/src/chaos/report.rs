@@ -17,6 +17,8 @@ pub struct Event {
     pub fault: Option<Fault>,
     /// What happened as well.
     pub second: Option<Fault>,
+    /// The queue whose leader was meant, by its place: whoever publishes to others may be hit in another way.
+    pub queue: Option<usize>,
     /// When it began.
     pub begun: Moment,
     /// When all was well again.
@@ -36,8 +38,8 @@ pub struct Report {
     pub unknown: usize,
     /// Promises that were broken.
     pub violations: usize,
-    /// The longest wait between two confirms of the same queue, during each fault that happened alone, and while
-    /// nothing did.
+    /// The longest wait between two confirms of the queue that was meant, during each fault that happened alone; of
+    /// any queue, while nothing happened.
     pub waits: BTreeMap<Option<Fault>, Vec<Duration>>,
 }
 
@@ -63,7 +65,9 @@ impl Report {
             let aftermath = if event.fault.is_some() { AFTERMATH } else { Duration::ZERO };
             // What happens in the next one is not the doing of this one.
             let until = next_begun.min(event.ended + aftermath);
-            let waits = confirmed.iter().map(|moments| longest_wait(moments, event.begun, until));
+            let is_meant = |(queue, _): &(usize, _)| event.queue.is_none_or(|meant| meant == *queue);
+            let waits = confirmed.iter().enumerate().filter(is_meant);
+            let waits = waits.map(|(_, moments)| longest_wait(moments, event.begun, until));
             self.waits.entry(event.fault).or_default().push(waits.max().unwrap_or_default());
         }
     }
