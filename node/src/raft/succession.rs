@@ -21,6 +21,13 @@ const ASK_TIMEOUT: Duration = Duration::from_millis(25);
 /// things to do as well.
 const TURN: Duration = Duration::from_millis(60);
 
+/// They ask one another until two rounds say the same: what the dead leader has sent may still be coming in, and two
+/// that compare logs that grow may each think that it has the longest one, or that the other has.
+const ROUNDS_MAX: u32 = 6;
+
+/// ... with this long between them.
+const ROUND_PAUSE: Duration = Duration::from_millis(2);
+
 /// One that was voted for has so long to lead.
 const VOTED_PAUSE: Duration = Duration::from_millis(300);
 
@@ -50,6 +57,34 @@ impl Succession {
     }
 
     async fn succeed(self: Arc<Self>, dead: NodeId) {
+        let mut orphans = self.orphans(dead).await;
+        if orphans.is_empty() {
+            return;
+        }
+        tracing::info!(%dead, shards = orphans.len(), "looking for new leaders of a dead node's shards");
+        let mut others = self.ask_others(dead, &orphans).await;
+        for _ in 1..ROUNDS_MAX {
+            time::sleep(ROUND_PAUSE).await;
+            let has_grown = look_again(&mut orphans).await;
+            let before = std::mem::replace(&mut others, self.ask_others(dead, &orphans).await);
+            if !has_grown && others == before {
+                break;
+            }
+        }
+        for orphan in orphans {
+            let Orphan { group, standing, .. } = &orphan;
+            let living = group.voters().into_iter().filter(|voter| ![self.node, dead].contains(voter));
+            // Whoever did not answer is taken to stand where this replica does.
+            let stands = |node: NodeId| others.get(&node)?.get(&group.shard());
+            let last_of = |node| stands(node).map_or(standing.last, |standing| standing.last);
+            let others: Vec<_> = living.map(|node| (node, last_of(node))).collect();
+            let turn = Turn::new((self.node, standing.last), &others);
+            tasks::spawn(campaign(orphan, turn));
+        }
+    }
+
+    /// The shards that a dead node led, as far as this node knows, and where its own replicas of them stand.
+    async fn orphans(&self, dead: NodeId) -> Vec<Orphan> {
         let mut orphans = Vec::new();
         for group in self.groups.iter() {
             let led = *group.leadership().borrow();
@@ -61,21 +96,7 @@ impl Succession {
                 orphans.push(Orphan { group: Arc::clone(group), term: led.term, standing });
             }
         }
-        if orphans.is_empty() {
-            return;
-        }
-        tracing::info!(%dead, shards = orphans.len(), "looking for new leaders of a dead node's shards");
-        let others = self.ask_others(dead, &orphans).await;
-        for orphan in orphans {
-            let Orphan { group, standing, .. } = &orphan;
-            let living = group.voters().into_iter().filter(|voter| ![self.node, dead].contains(voter));
-            // Whoever did not answer is taken to stand where this replica does.
-            let stands = |node: NodeId| others.get(&node)?.get(&group.shard());
-            let last_of = |node| stands(node).map_or(standing.last, |standing| standing.last);
-            let others: Vec<_> = living.map(|node| (node, last_of(node))).collect();
-            let turn = Turn::new((self.node, standing.last), &others);
-            tasks::spawn(campaign(orphan, turn));
-        }
+        orphans
     }
 
     /// Where the replicas of the other living nodes stand.
@@ -105,6 +126,18 @@ struct Orphan {
     term: u64,
     /// Where this node's replica stands since.
     standing: Standing,
+}
+
+/// Notes where this node's replicas stand now. Whether that is elsewhere than before.
+async fn look_again(orphans: &mut [Orphan]) -> bool {
+    let mut has_grown = false;
+    for Orphan { group, standing, .. } in orphans {
+        // One that may not lead any more finds out when it is to stand.
+        if let Some(now) = group.standing().await {
+            has_grown |= std::mem::replace(standing, now) != now;
+        }
+    }
+    has_grown
 }
 
 /// When one stands among those who might.
