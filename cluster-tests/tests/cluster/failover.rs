@@ -32,6 +32,9 @@ const QUEUE: &str = "orders";
 /// Kills in the test that kills again and again.
 const KILLS: usize = 5;
 
+/// What a log says of a node that died, and of anything else that somebody should look at.
+const ALARMS: [&str; 2] = ["the node's process has ended", " ERROR "];
+
 /// How long nodes are watched that have nothing to do, and how long processors may work for one meanwhile. That is
 /// much, for a build without optimisations, and far from a node that keeps one busy.
 const IDLE: Duration = Duration::from_secs(3);
@@ -142,6 +145,13 @@ async fn nodes_leave_and_return_one_after_the_other() {
         let work = scenario.start(&Plan::default()).await?;
         scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
         rolling_restart(&mut scenario.cluster, &scenario.recorder).await?;
+        // Each node has seen those leave that came after it.
+        for node_id in scenario.cluster.running() {
+            let log = scenario.cluster.log_text(node_id)?;
+            let alarms: Vec<_> =
+                log.lines().filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm))).collect();
+            ensure!(alarms.is_empty(), "node {node_id} takes it for an accident: {alarms:#?}");
+        }
         scenario.wait_confirmed(WARM_UP_CONFIRMS, RESUME_LIMIT).await?;
         scenario.finish(work).await
     })

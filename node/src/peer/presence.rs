@@ -52,6 +52,8 @@ enum Lost {
     NotThere,
     /// It ended while beats came: somebody closed the connection.
     BrokeOff,
+    /// The node said that it was told to stop.
+    Left,
     /// Nothing came any more.
     Silent,
 }
@@ -105,12 +107,15 @@ impl Presence {
 
     async fn attend_to(self: Arc<Self>, node: NodeId) {
         let mut broke_off_at = None;
+        let mut has_left = false;
         let mut was_silent = false;
         loop {
             let lost = self.listen(node, &mut was_silent).await;
+            // It may take connections for a while yet.
+            has_left = lost == Lost::Left || (has_left && lost == Lost::NotThere);
             self.note(node, None);
             match lost {
-                Lost::BrokeOff => broke_off_at = Some(self.clock.monotonic()),
+                Lost::BrokeOff | Lost::Left => broke_off_at = Some(self.clock.monotonic()),
                 Lost::Silent => {
                     broke_off_at = None;
                     was_silent = true;
@@ -126,7 +131,11 @@ impl Presence {
                 tokio::time::sleep(SUSPECT_RETRY_EVERY).await;
             } else {
                 broke_off_at = None;
-                tracing::warn!(%node, "the node's process has ended");
+                if has_left {
+                    tracing::info!(%node, "the node has left, as it was told to");
+                } else {
+                    tracing::warn!(%node, "the node's process has ended");
+                }
                 // Nobody needs to know when this node is stopping.
                 let _ = self.deaths.send(node).await;
             }
@@ -151,6 +160,7 @@ impl Presence {
         let mut was_there = false;
         loop {
             match tokio::time::timeout(SILENCE_MAX, beats.message()).await {
+                Ok(Ok(Some(beat))) if beat.leaving => return Lost::Left,
                 Ok(Ok(Some(beat))) => {
                     was_there = true;
                     if std::mem::take(was_silent) {

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use futures::{FutureExt as _, StreamExt as _, stream, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use skein_proto::{
     ids::{NodeId, ShardId},
     peer::{
@@ -82,6 +82,12 @@ impl PeerService {
         Self { identity, groups, disk, closed }
     }
 
+    /// Resolves when the node closes, or is gone: leaders end their streams no sooner.
+    fn until_closed(&self) -> BoxFuture<'static, ()> {
+        let mut closed = self.closed.clone();
+        async move { drop(closed.wait_for(|closed| *closed).await) }.boxed()
+    }
+
     async fn append_one(self, request: Result<AppendRequest, Status>) -> Result<AppendResponse, Status> {
         let request = convert::append_from_proto(request?).map_err(invalid)?;
         let group = self.group(request.shard.get())?;
@@ -146,18 +152,22 @@ impl Peer for PeerService {
                 changed = disk.changed() => changed.ok()?,
             }
             let low_on_disk = disk.borrow_and_update().is_low;
-            Some((Ok(AttendResponse { low_on_disk }), (ticks, disk)))
+            Some((Ok(AttendResponse { low_on_disk, leaving: false }), (ticks, disk)))
         });
-        let mut closed = self.closed.clone();
+        let (closed, until_closed) = (self.closed.clone(), self.until_closed());
         let mut identity = self.identity.clone();
         // An error means that the node is gone, which is as good. Whoever was removed learns so when it asks again.
-        let closed = async move {
+        let ended = async move {
             tokio::select! {
-                _ = closed.wait_for(|closed| *closed) => {}
+                () = until_closed => {}
                 _ = identity.wait_for(|identity| source.is_some_and(|node| identity.has_removed(node))) => {}
             }
         };
-        Ok(Response::new(beats.take_until(closed.boxed()).boxed()))
+        let last_word = stream::once(async move {
+            closed.borrow().then_some(Ok(AttendResponse { low_on_disk: false, leaving: true }))
+        });
+        let last_word = last_word.filter_map(std::future::ready);
+        Ok(Response::new(beats.take_until(ended.boxed()).chain(last_word).boxed()))
     }
 
     async fn standings(
@@ -190,7 +200,7 @@ impl Peer for PeerService {
             .take_while(|request| std::future::ready(request.is_some()))
             .filter_map(std::future::ready);
         let answers = group.handle_append(requests).map(|result| Ok(convert::append_result_to_proto(result)));
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(answers.take_until(self.until_closed()).boxed()))
     }
 
     async fn append_each(
@@ -202,7 +212,7 @@ impl Peer for PeerService {
             .into_inner()
             .map(move |request| service.clone().append_one(request))
             .buffered(SINGLE_APPENDS_IN_FLIGHT_MAX);
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(answers.take_until(self.until_closed()).boxed()))
     }
 
     async fn install_snapshot(
