@@ -345,15 +345,13 @@ pub(crate) fn malformed(error: MalformedMessage) -> Error {
 
 /// The one partition that all of these belong to; any where they have neither key nor id.
 fn partition_of(messages: &[Message], partitions: u32) -> Result<u32, Error> {
-    let keys = messages.iter().filter_map(|message| message.spread_by());
-    let mut wanted = keys.map(|key| partitions::of_key(key, partitions));
-    let first = wanted.next();
-    if wanted.any(|other| Some(other) != first) {
+    let keys = messages.iter().filter_map(Message::spread_by);
+    let partition = partitions::of_all(keys, partitions).map_err(|partitions::Apart| {
         let sentence = "the messages belong to several partitions, and are published all or none; send those with the \
                         same key together, or use a producer";
-        return Err(Error::NotAccepted(Cause::new(Code::InvalidArgument, Reason::Partitioned, sentence)));
-    }
-    Ok(first.unwrap_or_else(|| rand::random_range(0..partitions)))
+        Error::NotAccepted(Cause::new(Code::InvalidArgument, Reason::Partitioned, sentence))
+    })?;
+    Ok(partition.unwrap_or_else(|| rand::random_range(0..partitions)))
 }
 
 fn encode_batch(messages: Vec<Message>) -> Result<Bytes, Error> {

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::{Message as _, encoding};
-use skein_proto::broker;
+use skein_proto::{broker, partitions};
 
 use crate::{
     error::MalformedMessage,
@@ -238,11 +238,9 @@ impl EncodableMessage {
 }
 
 impl Message {
-    /// What decides to which partition of a queue it goes: its key; where it has none, its id, so that the partition
-    /// finds it that has it already; nothing for others.
+    /// What decides to which partition of a queue it goes, if anything does.
     pub(crate) fn spread_by(&self) -> Option<&[u8]> {
-        let id = || Some(self.message_id.as_bytes()).filter(|id| !id.is_empty());
-        Some(&self.key[..]).filter(|key| !key.is_empty()).or_else(id)
+        partitions::spread_by(&self.key, self.message_id.as_bytes())
     }
 
     /// The fields that are bytes or text, with their keys on the wire.

@@ -17,6 +17,30 @@ pub fn parse(name: &str) -> Option<(&str, u32)> {
     (partition.to_string() == number).then_some((queue, partition))
 }
 
+/// What decides to which partition a message goes: its key; where it has none, its id, so that the partition finds it
+/// that has it already; nothing for others, which go anywhere.
+#[must_use]
+pub fn spread_by<'a>(key: &'a [u8], message_id: &'a [u8]) -> Option<&'a [u8]> {
+    [key, message_id].into_iter().find(|bytes| !bytes.is_empty())
+}
+
+/// Messages belong to several partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Apart;
+
+/// The one partition, of so many, of messages that are [spread by](spread_by) these; nothing where any will do.
+///
+/// # Errors
+/// When there is no such partition.
+///
+/// # Panics
+/// When there are none.
+pub fn of_all<'a>(keys: impl Iterator<Item = &'a [u8]>, partitions: u32) -> Result<Option<u32>, Apart> {
+    let mut wanted = keys.map(|key| of_key(key, partitions));
+    let first = wanted.next();
+    if wanted.all(|other| Some(other) == first) { Ok(first) } else { Err(Apart) }
+}
+
 /// The partition of a key, of so many. When there are more, a key stays where it is or goes to one of the new ones.
 ///
 /// The jump consistent hash of Lamping and Veach (2014, <https://arxiv.org/abs/1406.2294>), of the key's CRC-32C.
@@ -66,6 +90,17 @@ mod tests {
             let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
             assert!(*least > fair / 3 && *most < fair * 3, "{least} to {most}, {fair} on average");
         }
+    }
+
+    #[test]
+    fn messages_with_a_key_or_else_an_id_belong_together_or_do_not() {
+        assert_eq!(spread_by(b"key", b"id"), Some(&b"key"[..]));
+        assert_eq!(spread_by(b"", b"id"), Some(&b"id"[..]));
+        assert_eq!(spread_by(b"", b""), None);
+        let of = |keys: &[&'static str]| of_all(keys.iter().map(|key| key.as_bytes()), 8);
+        assert_eq!(of(&[]), Ok(None));
+        assert_eq!(of(&["customer-1", "customer-1"]), Ok(Some(4)));
+        assert_eq!(of(&["customer-1", "customer-2"]), Err(Apart));
     }
 
     /// They lie where they lie: another answer would send a key's messages past those that are there.

@@ -243,18 +243,15 @@ impl Api {
 fn partition_of(request: &SendRequest, partitions: u32, any: u64) -> Result<u32, Status> {
     let keys = batch::encoded_messages(&request.batch).filter_map(|(_, message)| {
         let fields = Fields::of(message);
-        let id = || Some(fields.message_id()).filter(|id| !id.is_empty());
-        Some(fields.key()).filter(|key| !key.is_empty()).or_else(id)
+        partitions::spread_by(fields.key(), fields.message_id())
     });
-    let mut wanted = keys.map(|key| partitions::of_key(key, partitions));
-    let first = wanted.next();
-    if wanted.any(|other| Some(other) != first) {
+    let partition = partitions::of_all(keys, partitions).map_err(|partitions::Apart| {
         let message = "the messages belong to several partitions, and are published all or none; send those with the \
                        same key together";
-        return Err(status::status(Code::InvalidArgument, Reason::Partitioned, message));
-    }
+        status::status(Code::InvalidArgument, Reason::Partitioned, message)
+    })?;
     let turn = || u32::try_from(any % u64::from(partitions)).unwrap_or_default();
-    Ok(first.unwrap_or_else(turn))
+    Ok(partition.unwrap_or_else(turn))
 }
 
 fn token_of(partition: u32, token: &str) -> String {

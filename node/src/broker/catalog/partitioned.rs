@@ -9,16 +9,16 @@ impl Catalog {
     /// How many partitions a queue has; nothing when it is not partitioned.
     #[must_use]
     pub fn partitions(&self, name: &str) -> Option<u32> {
-        let first = self.queues.get(&partitions::name(name, 0))?;
-        (first.settings.partitions > 0).then_some(first.settings.partitions)
+        self.first_partition(name).map(|first| first.settings.partitions)
     }
 
     /// A queue of this name, or the first partition of one.
     pub(super) fn queue_or_first_partition(&self, name: &str) -> Option<&CatalogQueue> {
-        self.queues.get(name).or_else(|| {
-            let first = self.queues.get(&partitions::name(name, 0))?;
-            (first.settings.partitions > 0).then_some(first)
-        })
+        self.queues.get(name).or_else(|| self.first_partition(name))
+    }
+
+    fn first_partition(&self, name: &str) -> Option<&CatalogQueue> {
+        self.queues.get(&partitions::name(name, 0)).filter(|first| first.settings.partitions > 0)
     }
 
     /// The partitioned queue whose partition has this name, or would have it if there were more of them.

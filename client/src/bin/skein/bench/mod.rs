@@ -48,6 +48,7 @@ Examples:
   skein bench --groups 4 --json                                   every message to four groups
   skein bench --priority --ttl 10m --json                         what some features cost
   skein bench --queues 4 --bindings 1000 --consumers 4 --json     through a topic
+  skein bench --partitions 3 --json                               one queue that several nodes lead
   skein bench --consumers 0 --seconds 30 --replay --json          how fast a backlog is read
   skein bench --pids $(pgrep -d, skein-node) --json               with the brokers' CPU, memory and disk";
 

@@ -32,6 +32,10 @@ pub(crate) struct Shape {
     /// Give messages so many keys in turn, and let the queues keep the order of each.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "filter")]
     keys: Option<u64>,
+    /// Let each queue consist of so many partitions.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(conflicts_with = "bindings")]
+    partitions: Option<u32>,
     /// Give each message an id, and let queues look for those of the last three seconds.
     #[arg(long)]
     dedup: bool,
@@ -74,6 +78,7 @@ impl Shape {
     pub(super) fn settings(&self) -> QueueSettings {
         QueueSettings {
             order_by_key: self.keys.is_some(),
+            partitions: self.partitions,
             dedup_window: self.dedup.then_some(DEDUP_WINDOW),
             ..QueueSettings::default()
         }

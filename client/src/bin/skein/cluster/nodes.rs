@@ -16,13 +16,24 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub(super) async fn invite(client: &Client, replaces: Option<NodeId>, output: &Output) -> anyhow::Result<()> {
     let invitation = client.add_node(replaces).await?;
     let (node, token) = (invitation.node, &invitation.join_token);
+    let is_up = match replaces {
+        Some(replaced) => is_up(&client.topology_of_leaders().await?, replaced),
+        None => false,
+    };
     let value = json!({
         "node_id": node.get(),
         "join_token": token,
         "replaces_node_id": replaces.map(NodeId::get),
+        "replaced_is_up": is_up,
     });
     output.result(&value, || {
-        let purpose = replaces.map(|replaced| format!(", to take the place of node {replaced}"));
+        let purpose = replaces.map(|replaced| match is_up {
+            true => format!(
+                ", to take the place of node {replaced}, which is up: it serves until node {node} has its replicas, \
+                 and is removed then"
+            ),
+            false => format!(", to take the place of node {replaced}"),
+        });
         format!(
             "node {node} may join{}; start it with an empty data_dir:\n  skein-node run --config FILE --join-token \
              {token}\nand see it come: skein cluster wait",
@@ -30,6 +41,10 @@ pub(super) async fn invite(client: &Client, replaces: Option<NodeId>, output: &O
         )
     })?;
     Ok(())
+}
+
+fn is_up(topology: &Topology, node: NodeId) -> bool {
+    topology.node(node).is_some_and(|node| node.reachable)
 }
 
 pub(super) async fn remove(
