@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use skein_client::{Message, NodeId, QueueSettings, ShardId};
 use skein_cluster_tests::{
     cluster::{Cluster, Setup},
@@ -14,6 +14,7 @@ use skein_cluster_tests::{
     wait,
     workload::Plan,
 };
+use skein_proto::broker::{CreateQueueRequest, Node, queues_client::QueuesClient};
 use tokio::time;
 
 /// A whole test: starting, faults, draining, asking every replica.
@@ -34,6 +35,9 @@ const LONG: Duration = Duration::from_secs(6);
 
 /// What comes to or from a node takes so long that each answer comes later than a heartbeat waits for it.
 const LATE: Duration = Duration::from_millis(150);
+
+/// A client gives a node so long to answer.
+const ANSWER_LIMIT: Duration = Duration::from_millis(3_300);
 
 /// What a node logs each time that it begins to lead a shard.
 const LEADS: &str = "server: serving as leader";
@@ -263,6 +267,46 @@ async fn a_leader_that_is_answered_too_late_gives_way_and_gets_nothing_to_lead()
         ensure!(times_led()? == before, "it was given something to lead");
         let refused = client.transfer_leader(ShardId::new(0), NodeId::new(leader)).await;
         ensure!(refused.is_err(), "it leads");
+        Ok(())
+    })
+    .await;
+}
+
+/// The catalog's leader and that of its shard do not hear each other, and a third one hears both, who depose nobody.
+#[tokio::test]
+async fn a_queue_whose_shard_does_not_hear_of_it_is_there_once_it_does() {
+    let name = "a_queue_whose_shard_does_not_hear_of_it_is_there_once_it_does";
+    scenario::run_with(&linked(), name, LIMIT, async |scenario| {
+        scenario.require(CUT_PAIR);
+        let client = scenario.client().await?;
+        let shards = client.topology_of_leaders().await?.shards.into_iter().map(|shard| shard.id);
+        for shard in shards {
+            let leader = if shard == ShardId::CATALOG { 1 } else { 2 };
+            client.transfer_leader(shard, NodeId::new(leader)).await?;
+        }
+        cut_pair(&scenario.cluster, &scenario.recorder, 1, 2)?;
+        wait::until("node 2 to miss node 1", BACK_LIMIT, async || {
+            let nodes = scenario.cluster.topology(2).await?.nodes;
+            let is_missed = |node: &Node| node.node_id == 1 && !node.reachable;
+            ensure!(nodes.iter().any(is_missed), "it hears it yet");
+            Ok(())
+        })
+        .await?;
+        let refused = async |node_id| {
+            let mut node = QueuesClient::new(scenario.cluster.channel(node_id)?);
+            let created =
+                node.create_queue(CreateQueueRequest { name: QUEUE.to_owned(), ..Default::default() });
+            let answer = time::timeout(ANSWER_LIMIT, created).await;
+            let refused = answer.with_context(|| format!("node {node_id} does not answer"))?.err();
+            refused.with_context(|| format!("node {node_id} says that it is there"))
+        };
+        let (created, not_heard) = tokio::join!(refused(1), refused(2));
+        let (created, not_heard) = (created?, not_heard?);
+        ensure!(created.message().contains("one that is cut off from the catalog's"), "{created}");
+        ensure!(not_heard.message().contains("node 2 does not hear it"), "{not_heard}");
+        heal(&scenario.cluster, &scenario.recorder)?;
+        client.create_queue(QUEUE, QueueSettings::default()).await?;
+        client.send(QUEUE, vec![Message::new("it is there")]).await?;
         Ok(())
     })
     .await;

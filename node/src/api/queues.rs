@@ -282,7 +282,7 @@ impl Api {
                  (skein cluster status)",
                 queue.name, queue.shard
             );
-            status::status(Code::Unavailable, Reason::NoLeader, message)
+            status::status(Code::Unavailable, Reason::OutcomeUnknown, message)
         })
     }
 }

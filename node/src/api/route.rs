@@ -15,6 +15,10 @@ use crate::{
 /// How long a call waits for a shard to have a leader: an election on timers takes up to about two seconds.
 const LEADER_WAIT_MAX: Duration = Duration::from_secs(3);
 
+/// How long a call waits for its leader to be heard: nodes say that they are there every half second, so that one which
+/// was just started has heard the others by then.
+const HEARD_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Marks a call that a node passed on, so that two nodes that each take the other for the leader do not play
 /// ball with it.
 const FORWARDED: &str = "skein-forwarded";
@@ -59,10 +63,10 @@ impl Api {
     pub(super) async fn route(&self, shard: ShardId, forwarded: bool) -> Result<Route, Status> {
         let group = self.group(shard)?;
         let mut leadership = group.leadership();
-        let known =
-            tokio::time::timeout(LEADER_WAIT_MAX, leadership.wait_for(|now| now.leader.is_some())).await;
+        let known = leadership.wait_for(|now| now.leader.is_some());
+        let known = tokio::time::timeout(LEADER_WAIT_MAX, known).await.map(|now| now.map(|now| now.leader));
         let leader: NodeId = match known {
-            Ok(Ok(now)) => now.leader.ok_or_else(|| status::no_leader(shard))?,
+            Ok(Ok(leader)) => leader.ok_or_else(|| status::no_leader(shard))?,
             Ok(Err(_)) => return Err(status::shutting_down()),
             Err(_) => return Err(status::no_leader(shard)),
         };
@@ -71,8 +75,21 @@ impl Api {
         } else if forwarded {
             Err(status::not_leader(self.node))
         } else {
+            self.wait_heard(leader).await?;
             let channel = self.connections.clients(leader).ok_or_else(|| status::no_leader(shard))?;
             Ok(Route::Remote(channel))
+        }
+    }
+
+    /// Waits a moment until a node is heard. Nothing is passed on to one that is not: the caller would wait for an
+    /// answer that does not come, where another node may be able to give one.
+    async fn wait_heard(&self, node: NodeId) -> Result<(), Status> {
+        let mut sightings = self.sightings.clone();
+        let heard = sightings.wait_for(|seen| seen.reachable.contains(&node));
+        match tokio::time::timeout(HEARD_WAIT_MAX, heard).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(status::shutting_down()),
+            Err(_) => Err(status::leader_not_heard(self.node, node)),
         }
     }
 

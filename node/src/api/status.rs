@@ -144,6 +144,13 @@ pub(super) fn no_leader(shard: ShardId) -> Status {
 }
 
 /// Whoever led the shard is gone, and has not heard of the call.
+pub(super) fn leader_not_heard(this: NodeId, leader: NodeId) -> Status {
+    let message = format!(
+        "node {leader} leads the shard, and node {this} does not hear it; nothing was done, ask another node"
+    );
+    status(Code::Unavailable, Reason::NoLeader, message)
+}
+
 pub(super) fn leader_gone() -> Status {
     let message =
         "the node that led the shard takes no connections; try again in a moment, when another one leads";
