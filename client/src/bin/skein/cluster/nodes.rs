@@ -27,17 +27,15 @@ pub(super) async fn invite(client: &Client, replaces: Option<NodeId>, output: &O
         "replaced_is_up": is_up,
     });
     output.result(&value, || {
-        let purpose = replaces.map(|replaced| match is_up {
-            true => format!(
-                ", to take the place of node {replaced}, which is up: it serves until node {node} has its replicas, \
-                 and is removed then"
-            ),
-            false => format!(", to take the place of node {replaced}"),
+        let purpose = replaces.map(|replaced| format!(", to take the place of node {replaced}"));
+        let old = replaces.filter(|_| is_up).map(|replaced| {
+            format!("\nnode {replaced} is up: it serves until node {node} has its replicas, and is removed then")
         });
         format!(
             "node {node} may join{}; start it with an empty data_dir:\n  skein-node run --config FILE --join-token \
-             {token}\nand see it come: skein cluster wait",
-            purpose.unwrap_or_default()
+             {token}\nand see it come: skein cluster wait{}",
+            purpose.unwrap_or_default(),
+            old.unwrap_or_default()
         )
     })?;
     Ok(())
