@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use skein_client::{Message, NodeId, QueueSettings, ShardId};
+use skein_client::{Message, NodeId, Position, QueueSettings, Reason, ShardId};
 use skein_cluster_tests::{
     cluster::{Cluster, Setup},
     faults::links::{
@@ -14,7 +14,10 @@ use skein_cluster_tests::{
     wait,
     workload::Plan,
 };
-use skein_proto::broker::{CreateQueueRequest, Node, queues_client::QueuesClient};
+use skein_proto::{
+    REASON_TRAILER,
+    broker::{CreateGroupRequest, CreateQueueRequest, GetGroupRequest, Node, queues_client::QueuesClient},
+};
 use tokio::time;
 
 /// A whole test: starting, faults, draining, asking every replica.
@@ -241,6 +244,17 @@ async fn a_slow_follower_holds_nobody_up() {
     .await;
 }
 
+/// Waits until a node does not hear another one any more.
+async fn wait_missed(cluster: &Cluster, missed: u64, by: u64) -> Result<()> {
+    wait::until(&format!("node {by} to miss node {missed}"), BACK_LIMIT, async || {
+        let nodes = cluster.topology(by).await?.nodes;
+        let is_missed = |node: &Node| node.node_id == missed && !node.reachable;
+        ensure!(nodes.iter().any(is_missed), "it hears it yet");
+        Ok(())
+    })
+    .await
+}
+
 /// Where nobody publishes, nothing but heartbeats says that a leader is one.
 #[tokio::test]
 async fn a_leader_that_is_answered_too_late_gives_way_and_gets_nothing_to_lead() {
@@ -285,13 +299,7 @@ async fn a_queue_whose_shard_does_not_hear_of_it_is_there_once_it_does() {
             client.transfer_leader(shard, NodeId::new(leader)).await?;
         }
         cut_pair(&scenario.cluster, &scenario.recorder, 1, 2)?;
-        wait::until("node 2 to miss node 1", BACK_LIMIT, async || {
-            let nodes = scenario.cluster.topology(2).await?.nodes;
-            let is_missed = |node: &Node| node.node_id == 1 && !node.reachable;
-            ensure!(nodes.iter().any(is_missed), "it hears it yet");
-            Ok(())
-        })
-        .await?;
+        wait_missed(&scenario.cluster, 1, 2).await?;
         let refused = async |node_id| {
             let mut node = QueuesClient::new(scenario.cluster.channel(node_id)?);
             let created =
@@ -307,6 +315,38 @@ async fn a_queue_whose_shard_does_not_hear_of_it_is_there_once_it_does() {
         heal(&scenario.cluster, &scenario.recorder)?;
         client.create_queue(QUEUE, QueueSettings::default()).await?;
         client.send(QUEUE, vec![Message::new("it is there")]).await?;
+        Ok(())
+    })
+    .await;
+}
+
+/// Nobody is told that nothing was done, where the first of two partitions has done it.
+#[tokio::test]
+async fn what_only_some_partitions_could_do_has_an_unknown_outcome() {
+    let name = "what_only_some_partitions_could_do_has_an_unknown_outcome";
+    scenario::run_with(&linked(), name, LIMIT, async |scenario| {
+        scenario.require(CUT_PAIR);
+        let client = scenario.client().await?;
+        client.create_queue(QUEUE, QueueSettings { partitions: Some(2), ..Default::default() }).await?;
+        for (partition, leader) in [("orders/0", 1), ("orders/1", 2)] {
+            scenario.cluster.make_leader(partition, leader).await?;
+        }
+        cut_pair(&scenario.cluster, &scenario.recorder, 1, 2)?;
+        wait_missed(&scenario.cluster, 2, 1).await?;
+        let mut node = QueuesClient::new(scenario.cluster.channel(1)?);
+        let mail =
+            || CreateGroupRequest { queue: QUEUE.to_owned(), group: "mail".to_owned(), ..Default::default() };
+        let refused = node.create_group(mail()).await.err().context("it is in both")?;
+        let reason = refused.metadata().get(REASON_TRAILER).context("no reason is given")?;
+        ensure!(reason == Reason::OutcomeUnknown.as_str_name(), "{refused}");
+        ensure!(refused.message().contains("orders/1"), "{refused}");
+        let only_read = node.get_group(GetGroupRequest { queue: QUEUE.to_owned(), group: "mail".to_owned() });
+        let reason =
+            only_read.await.err().and_then(|refused| refused.metadata().get(REASON_TRAILER).cloned());
+        ensure!(reason.is_some_and(|reason| reason == Reason::NoLeader.as_str_name()), "nothing was changed");
+        heal(&scenario.cluster, &scenario.recorder)?;
+        ensure!(client.create_group(QUEUE, "mail", Position::First).await?, "one of them had it not");
+        client.get_group(QUEUE, "mail").await?;
         Ok(())
     })
     .await;

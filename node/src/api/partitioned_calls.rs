@@ -198,12 +198,14 @@ impl QueuesService {
         let mut not_found = None;
         let mut found = false;
         for queue in partitions {
-            match self.delete_group(Request::new(DeleteGroupRequest { queue, ..request.clone() })).await {
+            let of_partition = DeleteGroupRequest { queue: queue.clone(), ..request.clone() };
+            match self.delete_group(Request::new(of_partition)).await {
                 Ok(_) => found = true,
                 Err(status) if status::reason_of(&status) == Some(Reason::GroupNotFound) => {
                     not_found = Some(status);
                 }
-                Err(status) => return Err(status),
+                Err(refused) if found => return Err(status::partly_done(&queue, refused)),
+                Err(refused) => return Err(refused),
             }
         }
         not_found.filter(|_| !found).map_or(Ok(DeleteGroupResponse {}), Err)

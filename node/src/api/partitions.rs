@@ -223,10 +223,20 @@ impl MorePartitions {
 
 /// What is answered for a partitioned queue, by what was answered for each of its partitions.
 pub(super) trait OfAll: Sized {
+    /// Whether it answers a call that changes something.
+    const IS_CHANGE: bool = true;
+
     fn of_all(queue: &str, answers: Vec<Self>) -> Self;
+
+    /// What is said when a partition did not answer like those before it: that nothing was done is not true any more.
+    fn refused(partition: &str, refused: Status, before: &[Self]) -> Status {
+        if Self::IS_CHANGE && !before.is_empty() { status::partly_done(partition, refused) } else { refused }
+    }
 }
 
 impl OfAll for GetQueueResponse {
+    const IS_CHANGE: bool = false;
+
     fn of_all(queue: &str, answers: Vec<Self>) -> Self {
         Self { queue: describe(queue, answers.into_iter().filter_map(|answer| answer.queue)) }
     }
@@ -251,6 +261,8 @@ impl OfAll for UpdateGroupResponse {
 }
 
 impl OfAll for GetGroupResponse {
+    const IS_CHANGE: bool = false;
+
     fn of_all(_: &str, answers: Vec<Self>) -> Self {
         Self { group: answers.into_iter().filter_map(|answer| answer.group).reduce(added) }
     }

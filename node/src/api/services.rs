@@ -109,7 +109,9 @@ macro_rules! by_queue_or_partitions {
             while let Some(partition) = partitions.get(answers.len()) {
                 let mut of_partition = request.clone();
                 of_partition.$name.clone_from(partition);
-                answers.push($service.$method(Request::new(of_partition)).await?.into_inner());
+                let answer = $service.$method(Request::new(of_partition)).await;
+                let answer = answer.map_err(|refused| OfAll::refused(partition, refused, &answers))?;
+                answers.push(answer.into_inner());
                 if answers.len() == partitions.len() {
                     // There may be more by now, which began with what the others had then.
                     api.catch_up_catalog().await;

@@ -167,6 +167,18 @@ pub(super) fn connection_broke(cause: &Status) -> Status {
     status(Code::Unavailable, Reason::OutcomeUnknown, message)
 }
 
+/// A partition cannot do for the moment what those before it have done. What it refuses for good stays as it says.
+pub(super) fn partly_done(partition: &str, refused: Status) -> Status {
+    if refused.code() != Code::Unavailable {
+        return refused;
+    }
+    let cause = refused.message();
+    let message = format!(
+        "partitions before {partition:?} have done it, and this one may not have ({cause}); do it again"
+    );
+    status(Code::Unavailable, Reason::OutcomeUnknown, message)
+}
+
 /// A queue of a topic could not take its share, and others may have theirs.
 pub(super) fn partly_stored(cause: &Status) -> Status {
     let message = format!(
