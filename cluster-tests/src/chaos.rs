@@ -66,6 +66,12 @@ const CALM: Duration = Duration::from_secs(1);
 /// Waits are counted from a fault's beginning to this long after it was healed: leaders move then as well.
 const AFTERMATH: Duration = Duration::from_secs(3);
 
+/// How long a publish may take before its outcome counts as unknown: longer than any outage.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a node runs before it dies again, in a storm: as drawn, so that it is met at any point of its start.
+const STORM_MS: std::ops::Range<u64> = 0..1_000;
+
 /// How far ahead a clock is set. A message that comes back meanwhile may wait for as long.
 const CLOCK_AHEAD_MS: std::ops::Range<i64> = -20_000..20_000;
 
@@ -404,7 +410,7 @@ async fn restart_storm(
     for _ in 0..random.random_range(3..8) {
         kill::kill(cluster, recorder, node_id)?;
         cluster.restart(node_id)?;
-        time::sleep(Duration::from_millis(random.random_range(0..1_000))).await;
+        time::sleep(Duration::from_millis(random.random_range(STORM_MS))).await;
     }
     Ok(())
 }

@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use skein_client::{Client, Consumer, Delivery, Message};
+use skein_client::{Client, Consumer, Delivery, Message, Producer};
 use tokio::time;
 
 use crate::by_hand::body;
@@ -54,6 +55,21 @@ impl KeyOrder {
     /// The messages at a place, one for each key.
     pub fn messages(&self, place: usize) -> impl Iterator<Item = Message> + use<> {
         (0..self.keys).map(move |key| Message::new(place.to_string()).key(format!("customer-{key}")))
+    }
+
+    /// Publishes what each key has at these places, with this long between one and the next; many are on their way at
+    /// any time.
+    ///
+    /// # Errors
+    /// When the producer takes no more.
+    pub async fn publish(&self, producer: &Producer, places: Range<usize>, interval: Duration) -> Result<()> {
+        for place in places {
+            for message in self.messages(place) {
+                drop(producer.send(message).await?);
+            }
+            time::sleep(interval).await;
+        }
+        Ok(())
     }
 
     /// Handles messages of a queue until all are done, or it has handled `count_max`. It gives every fifth back at

@@ -265,7 +265,8 @@ impl Workload {
     }
 }
 
-async fn join_all(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+/// Waits until all of them have ended; the first error, or panic, is the outcome.
+pub(crate) async fn join_all(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
     while let Some(ended) = tasks.join_next().await {
         ended.context("a task panicked")??;
     }

@@ -8,10 +8,11 @@ use skein_client::{Client, Position, Producer, QueueSettings, QueueUpdate};
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
-    time::{self, MissedTickBehavior},
+    time,
 };
 
-use crate::key_order::KeyOrder;
+use super::DELIVERY_TIMEOUT;
+use crate::{key_order::KeyOrder, workload::join_all};
 
 const QUEUE: &str = "meters";
 const GROUP: &str = "charts";
@@ -26,9 +27,6 @@ const PARTITIONS_FIRST: u32 = 2;
 
 /// There come to be no more: each is a queue that nodes are asked about, and more show nothing new.
 const PARTITIONS_MAX: u32 = 48;
-
-/// How long a publish may take before its outcome counts as unknown: longer than any outage.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// All is confirmed, and then handled, within this once the cluster is whole.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
@@ -79,13 +77,7 @@ impl Keyed {
         let published =
             time::timeout(DRAIN_LIMIT, self.publishing).await.context("publishing does not end")???;
         self.order.end_at(published);
-        let drained = async {
-            while let Some(worker) = self.workers.join_next().await {
-                worker??;
-            }
-            anyhow::Ok(())
-        };
-        let drained = time::timeout(DRAIN_LIMIT, drained).await;
+        let drained = time::timeout(DRAIN_LIMIT, join_all(&mut self.workers)).await;
         let violations = self.order.take_violations();
         ensure!(violations.is_empty(), "keys are out of order: {violations:#?}");
         let done = self.order.done_count();
@@ -101,18 +93,10 @@ impl Keyed {
     }
 }
 
-async fn publish(producer: Producer, order: KeyOrder, mut stop: watch::Receiver<bool>) -> Result<usize> {
-    let mut turns = time::interval(PUBLISH_EVERY);
-    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn publish(producer: Producer, order: KeyOrder, stop: watch::Receiver<bool>) -> Result<usize> {
     let mut places = 0;
-    loop {
-        tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => break,
-            _ = turns.tick() => {}
-        }
-        for message in order.messages(places) {
-            drop(producer.send(message).await?);
-        }
+    while !*stop.borrow() {
+        order.publish(&producer, places..places + 1, PUBLISH_EVERY).await?;
         places += 1;
     }
     producer.close().await.context("closing the producer")?;

@@ -11,6 +11,8 @@ use tokio::{
     time::{self, MissedTickBehavior},
 };
 
+use crate::workload::join_all;
+
 /// As many as nodes, so that each leads one, about.
 const QUEUES: [&str; 3] = ["load-0", "load-1", "load-2"];
 const GROUP: &str = "load";
@@ -50,13 +52,7 @@ impl Load {
     /// Ends it. The cluster must be whole.
     pub(super) async fn stop(mut self) -> Result<()> {
         self.stop.send_replace(true);
-        let ended = async {
-            while let Some(ended) = self.tasks.join_next().await {
-                ended??;
-            }
-            anyhow::Ok(())
-        };
-        time::timeout(STOP_LIMIT, ended).await.context("the load does not end")?
+        time::timeout(STOP_LIMIT, join_all(&mut self.tasks)).await.context("the load does not end")?
     }
 }
 

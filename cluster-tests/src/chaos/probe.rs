@@ -14,6 +14,7 @@ use tokio::{
     time::{self, MissedTickBehavior},
 };
 
+use super::DELIVERY_TIMEOUT;
 use crate::{history::Moment, recorder::Recorder};
 
 /// How often a message is sent.
@@ -24,9 +25,6 @@ const WAITING_MAX: usize = 65_536;
 
 /// What is kept of them.
 const KEPT_MESSAGES: u64 = 1_000;
-
-/// How long a publish may take before its outcome counts as unknown: longer than any outage.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Publishes until it is dropped.
 pub(super) struct Probe {

@@ -11,7 +11,7 @@ use skein_cluster_tests::{
     key_order::KeyOrder,
     scenario::{self, Scenario},
 };
-use tokio::{task::JoinHandle, time};
+use tokio::task::JoinHandle;
 
 /// A whole test.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -59,12 +59,7 @@ async fn grow(client: &Client, partitions: u32) -> Result<()> {
 /// Publishes what each key has at these places.
 async fn publish(client: &Client, order: &KeyOrder, places: Range<usize>) -> Result<()> {
     let producer = client.producer(QUEUE).build().await?;
-    for place in places {
-        for message in order.messages(place) {
-            drop(producer.send(message).await?);
-        }
-        time::sleep(PUBLISH_INTERVAL).await;
-    }
+    order.publish(&producer, places, PUBLISH_INTERVAL).await?;
     producer.close().await.context("closing the producer")
 }
 
@@ -120,8 +115,7 @@ async fn a_group_is_moved_back_while_partitions_become_more() {
             let other = scenario.client().await?;
             create_queue(&client, 2).await?;
             client.create_group(QUEUE, GROUP, Position::First).await?;
-            // Keeps everything, so that the group can be moved back.
-            client.create_group(QUEUE, "away", Position::First).await?;
+            keep_everything(&client).await?;
             let order = KeyOrder::new(KEYS, 100);
             let publishing = {
                 let (client, order) = (client.clone(), order.clone());

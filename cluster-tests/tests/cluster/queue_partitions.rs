@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use skein_client::{
-    Client, LeaseToken, Message, Offset, Position, Producer, QueueSettings, QueueUpdate, Reason, Settlement,
+    Client, LeaseToken, Message, Offset, Position, QueueSettings, QueueUpdate, Reason, Settlement,
 };
 use skein_cluster_tests::{
     by_hand::body,
@@ -39,17 +39,6 @@ fn partitions(count: u32) -> QueueSettings {
     QueueSettings { partitions: Some(count), ..QueueSettings::default() }
 }
 
-/// Publishes many at a time, so that there are some on their way whatever happens.
-async fn publish(producer: &Producer, order: &KeyOrder, places: std::ops::Range<usize>) -> Result<()> {
-    for place in places {
-        for message in order.messages(place) {
-            drop(producer.send(message).await?);
-        }
-        time::sleep(PUBLISH_INTERVAL).await;
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn keys_keep_their_order_while_partitions_become_more_and_leaders_die() {
     let name = "keys_keep_their_order_while_partitions_become_more_and_leaders_die";
@@ -69,7 +58,7 @@ async fn keys_keep_their_order_while_partitions_become_more_and_leaders_die() {
         let publishing = {
             let order = order.clone();
             tokio::spawn(async move {
-                publish(&producer, &order, 0..MESSAGES_PER_KEY).await?;
+                order.publish(&producer, 0..MESSAGES_PER_KEY, PUBLISH_INTERVAL).await?;
                 producer.close().await.context("closing the producer")
             })
         };

@@ -74,8 +74,9 @@ impl LeadershipWatch {
                 _ => Some((term, self.clock.monotonic())),
             };
             let is_cut_off = leads.is_some_and(|(_, since)| self.is_cut_off(since));
-            trouble.note(self.clock.monotonic(), is_cut_off, || self.hears_majority());
-            let is_quiet = trouble.keeps_quiet(self.clock.monotonic(), self.lease);
+            let now = self.clock.monotonic();
+            trouble.note(now, is_cut_off, || self.hears_majority());
+            let is_quiet = trouble.keeps_quiet(now, self.lease);
             self.quiet.send_if_modified(|quiet| std::mem::replace(quiet, is_quiet) != is_quiet);
             let now = Leadership { term, leader: leader.filter(|_| !is_cut_off) };
             let changed = leadership.send_if_modified(|known| std::mem::replace(known, now) != now);

@@ -166,7 +166,11 @@ impl Saved {
     /// Stages a copy of another checkpoint on this node. Messages' bodies do not come along, so one that has any is
     /// refused.
     fn copy_without_messages(&self, other: &Self) -> Result<(Staged, Changing), io::Error> {
-        let loaded = load::machine(self.replica.shard(), &other.checkpoint);
+        let position = other.checkpoint.position().map_err(io::Error::other)?;
+        // Read once: what is looked at is what is copied.
+        let records = other.checkpoint.records().collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+        let stored = records.iter().cloned().map(Ok);
+        let loaded = load::machine_of(self.replica.shard(), position.as_deref(), stored);
         let (machine, _) = loaded.map_err(io::Error::other)?;
         if machine.holds_messages() {
             let message = "a checkpoint that holds messages was to be installed without them";
@@ -175,9 +179,7 @@ impl Saved {
         let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "the checkpoint is being saved or sent");
         let changing = self.checkpoint.try_change().ok_or_else(busy)?;
         let staged = self.checkpoint.stage().map_err(io::Error::other)?;
-        let records = other.checkpoint.records().collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
         staged.add(&records).map_err(io::Error::other)?;
-        let position = other.checkpoint.position().map_err(io::Error::other)?;
         staged.finish(&position.unwrap_or_default()).map_err(io::Error::other)?;
         Ok((staged, changing))
     }

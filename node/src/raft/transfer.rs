@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
-use openraft::{Instant as _, async_runtime::watch::WatchReceiver as _};
+use openraft::{Instant as _, RaftMetrics, async_runtime::watch::WatchReceiver as _};
 use skein_proto::ids::NodeId;
 use tokio::time;
 
-use super::{group::Group, network::Transport};
+use super::{group::Group, network::Transport, types::TypeConfig};
 
 /// Entries that a replica may lack and still be handed leadership: nobody leads until it has them.
 const LACKING_ENTRIES_MAX: u64 = 1_024;
@@ -50,7 +50,7 @@ impl Group {
     #[must_use]
     pub fn caught_up(&self) -> BTreeSet<NodeId> {
         let metrics = self.raft().metrics().borrow_watched().clone();
-        let answering = self.answering();
+        let answering = self.answering(&metrics);
         let others = metrics.replication.iter().flatten().map(|(id, matched)| (NodeId::new(*id), matched));
         let others = others.filter(|(node, _)| *node != self.node() && answering.contains(node));
         // One that was never heard may have nothing, however little there is.
@@ -64,8 +64,7 @@ impl Group {
     }
 
     /// The replicas that answer this node, which leads, in time.
-    fn answering(&self) -> BTreeSet<NodeId> {
-        let metrics = self.raft().metrics().borrow_watched().clone();
+    fn answering(&self, metrics: &RaftMetrics<TypeConfig>) -> BTreeSet<NodeId> {
         let in_time = metrics.heartbeat.iter().flatten().filter(|(_, answered)| {
             answered.as_ref().is_some_and(|answered| answered.elapsed() <= self.lease)
         });
@@ -95,6 +94,7 @@ impl Group {
             return Ok(now.term);
         }
         let metrics = self.raft().metrics().borrow_watched().clone();
+        let answering = self.answering(&metrics);
         let Some(followers) = metrics.replication.filter(|_| self.is_leader()) else {
             return Err(TransferError::NotLeader);
         };
@@ -102,7 +102,7 @@ impl Group {
         let matched = matched.ok_or(TransferError::NotAReplica)?.as_ref().map(|id| id.index());
         let end = |last: Option<u64>| last.map_or(0, |last| last + 1);
         let entries = end(metrics.last_log_index).saturating_sub(end(matched));
-        if !self.answering().contains(&to) {
+        if !answering.contains(&to) {
             return Err(TransferError::NotFit);
         }
         if !self.caught_up().contains(&to) {
@@ -126,8 +126,8 @@ impl Group {
     /// Returns whom it asked.
     pub async fn hand_over(&self) -> Option<NodeId> {
         let metrics = self.raft().metrics().borrow_watched().clone();
+        let (voters, answering) = (self.voters(), self.answering(&metrics));
         let followers = metrics.replication?;
-        let (voters, answering) = (self.voters(), self.answering());
         let (&to, matched) = followers
             .iter()
             .filter(|(id, _)| **id != self.node().get() && voters.contains(&NodeId::new(**id)))

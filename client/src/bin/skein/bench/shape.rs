@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use skein_client::{Filter, Message, QueueSettings};
+use skein_proto::limits::PARTITIONS_MAX;
 
 use crate::args;
 
@@ -33,7 +34,7 @@ pub(crate) struct Shape {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "filter")]
     keys: Option<u64>,
     /// Let each queue consist of so many partitions.
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=i64::from(PARTITIONS_MAX)))]
     #[arg(conflicts_with = "bindings")]
     partitions: Option<u32>,
     /// Give each message an id, and let queues look for those of the last three seconds.
