@@ -80,7 +80,8 @@ mod tests {
         let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId::new).collect::<BTreeSet<_>>();
         let disk = DiskState { free_bytes: 700, mark_bytes: 800, is_low: low.contains(&1) };
         let others: Vec<_> = low.iter().copied().filter(|id| *id != 1).collect();
-        let sightings = Sightings { reachable: nodes(reachable), low_on_disk: nodes(&others) };
+        let sightings =
+            Sightings { reachable: nodes(reachable), low_on_disk: nodes(&others), ..Sightings::default() };
         let voters = || (1..=3).map(NodeId::new).collect();
         check(NodeId::new(1), disk, &sightings, voters).err().map(|error| error.to_string())
     }

@@ -15,10 +15,6 @@ use crate::{
 /// How long a call waits for a shard to have a leader: an election on timers takes up to about two seconds.
 const LEADER_WAIT_MAX: Duration = Duration::from_secs(3);
 
-/// How long a call waits for its leader to be heard: nodes say that they are there every half second, so that one which
-/// was just started has heard the others by then.
-const HEARD_WAIT_MAX: Duration = Duration::from_secs(1);
-
 /// Marks a call that a node passed on, so that two nodes that each take the other for the leader do not play
 /// ball with it.
 const FORWARDED: &str = "skein-forwarded";
@@ -75,21 +71,13 @@ impl Api {
         } else if forwarded {
             Err(status::not_leader(self.node))
         } else {
-            self.wait_heard(leader).await?;
+            // Whoever waits for an answer that does not come could have asked another node. One that has died is found
+            // out at once, and may be followed by now.
+            if self.sightings.borrow().silent.contains(&leader) {
+                return Err(status::leader_not_heard(self.node, leader));
+            }
             let channel = self.connections.clients(leader).ok_or_else(|| status::no_leader(shard))?;
             Ok(Route::Remote(channel))
-        }
-    }
-
-    /// Waits a moment until a node is heard. Nothing is passed on to one that is not: the caller would wait for an
-    /// answer that does not come, where another node may be able to give one.
-    async fn wait_heard(&self, node: NodeId) -> Result<(), Status> {
-        let mut sightings = self.sightings.clone();
-        let heard = sightings.wait_for(|seen| seen.reachable.contains(&node));
-        match tokio::time::timeout(HEARD_WAIT_MAX, heard).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(status::shutting_down()),
-            Err(_) => Err(status::leader_not_heard(self.node, node)),
         }
     }
 

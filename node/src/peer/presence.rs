@@ -43,6 +43,8 @@ pub struct Sightings {
     pub reachable: BTreeSet<NodeId>,
     /// Those of the others that are there and said that their disk is nearly full.
     pub low_on_disk: BTreeSet<NodeId>,
+    /// Those that fell silent and were not heard since: they stand still, or are cut off.
+    pub silent: BTreeSet<NodeId>,
 }
 
 /// What happened to the stream from a node.
@@ -78,7 +80,7 @@ impl Sightings {
     /// Before anybody was heard.
     #[must_use]
     pub fn of_none_but(node: NodeId) -> Self {
-        Self { reachable: BTreeSet::from([node]), low_on_disk: BTreeSet::new() }
+        Self { reachable: BTreeSet::from([node]), ..Self::default() }
     }
 }
 
@@ -108,9 +110,8 @@ impl Presence {
     async fn attend_to(self: Arc<Self>, node: NodeId) {
         let mut broke_off_at = None;
         let mut has_left = false;
-        let mut was_silent = false;
         loop {
-            let lost = self.listen(node, &mut was_silent).await;
+            let lost = self.listen(node).await;
             // It may take connections for a while yet.
             has_left = lost == Lost::Left || (has_left && lost == Lost::NotThere);
             self.note(node, None);
@@ -118,7 +119,7 @@ impl Presence {
                 Lost::BrokeOff | Lost::Left => broke_off_at = Some(self.clock.monotonic()),
                 Lost::Silent => {
                     broke_off_at = None;
-                    was_silent = true;
+                    self.sightings.send_if_modified(|known| known.silent.insert(node));
                     tracing::warn!(%node, "the node says nothing any more: it stands still, or is cut off");
                 }
                 Lost::NotThere => {}
@@ -143,7 +144,7 @@ impl Presence {
     }
 
     /// Listens to a node until nothing comes any more. Says so when one is there again that was silent.
-    async fn listen(&self, node: NodeId, was_silent: &mut bool) -> Lost {
+    async fn listen(&self, node: NodeId) -> Lost {
         let Some(mut client) = self.connections.peer(node) else { return Lost::NotThere };
         let opened = client.attend(AttendRequest {});
         let mut beats = match tokio::time::timeout(SILENCE_MAX, opened).await {
@@ -163,7 +164,7 @@ impl Presence {
                 Ok(Ok(Some(beat))) if beat.leaving => return Lost::Left,
                 Ok(Ok(Some(beat))) => {
                     was_there = true;
-                    if std::mem::take(was_silent) {
+                    if self.sightings.borrow().silent.contains(&node) {
                         tracing::info!(%node, "the node is heard again");
                     }
                     self.connections.note_heard(node, self.clock.monotonic());
@@ -184,6 +185,9 @@ impl Presence {
             known.low_on_disk.remove(&node);
             // One that was removed meanwhile is not there for anybody.
             let is_member = self.connections.members().borrow().contains_key(&node);
+            if low_on_disk.is_some() || !is_member {
+                known.silent.remove(&node);
+            }
             if let Some(low_on_disk) = low_on_disk.filter(|_| is_member) {
                 known.reachable.insert(node);
                 if low_on_disk {
