@@ -59,7 +59,10 @@ const STEPS: [Step; 8] = [
             "--",
             "demo",
             "--seconds",
-            "15",
+            "20",
+            // Timers, and whatever waits as long for a dead leader, would take a second.
+            "--pause-max",
+            "700ms",
             "--json",
         ],
         variables: &[],

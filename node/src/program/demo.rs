@@ -48,6 +48,9 @@ pub struct DemoOptions {
     /// Messages published in a second.
     #[arg(long, default_value_t = 20_000)]
     rate: u64,
+    /// Fail when the median of the longest pauses after each kill is longer, such as 700ms: timers would take a second.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pause_max: Option<Duration>,
     /// Show nothing on the way, and end with one line of JSON.
     #[arg(long)]
     json: bool,
@@ -70,8 +73,8 @@ struct Verdict {
 /// Runs the demonstration.
 ///
 /// # Errors
-/// When the cluster does not start or heal, when something confirmed was lost, and when fewer leaders were killed than
-/// asked for.
+/// When the cluster does not start or heal, when something confirmed was lost, when fewer leaders were killed than
+/// asked for, and when the pauses were longer than they may be.
 pub fn demo(options: &DemoOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -121,6 +124,11 @@ async fn run(options: &DemoOptions) -> anyhow::Result<()> {
     }
     if kills < asked_for {
         bail!("the leader was killed {kills} times, and {asked_for} times was asked for");
+    }
+    if let Some(pause_max) = options.pause_max
+        && verdict.gap_ms_p50 > pause_max.as_secs_f64() * 1e3
+    {
+        bail!("half of the kills cost {} ms or more, and {pause_max:?} was allowed", verdict.gap_ms_p50);
     }
     Ok(())
 }
