@@ -28,6 +28,7 @@ use crate::{
     cluster::{Cluster, Setup},
     faults::{kill, links, machine},
     recorder::Recorder,
+    rules::Rule,
     scenario::{self, Scenario},
     wait,
     workload::Plan,
@@ -118,7 +119,12 @@ pub async fn run(course: &Course) -> Result<Report, (Report, String)> {
     let ended = scenario::attempt(&setup, "chaos", course.seed, limit, async |scenario| {
         let client = scenario.client().await?;
         let plan = Plan { queues: QUEUES.map(str::to_owned).into(), ..Plan::default() };
-        let work = scenario.start(&plan).await?;
+        let mut work = scenario.start(&plan).await?;
+        if course.order == Order::Drawn {
+            for rule in Rule::ALL {
+                work.0.add(&rule.plan(), course.seed).await?;
+            }
+        }
         let mut probes = Vec::new();
         for queue in QUEUES {
             probes.push(Probe::start(&client, &scenario.recorder, queue).await?);

@@ -7,13 +7,20 @@ use std::{
     time::Duration,
 };
 
-use crate::stamp::{Garbled, Identity};
+use crate::{
+    rules::{Rule, Wishes},
+    stamp::{Garbled, Identity},
+};
 
 /// Time since the run began, on the harness's monotonic clock.
 pub type Moment = Duration;
 
 /// How long the effects of a disturbance may show: reconnects, held back messages, leaders that move home.
 pub const DISTURBANCE_LASTS: Duration = Duration::from_secs(5);
+
+/// After a clock was set, the cluster's time may be wrong for this long: it is set right again within seconds, but
+/// never goes back, so that it stands still until the time that it was set to has come.
+pub const CLOCKS_WRONG_LAST: Duration = Duration::from_secs(30);
 
 /// A whole run.
 #[derive(Debug, Clone, Default)]
@@ -24,12 +31,18 @@ pub struct History {
     pub deliveries: Vec<Delivery>,
     /// In the order in which they were invoked.
     pub settlements: Vec<Settlement>,
+    /// In the order in which they were invoked.
+    pub seeks: Vec<Seek>,
     /// What was browsed, once all was calm.
     pub views: Vec<View>,
     /// What each node counted, once all was calm.
     pub counts: Vec<Counts>,
     /// Everything after which connections break and leaders change.
     pub disturbances: Vec<Disturbance>,
+    /// When nodes' clocks were set wrong.
+    pub clocks_set: Vec<Moment>,
+    /// What queues promise beyond what every queue does.
+    pub rules: BTreeMap<String, Rule>,
     /// Groups that read their queue from its first message to its last.
     pub readers: BTreeSet<Reader>,
     /// Queues that keep every message, since one of their groups never acks.
@@ -62,6 +75,8 @@ pub enum Outcome<T> {
 pub struct Publish {
     /// Which message.
     pub identity: Identity,
+    /// How it is to be handled.
+    pub wishes: Wishes,
     /// When the call began.
     pub invoked: Moment,
     /// When it ended, if it did.
@@ -116,6 +131,21 @@ pub struct Settlement {
     pub offset: u64,
     /// Ack or nack.
     pub kind: SettlementKind,
+    /// When the call began.
+    pub invoked: Moment,
+    /// When it ended, if it did.
+    pub returned: Option<Moment>,
+    /// What came of it.
+    pub outcome: Outcome<()>,
+}
+
+/// One move of a group to another place of its queue.
+#[derive(Debug, Clone)]
+pub struct Seek {
+    /// The group.
+    pub reader: Reader,
+    /// The offset from which it is to go on.
+    pub to: u64,
     /// When the call began.
     pub invoked: Moment,
     /// When it ended, if it did.
@@ -185,6 +215,8 @@ impl History {
     /// Every statement about what lies where; bodies that cannot be read make none.
     pub fn sightings(&self) -> impl Iterator<Item = Sighting<'_>> {
         let confirms = self.publishes.iter().filter_map(|publish| match publish.outcome {
+            // Nothing lies where a message would, that was there already.
+            _ if self.rule(&publish.identity.queue) == Some(Rule::Ids) => None,
             Outcome::Ok(offset) => Some(Sighting {
                 queue: &publish.identity.queue,
                 offset,
@@ -214,6 +246,39 @@ impl History {
         confirms.chain(deliveries).chain(browsed)
     }
 
+    /// What a queue promises beyond what every queue does.
+    #[must_use]
+    pub fn rule(&self, queue: &str) -> Option<Rule> {
+        self.rules.get(queue).copied()
+    }
+
+    /// The queues that promise this.
+    pub fn ruled(&self, rule: Rule) -> impl Iterator<Item = &str> {
+        self.rules.iter().filter(move |(_, promised)| **promised == rule).map(|(queue, _)| queue.as_str())
+    }
+
+    /// The messages of a queue that were given up, each with the offset at which it lies among the dead letters; as the
+    /// last node says that was asked.
+    pub fn given_up(&self, queue: &str) -> impl Iterator<Item = (u64, &Identity)> {
+        let graveyard = self.dead_letter_queues.get(queue);
+        let view = self.views.iter().rev().find(|view| Some(&view.queue) == graveyard);
+        let contents = view.into_iter().flat_map(|view| &view.contents);
+        contents.filter_map(|(offset, identity)| Some((*offset, identity.as_ref().ok()?)))
+    }
+
+    /// Whether a node was asked which messages of a queue were given up.
+    #[must_use]
+    pub fn given_up_is_known(&self, queue: &str) -> bool {
+        let graveyard = self.dead_letter_queues.get(queue);
+        graveyard.is_some_and(|graveyard| self.views.iter().any(|view| view.queue == *graveyard))
+    }
+
+    /// Whether the cluster's time may be wrong between these moments.
+    #[must_use]
+    pub fn clocks_wrong_between(&self, from: Moment, to: Moment) -> bool {
+        self.clocks_set.iter().any(|set| *set <= to && set.saturating_add(CLOCKS_WRONG_LAST) >= from)
+    }
+
     /// A disturbance whose effects may show between these moments.
     #[must_use]
     pub fn disturbance_between(&self, from: Moment, to: Moment) -> Option<&Disturbance> {
@@ -229,9 +294,11 @@ impl History {
         let deliveries = self.deliveries.iter().map(|delivery| (delivery.received, delivery.to_string()));
         let settlements =
             self.settlements.iter().map(|settlement| (settlement.invoked, settlement.to_string()));
+        let seeks = self.seeks.iter().map(|seek| (seek.invoked, seek.to_string()));
         let disturbances =
             self.disturbances.iter().map(|disturbance| (disturbance.at, disturbance.to_string()));
-        let mut events: Vec<_> = publishes.chain(deliveries).chain(settlements).chain(disturbances).collect();
+        let calls = publishes.chain(settlements).chain(seeks);
+        let mut events: Vec<_> = calls.chain(deliveries).chain(disturbances).collect();
         events.sort();
         events.into_iter().map(|(_, event)| event + "\n").collect()
     }
@@ -275,7 +342,8 @@ impl<T: fmt::Debug> fmt::Display for Outcome<T> {
 
 impl fmt::Display for Publish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} publish {}: {}", span(self.invoked, self.returned), self.identity, self.outcome)
+        let Self { identity, wishes, outcome, .. } = self;
+        write!(f, "{} publish {identity}{wishes}: {outcome}", span(self.invoked, self.returned))
     }
 }
 
@@ -295,6 +363,13 @@ impl fmt::Display for Settlement {
         let Self { reader, consumer, offset, kind, outcome, .. } = self;
         let span = span(self.invoked, self.returned);
         write!(f, "{span} {kind:?} {reader} c{consumer} @{offset}: {outcome}")
+    }
+}
+
+impl fmt::Display for Seek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reader, to, outcome, .. } = self;
+        write!(f, "{} seek {reader} @{to}: {outcome}", span(self.invoked, self.returned))
     }
 }
 

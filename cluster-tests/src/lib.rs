@@ -20,6 +20,7 @@ pub mod observer;
 pub mod process;
 pub mod recorder;
 pub mod replicas;
+pub mod rules;
 pub mod scenario;
 pub mod stamp;
 pub mod wait;

@@ -6,7 +6,10 @@ use std::{
 };
 
 use crate::{
-    history::{Delivery, Disturbance, History, Moment, Outcome, Publish, Reader, Settlement, SettlementKind},
+    history::{
+        Delivery, Disturbance, History, Moment, Outcome, Publish, Reader, Seek, Settlement, SettlementKind,
+    },
+    rules::Wishes,
     stamp::{Garbled, Identity},
 };
 
@@ -41,10 +44,10 @@ impl Recorder {
     }
 
     /// A publish begins.
-    pub fn publish_invoked(&self, identity: Identity) -> Call {
+    pub fn publish_invoked(&self, identity: Identity, wishes: Wishes) -> Call {
         let mut history = self.lock();
-        let outcome = Outcome::Unknown("it never returned".to_owned());
-        history.publishes.push(Publish { identity, invoked: self.now(), returned: None, outcome });
+        let invoked = self.now();
+        history.publishes.push(Publish { identity, wishes, invoked, returned: None, outcome: open() });
         Call(history.publishes.len() - 1)
     }
 
@@ -90,7 +93,7 @@ impl Recorder {
             kind,
             invoked: self.now(),
             returned: None,
-            outcome: Outcome::Unknown("it never returned".to_owned()),
+            outcome: open(),
         };
         history.settlements.push(settlement);
         Call(history.settlements.len() - 1)
@@ -103,10 +106,31 @@ impl Recorder {
         (settlement.returned, settlement.outcome) = (Some(self.now()), outcome);
     }
 
+    /// The move of a group begins.
+    pub fn seek_invoked(&self, reader: &Reader, to: u64) -> Call {
+        let mut history = self.lock();
+        let (reader, invoked) = (reader.clone(), self.now());
+        history.seeks.push(Seek { reader, to, invoked, returned: None, outcome: open() });
+        Call(history.seeks.len() - 1)
+    }
+
+    /// The move of a group ended.
+    #[expect(clippy::needless_pass_by_value, reason = "a call ends once")]
+    pub fn seek_returned(&self, call: Call, outcome: Outcome<()>) {
+        let seek = &mut self.lock().seeks[call.0];
+        (seek.returned, seek.outcome) = (Some(self.now()), outcome);
+    }
+
     /// Connections break or leaders change from now on.
     pub fn disturbed(&self, what: impl Into<String>) {
         let at = self.now();
         self.lock().disturbances.push(Disturbance { at, what: what.into() });
+    }
+
+    /// A node's clock is set wrong, for a few seconds.
+    pub fn clock_set(&self) {
+        let at = self.now();
+        self.lock().clocks_set.push(at);
     }
 
     /// A fault that the run promised has happened.
@@ -122,4 +146,9 @@ impl Recorder {
     fn lock(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What came of a call as long as its end is not known.
+fn open<T>() -> Outcome<T> {
+    Outcome::Unknown("it never returned".to_owned())
 }

@@ -1,21 +1,24 @@
 //! Publishers and consumers under seed, over the client library, that record every call.
 
+mod member;
+mod mover;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
-use skein_client::{
-    Client, Confirm, ConfirmError, Consumer, Message, Position, Producer, QueueSettings, SettleError, Settled,
-};
+use skein_client::{Client, Confirm, ConfirmError, Message, Position, Producer, QueueSettings};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::{self, MissedTickBehavior},
 };
 
+use self::{member::Member, mover::Mover};
 use crate::{
-    history::{Outcome, Reader, SettlementKind},
+    history::{Outcome, Reader},
     recorder::{Call, Recorder},
+    rules::{Rule, Wishes},
     stamp::{self, Identity},
     wait,
 };
@@ -40,6 +43,8 @@ const CALLS_WAITING_MAX: usize = 4_096;
 pub struct Plan {
     /// Queues, created if need be.
     pub queues: Vec<String>,
+    /// What the queues promise beyond what every queue does.
+    pub rule: Option<Rule>,
     /// Producers of each queue.
     pub producers: u64,
     /// Groups of each queue that read everything.
@@ -68,6 +73,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             queues: ["orders", "invoices"].map(str::to_owned).into(),
+            rule: None,
             producers: 2,
             groups: ["mail", "stock"].map(str::to_owned).into(),
             late_groups: Vec::new(),
@@ -138,9 +144,13 @@ impl Workload {
             self.start_crew(crew).await?;
         }
         for queue in &plan.queues {
+            let shared = plan.rule.filter(|rule| rule.shares_messages()).map(|_| seeds.next_u64());
+            let first = self.members_count + 1;
             for _ in 0..plan.producers {
-                let random = SmallRng::seed_from_u64(seeds.next_u64());
-                self.start_publisher(queue.clone(), plan, random).await?;
+                let random = SmallRng::seed_from_u64(shared.unwrap_or_else(|| seeds.next_u64()));
+                let own = self.next_number();
+                let number = if shared.is_some() { first } else { own };
+                self.start_publisher((queue.clone(), number), plan, random).await?;
             }
         }
         Ok(())
@@ -196,7 +206,7 @@ impl Workload {
     async fn prepare(&mut self, plan: &Plan, seeds: &mut SmallRng) -> Result<Vec<Crew>> {
         let mut crews = Vec::new();
         for queue in &plan.queues {
-            self.client.create_queue(queue, QueueSettings::default()).await?;
+            self.create_queue(queue, plan.rule).await?;
             let mut groups: Vec<_> = plan.groups.iter().chain(&plan.late_groups).collect();
             let is_kept = plan.keeps || groups.is_empty();
             if is_kept && !groups.is_empty() {
@@ -221,8 +231,30 @@ impl Workload {
         Ok(crews)
     }
 
+    /// Creates a queue, and before it the one to which it gives messages up.
+    async fn create_queue(&self, queue: &str, rule: Option<Rule>) -> Result<()> {
+        if let Some(graveyard) = rule.and_then(Rule::dead_letter_queue) {
+            self.client.create_queue(graveyard, QueueSettings::default()).await?;
+            self.recorder.with(|history| {
+                // Without groups it keeps everything.
+                history.kept.insert(graveyard.to_owned());
+                history.dead_letter_queues.insert(queue.to_owned(), graveyard.to_owned());
+            });
+        }
+        self.client.create_queue(queue, rule.map_or_else(QueueSettings::default, Rule::settings)).await?;
+        self.recorder.with(|history| history.rules.extend(rule.map(|rule| (queue.to_owned(), rule))));
+        Ok(())
+    }
+
     async fn start_crew(&mut self, Crew { reader, plan, seed }: Crew) -> Result<()> {
         let mut seeds = SmallRng::seed_from_u64(seed);
+        if plan.rule == Some(Rule::Moved) {
+            let (client, recorder) = (self.client.clone(), self.recorder.clone());
+            let random = SmallRng::seed_from_u64(seeds.next_u64());
+            let mover = Mover { client, reader: reader.clone(), random, recorder };
+            // No longer than there is something to publish: what it moves is to drain in the end.
+            self.publishers.spawn(mover.run(self.stop_publishing.subscribe()));
+        }
         for _ in 0..plan.consumers {
             let random = SmallRng::seed_from_u64(seeds.next_u64());
             self.start_consumer(reader.clone(), &plan, random).await?;
@@ -230,13 +262,18 @@ impl Workload {
         Ok(())
     }
 
-    async fn start_publisher(&mut self, queue: String, plan: &Plan, random: SmallRng) -> Result<()> {
+    async fn start_publisher(
+        &mut self,
+        (queue, number): (String, u64),
+        plan: &Plan,
+        random: SmallRng,
+    ) -> Result<()> {
         let builder = self.client.producer(&queue).window_messages(WINDOW_MESSAGES);
         let producer = builder.delivery_timeout(plan.delivery_timeout).build().await?;
         let publisher = Publisher {
             producer,
             queue,
-            number: self.next_number(),
+            number,
             sequence: 0,
             random,
             plan: plan.clone(),
@@ -247,14 +284,16 @@ impl Workload {
     }
 
     async fn start_consumer(&mut self, reader: Reader, plan: &Plan, random: SmallRng) -> Result<()> {
-        let consumer = self.client.consumer(&reader.queue, &reader.group).build().await?;
         let member = Member {
+            client: self.client.clone(),
             reader,
             number: self.next_number(),
             random,
             nack_percent: plan.nack_percent,
+            rule: plan.rule,
             recorder: self.recorder.clone(),
         };
+        let consumer = member.open().await?;
         self.consumers.spawn(member.run(consumer, self.stop_consuming.subscribe()));
         Ok(())
     }
@@ -315,9 +354,14 @@ impl Publisher {
             let is_large = self.random.random_range(0..100) < self.plan.large_percent;
             let body_bytes_max = if is_large { self.plan.body_bytes_max } else { SMALL_BODY_BYTES_MAX };
             let body_bytes = self.random.random_range(0..=body_bytes_max);
-            let body = stamp::seal(&identity, body_bytes);
-            let call = self.recorder.publish_invoked(identity);
-            match self.producer.send(Message::new(body)).await {
+            let mut message = Message::new(stamp::seal(&identity, body_bytes));
+            let mut wishes = Wishes::default();
+            if let Some(rule) = self.plan.rule {
+                wishes = rule.wishes(&identity, &mut self.random);
+                message = rule.dress(message, &identity, &wishes);
+            }
+            let call = self.recorder.publish_invoked(identity, wishes);
+            match self.producer.send(message).await {
                 Ok(confirm) => waiting.send((call, confirm)).await.context("nobody waits for confirms")?,
                 Err(error) => self.recorder.publish_returned(call, Outcome::Failed(error.to_string())),
             }
@@ -334,67 +378,5 @@ async fn record_confirms(recorder: Recorder, mut confirms: mpsc::Receiver<(Call,
             Err(ConfirmError::OutcomeUnknown(cause)) => Outcome::Unknown(cause.to_string()),
         };
         recorder.publish_returned(call, outcome);
-    }
-}
-
-/// One consumer of one group.
-struct Member {
-    reader: Reader,
-    number: u64,
-    random: SmallRng,
-    nack_percent: u32,
-    recorder: Recorder,
-}
-
-impl Member {
-    async fn run(mut self, mut consumer: Consumer, mut stop: watch::Receiver<bool>) -> Result<()> {
-        let (waiting, settled) = mpsc::channel(CALLS_WAITING_MAX);
-        let settled = tokio::spawn(record_settled(self.recorder.clone(), settled));
-        while !*stop.borrow() {
-            tokio::select! {
-                changed = stop.changed() => changed.context("the workload is gone")?,
-                delivery = consumer.next() => {
-                    let delivery = delivery.context("the consumer ended")??;
-                    self.handle(&delivery, &waiting).await?;
-                }
-            }
-        }
-        drop(waiting);
-        consumer.close().await;
-        settled.await.context("the task that waits for acks panicked")
-    }
-
-    async fn handle(
-        &mut self,
-        delivery: &skein_client::Delivery,
-        waiting: &mpsc::Sender<(Call, Settled)>,
-    ) -> Result<()> {
-        let who = (&self.reader, self.number);
-        let offset = delivery.offset.get();
-        self.recorder.delivered(who, offset, delivery.attempt, stamp::open(&delivery.message.body));
-        // Only first deliveries, so that nothing is given up for good.
-        let nacks = delivery.attempt == 1 && self.random.random_range(0..100) < self.nack_percent;
-        let kind = if nacks { SettlementKind::Nack } else { SettlementKind::Ack };
-        let call = self.recorder.settle_invoked(who, offset, kind);
-        let settled = match kind {
-            SettlementKind::Ack => delivery.ack(),
-            SettlementKind::Nack => {
-                delivery.nack_after(Duration::from_millis(self.random.random_range(0..200)))
-            }
-        };
-        waiting.send((call, settled)).await.context("nobody waits for acks")
-    }
-}
-
-async fn record_settled(recorder: Recorder, mut settled: mpsc::Receiver<(Call, Settled)>) {
-    while let Some((call, settled)) = settled.recv().await {
-        let outcome = match settled.await {
-            Ok(()) => Outcome::Ok(()),
-            Err(SettleError::LeaseLost(cause) | SettleError::NotAccepted(cause)) => {
-                Outcome::Failed(cause.to_string())
-            }
-            Err(SettleError::OutcomeUnknown(cause)) => Outcome::Unknown(cause.to_string()),
-        };
-        recorder.settle_returned(call, outcome);
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{Property, Violation};
-use crate::history::{Delivery, History, Settlement, SettlementKind};
+use crate::{
+    history::{Delivery, History, Settlement, SettlementKind},
+    rules::Rule,
+};
 
 /// Violations: a delivery received after an ok ack of that offset by that group had returned.
 ///
@@ -29,9 +32,12 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
             });
         settled.is_some_and(|settlement| !settlement.outcome.is_ok())
     };
+    // A group that is moved back gets everything again.
+    let is_moved = |delivery: &&Delivery| history.rule(&delivery.reader.queue) == Some(Rule::Moved);
     history
         .deliveries
         .iter()
+        .filter(|delivery| !is_moved(delivery))
         .filter_map(|delivery| {
             let ack = acks.get(&(&delivery.reader, delivery.offset))?;
             ack.returned.filter(|returned| delivery.received > *returned)?;

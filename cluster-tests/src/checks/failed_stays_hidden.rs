@@ -7,12 +7,13 @@ use crate::history::{History, Outcome, Publish};
 
 /// Violations: a message that was seen although its publish failed.
 pub(super) fn check(history: &History) -> Vec<Violation> {
-    let failed: BTreeMap<u64, &Publish> = history
-        .publishes
-        .iter()
-        .filter(|publish| matches!(publish.outcome, Outcome::Failed(_)))
-        .map(|publish| (publish.identity.uuid, publish))
-        .collect();
+    let is_failed = |publish: &&Publish| matches!(publish.outcome, Outcome::Failed(_));
+    let mut failed: BTreeMap<u64, &Publish> =
+        history.publishes.iter().filter(is_failed).map(|publish| (publish.identity.uuid, publish)).collect();
+    // Several may publish the same message, and one of them may have had more luck.
+    for publish in history.publishes.iter().filter(|publish| !is_failed(publish)) {
+        failed.remove(&publish.identity.uuid);
+    }
     history
         .sightings()
         .filter_map(|sighting| {

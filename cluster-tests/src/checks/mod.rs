@@ -6,12 +6,17 @@ use crate::history::History;
 
 mod acked_stays_acked;
 mod failed_stays_hidden;
+mod given_up_once;
+mod in_time;
+mod keys_in_order;
+mod most_urgent_first;
 mod no_phantom;
 mod nothing_lost;
 mod one_message_per_offset;
 mod producer_order;
 mod redelivery_justified;
 mod replicas_agree;
+mod seeks_honoured;
 mod stored_once;
 
 /// The evidence that is worth printing for one violation.
@@ -41,6 +46,18 @@ pub enum Property {
     RedeliveryJustified,
     /// After healing, every node says the same.
     ReplicasAgree,
+    /// A message that is to be delivered later does not come earlier.
+    NotBeforeDue,
+    /// A message whose time to live has ended does not come.
+    NotAfterExpiry,
+    /// What was given up is a dead letter, once; what was acked is none, and what is neither is not there.
+    GivenUpOnce,
+    /// A message does not come before those with its key that lie before it are done.
+    KeysInOrder,
+    /// The most urgent message that waits comes first.
+    MostUrgentFirst,
+    /// A group goes on from where it was moved to.
+    SeeksHonoured,
 }
 
 /// One broken promise.
@@ -78,7 +95,7 @@ pub struct Summary {
 
 type Check = fn(&History) -> Vec<Violation>;
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 14] = [
     nothing_lost::check,
     no_phantom::check,
     failed_stays_hidden::check,
@@ -88,6 +105,11 @@ const CHECKS: [Check; 9] = [
     stored_once::check,
     redelivery_justified::check,
     replicas_agree::check,
+    in_time::check,
+    given_up_once::check,
+    keys_in_order::check,
+    most_urgent_first::check,
+    seeks_honoured::check,
 ];
 
 /// Runs every check.

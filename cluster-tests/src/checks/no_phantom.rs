@@ -8,8 +8,14 @@ use crate::history::{History, Moment, Publish, SightingSource};
 /// Violations: a body that cannot be read, a message nobody published, one in a queue where it does not belong, one
 /// received before its publish began.
 pub(super) fn check(history: &History) -> Vec<Violation> {
-    let published: BTreeMap<u64, &Publish> =
-        history.publishes.iter().map(|publish| (publish.identity.uuid, publish)).collect();
+    // Of several that publish the same message the first one counts.
+    let mut published: BTreeMap<u64, &Publish> = BTreeMap::new();
+    for publish in &history.publishes {
+        let first = published.entry(publish.identity.uuid).or_insert(publish);
+        if publish.invoked < first.invoked {
+            *first = publish;
+        }
+    }
     let mut violations = garbled(history);
 
     for sighting in history.sightings() {

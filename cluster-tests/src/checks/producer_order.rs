@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Property, Violation};
-use crate::history::{Delivery, History, Outcome, Publish};
+use crate::{
+    history::{Delivery, History, Outcome, Publish},
+    rules::Rule,
+};
 
 /// Violations: a later message of a producer at a lower offset; a consumer that first gets a later message and then,
 /// for the first time, an earlier one. Only confirmed messages count: one whose outcome is unknown may have been
@@ -17,8 +20,12 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
 fn offsets_out_of_order(history: &History) -> Vec<Violation> {
     let mut producers: BTreeMap<_, Vec<(u64, u64, &Publish)>> = BTreeMap::new();
     for publish in &history.publishes {
-        if let Outcome::Ok(offset) = publish.outcome {
-            let identity = &publish.identity;
+        let identity = &publish.identity;
+        // Where a message would have been that was there already says nothing.
+        let is_placed = history.rule(&identity.queue) != Some(Rule::Ids);
+        if let Outcome::Ok(offset) = publish.outcome
+            && is_placed
+        {
             let confirmed = producers.entry((&identity.queue, identity.producer)).or_default();
             confirmed.push((identity.sequence, offset, publish));
         }
@@ -57,8 +64,10 @@ fn deliveries_out_of_order(history: &History) -> Vec<Violation> {
             continue;
         };
         let is_first = delivered.insert((&delivery.reader, identity.uuid)) && delivery.attempt == 1;
-        // In a dead-letter queue messages lie in the order in which they were given up.
-        if !is_first || identity.queue != delivery.reader.queue || !confirmed.contains(&identity.uuid) {
+        // In a dead-letter queue messages lie in the order in which they were given up, and some queues have another.
+        let has_order = identity.queue == delivery.reader.queue
+            && history.rule(&identity.queue).is_none_or(Rule::keeps_order);
+        if !is_first || !has_order || !confirmed.contains(&identity.uuid) {
             continue;
         }
         let newest = newest

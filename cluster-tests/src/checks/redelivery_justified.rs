@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{Property, Violation};
-use crate::history::{Delivery, History, Moment, SettlementKind};
+use crate::{
+    history::{Delivery, History, Moment, SettlementKind},
+    rules::Rule,
+};
 
 /// Violations: a message delivered to a group a second time as if it were the first, with nothing in between that
 /// could have returned it.
@@ -16,7 +19,9 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
     }
     let mut latest: BTreeMap<_, &Delivery> = BTreeMap::new();
     let mut violations = Vec::new();
-    for delivery in &history.deliveries {
+    // A group that is moved back gets everything again.
+    let is_moved = |delivery: &&Delivery| history.rule(&delivery.reader.queue) == Some(Rule::Moved);
+    for delivery in history.deliveries.iter().filter(|delivery| !is_moved(delivery)) {
         let key = (&delivery.reader, delivery.offset);
         let Some(before) = latest.insert(key, delivery) else {
             continue;

@@ -17,6 +17,7 @@ pub const SLOW_DISK: &str = "slow a node's disk down";
 /// When the cluster has no machines.
 pub fn set_clock(cluster: &Cluster, recorder: &Recorder, node_id: u64, ahead_ms: i64) -> Result<()> {
     recorder.disturbed(format!("the clock of node {node_id} is set {ahead_ms} ms ahead"));
+    recorder.clock_set();
     cluster.machine(node_id)?.set_clock(ahead_ms)?;
     recorder.fault_done(SET_CLOCK);
     Ok(())

@@ -9,6 +9,7 @@ use skein_cluster_tests::{
     stamp::{Garbled, Identity},
 };
 
+mod rules;
 mod toy;
 
 /// Long enough that everything happens, short enough to read.

@@ -12,6 +12,7 @@ use skein_cluster_tests::{
         Counts, Delivery, Disturbance, History, Moment, Outcome, Publish, Reader, Settlement, SettlementKind,
         View,
     },
+    rules::Wishes,
     stamp::Identity,
 };
 
@@ -113,7 +114,13 @@ impl Toy {
             }
         };
         let returned = Some(self.tick());
-        self.history.publishes.push(Publish { identity, invoked, returned, outcome });
+        self.history.publishes.push(Publish {
+            identity,
+            wishes: Wishes::default(),
+            invoked,
+            returned,
+            outcome,
+        });
     }
 
     fn store_late(&mut self) {

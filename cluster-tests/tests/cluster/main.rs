@@ -20,6 +20,7 @@ mod partitions;
 mod power_loss;
 mod queue_partitions;
 mod replay;
+mod rules;
 mod shop;
 mod space;
 mod stalled;
