@@ -6,6 +6,7 @@ use bytes::Bytes;
 use skein_proto::{
     dead_letter::{self, HEADER_PREFIX, HEADER_QUEUE, HEADER_REASON},
     ids::{Offset, ProducerId, QueueId},
+    partitions,
 };
 
 use self::run::Redrive;
@@ -51,6 +52,17 @@ pub struct RedriveProgress {
     pub left_count: u64,
     /// It ended because as many messages are left as can be held. There may be others behind them that match.
     pub stopped_early: bool,
+}
+
+impl RedriveProgress {
+    /// What became of those of another partition as well.
+    const fn and(self, other: Self) -> Self {
+        Self {
+            moved_count: self.moved_count + other.moved_count,
+            left_count: self.left_count + other.left_count,
+            stopped_early: self.stopped_early || other.stopped_early,
+        }
+    }
 }
 
 impl RedriveOptions {
@@ -135,7 +147,7 @@ impl Client {
         &self,
         dead_letter_queue: &str,
         options: RedriveOptions,
-        progress: impl FnMut(RedriveProgress),
+        mut progress: impl FnMut(RedriveProgress),
     ) -> Result<RedriveProgress, RedriveError> {
         if options.to.as_deref() == Some(dead_letter_queue) {
             return Err(RedriveError::ToItself { queue: dead_letter_queue.to_owned() });
@@ -145,7 +157,20 @@ impl Client {
             // Rather than after the first messages have been taken.
             self.get_queue(to).await?;
         }
-        Redrive::new(self.clone(), queue, options, progress).run().await
+        if !queue.is_partitioned() {
+            return Redrive::new(self.clone(), queue, options, progress).run().await;
+        }
+        // One after the other: a dead letter is told from others by its queue and its offset there.
+        let mut done = RedriveProgress::default();
+        for partition in 0..queue.settings.partitions.unwrap_or_default() {
+            let queue = self.get_queue(&partitions::name(dead_letter_queue, partition)).await?;
+            let mut options = options.clone();
+            options.messages_max = options.messages_max.map(|max| max.saturating_sub(done.moved_count));
+            let of_all = |of_partition| progress(done.and(of_partition));
+            let of_partition = Redrive::new(self.clone(), queue, options, of_all).run().await?;
+            done = done.and(of_partition);
+        }
+        Ok(done)
     }
 }
 

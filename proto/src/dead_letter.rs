@@ -3,8 +3,11 @@
 /// What the names of all of them begin with.
 pub const HEADER_PREFIX: &str = "skein-dead-letter-";
 
-/// The queue that it was given up in.
+/// The queue that it was given up in, by the name of the whole where that has partitions.
 pub const HEADER_QUEUE: &str = "skein-dead-letter-queue";
+
+/// The number of the partition, where the queue has some.
+pub const HEADER_PARTITION: &str = "skein-dead-letter-partition";
 
 /// The group that gave it up.
 pub const HEADER_GROUP: &str = "skein-dead-letter-group";
@@ -36,7 +39,8 @@ mod tests {
 
     #[test]
     fn every_header_has_the_prefix() {
-        for name in [HEADER_QUEUE, HEADER_GROUP, HEADER_OFFSET, HEADER_ATTEMPTS, HEADER_REASON, HEADER_TIME] {
+        let where_from = [HEADER_QUEUE, HEADER_PARTITION, HEADER_GROUP, HEADER_OFFSET];
+        for name in where_from.into_iter().chain([HEADER_ATTEMPTS, HEADER_REASON, HEADER_TIME]) {
             assert!(name.starts_with(HEADER_PREFIX), "{name}");
         }
     }

@@ -5,10 +5,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use skein_client::{
-    Client, LeaseToken, Message, Offset, Position, QueueSettings, QueueUpdate, Reason, Settlement,
+    Client, LeaseToken, Message, Offset, Position, QueueSettings, QueueUpdate, Reason, RedriveOptions,
+    Settlement,
 };
 use skein_cluster_tests::{
-    by_hand::body,
+    by_hand::{body, expect_nothing, next, take_bodies},
     faults::kill::{KILL_LEADER, kill_leader},
     key_order::KeyOrder,
     scenario, wait,
@@ -22,6 +23,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 const QUEUE: &str = "orders";
 const GROUP: &str = "stock";
+const GRAVEYARD: &str = "graves";
 
 const KEYS: usize = 30;
 const MESSAGES_PER_KEY: usize = 100;
@@ -90,11 +92,15 @@ async fn keys_keep_their_order_while_partitions_become_more_and_leaders_die() {
 
 /// How many messages each partition ever had.
 async fn published(client: &Client, count: u32) -> Result<Vec<u64>> {
-    let mut published = Vec::new();
+    stored_in(client, QUEUE, count).await
+}
+
+async fn stored_in(client: &Client, queue: &str, count: u32) -> Result<Vec<u64>> {
+    let mut stored = Vec::new();
     for partition in 0..count {
-        published.push(client.get_queue(&format!("{QUEUE}/{partition}")).await?.next_offset.get());
+        stored.push(client.get_queue(&format!("{queue}/{partition}")).await?.next_offset.get());
     }
-    Ok(published)
+    Ok(stored)
 }
 
 #[tokio::test]
@@ -291,6 +297,69 @@ async fn producers_that_come_and_go_while_partitions_become_more_lose_nothing() 
         let sent: u64 = publishing.await??;
         let stored = published(&client, MANY).await?;
         ensure!(stored.iter().sum::<u64>() == sent, "{stored:?} of {sent}");
+        Ok(())
+    })
+    .await;
+}
+
+/// Given up in one partitioned queue, kept in another one, which grows meanwhile, and moved back.
+#[tokio::test]
+async fn dead_letters_go_from_partitions_to_partitions_and_back() {
+    scenario::run("dead_letters_go_from_partitions_to_partitions_and_back", LIMIT, async |scenario| {
+        scenario.require(KILL_LEADER);
+        let client = scenario.client().await?;
+        client.create_queue(GRAVEYARD, partitions(3)).await?;
+        let dead_letter_queue = Some(GRAVEYARD.to_owned());
+        let settings = QueueSettings { max_deliveries: Some(1), dead_letter_queue, ..partitions(2) };
+        client.create_queue(QUEUE, settings).await?;
+        let bodies: BTreeSet<_> = (0..90).map(|number| number.to_string()).collect();
+        let producer = client.producer(QUEUE).build().await?;
+        for (number, text) in bodies.iter().enumerate() {
+            drop(producer.send(Message::new(text.clone()).key(format!("key-{}", number % KEYS))).await?);
+        }
+        producer.close().await?;
+
+        let mut consumer = client.consumer(QUEUE, GROUP).build().await?;
+        for number in 0..bodies.len() {
+            next(&mut consumer).await?.nack().await?;
+            if number == bodies.len() / 3 {
+                let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, "graves/0").await?;
+                client.update_queue(GRAVEYARD, QueueUpdate::new().partitions(5)).await?;
+                scenario.cluster.restart(dead)?;
+            }
+        }
+        wait::until("all of them to be dead letters", LIMIT, async || {
+            let group = client.get_group(QUEUE, GROUP).await?;
+            ensure!(group.unacked_count == 0, "{group:?}");
+            Ok(())
+        })
+        .await?;
+        let stored = stored_in(&client, GRAVEYARD, 5).await?;
+        ensure!(stored.iter().sum::<u64>() == bodies.len() as u64, "{stored:?}");
+        ensure!(
+            stored.iter().filter(|count| **count > 0).count() > 1,
+            "all are in one partition: {stored:?}"
+        );
+        let mut graves = client.consumer(GRAVEYARD, "undertaker").build().await?;
+        let dead = next(&mut graves).await?;
+        let header = |name: &str| dead.message.headers.get(name).map(|value| String::from_utf8_lossy(value));
+        ensure!(header("skein-dead-letter-queue").as_deref() == Some(QUEUE), "{dead:?}");
+        ensure!(header("skein-dead-letter-partition").is_some(), "{dead:?}");
+        graves.close().await;
+
+        let some = client.redrive(GRAVEYARD, RedriveOptions::new().messages_max(60), |_| {}).await?;
+        let rest = client.redrive(GRAVEYARD, RedriveOptions::new(), |_| {}).await?;
+        ensure!((some.moved_count, rest.moved_count, rest.left_count) == (60, 30, 0), "{some:?}, {rest:?}");
+        let back: BTreeSet<_> = take_bodies(&mut consumer, bodies.len()).await?.into_iter().collect();
+        ensure!(back == bodies, "{back:?} came back");
+        expect_nothing(&mut consumer).await?;
+
+        let cycle = QueueUpdate::new().dead_letter_queue(QUEUE);
+        let refused =
+            client.update_queue(GRAVEYARD, cycle).await.err().context("messages would go in a circle")?;
+        ensure!(refused.reason() == Reason::InvalidSetting, "{refused}");
+        let refused = client.delete_queue(GRAVEYARD).await.err().context("it is needed")?;
+        ensure!(refused.reason() == Reason::QueueInUse, "{refused}");
         Ok(())
     })
     .await;

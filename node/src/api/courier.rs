@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use skein_proto::{
     ids::{ProducerId, QueueId, Sequence, ShardId},
-    node::{DeleteQueueRequest, SendRequest},
+    node::{DeleteQueueRequest, SendRequest, SendResponse},
 };
 use tonic::Status;
 
@@ -43,7 +43,7 @@ impl Courier for ApiCourier {
         };
         async move {
             let sent = api.send_anywhere(request).await;
-            sent.map_err(|status| CourierError(status.message().to_owned()))
+            sent.map(drop).map_err(|status| CourierError(status.message().to_owned()))
         }
         .boxed()
     }
@@ -74,15 +74,23 @@ impl Api {
         }
     }
 
-    async fn send_anywhere(&self, request: SendRequest) -> Result<(), Status> {
+    async fn send_anywhere(&self, request: SendRequest) -> Result<SendResponse, Status> {
+        if self.known_partitions(&request.queue).is_some() {
+            return self.send_to_partition(request, &|request| self.send_to_queue(request).boxed()).await;
+        }
+        self.send_to_queue(request).await
+    }
+
+    async fn send_to_queue(&self, request: SendRequest) -> Result<SendResponse, Status> {
         let queue = self.find_queue(&request.queue).await?;
         match self.route(queue.shard, false).await? {
             Route::Local => {
                 let message_bytes_max = self.message_bytes_max + ORIGIN_BYTES_MAX;
-                self.send(&queue, request, message_bytes_max).await.map(drop)
+                self.send(&queue, request, message_bytes_max).await
             }
             Route::Remote(channel) => {
-                forward::broker(channel).send(route::dead_letter(request)).await.map(drop)
+                let sent = forward::broker(channel).send(route::dead_letter(request)).await;
+                sent.map(tonic::Response::into_inner).map_err(forward::failed)
             }
         }
     }

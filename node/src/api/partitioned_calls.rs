@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use futures::future::BoxFuture;
 use skein_proto::{
     node::{
         CreateGroupRequest, DeleteGroupRequest, DeleteGroupResponse, Reason, ReceiveRequest, ReceiveResponse,
@@ -41,9 +42,17 @@ const GROWTHS_MAX: u32 = 8;
 /// Stands between the number of a partition and what it calls a lease.
 const TOKEN_SEPARATOR: char = '/';
 
-impl BrokerService {
-    /// Publishes one batch, to the partition that its messages belong to.
-    pub(super) async fn send_to_partition(&self, request: SendRequest) -> Result<SendResponse, Status> {
+/// Publishes a batch to one queue.
+pub(super) type SendToOne<'a> =
+    &'a (dyn Fn(SendRequest) -> BoxFuture<'a, Result<SendResponse, Status>> + Send + Sync);
+
+impl Api {
+    /// Publishes one batch, to the partition that its messages belong to; `send` publishes it there.
+    pub(super) async fn send_to_partition(
+        &self,
+        request: SendRequest,
+        send: SendToOne<'_>,
+    ) -> Result<SendResponse, Status> {
         if request.producer_id != 0 && request.sequence != 1 {
             let message = "batches for a partitioned queue are in no sequence, since each goes to the partition of its \
                            key; give each a producer_id of its own, and sequence 1";
@@ -53,7 +62,7 @@ impl BrokerService {
         let any = if request.producer_id == 0 { random_u64() } else { request.producer_id };
         let deadline = Instant::now() + HEAR_WAIT_MAX;
         loop {
-            match self.send_to_partition_of_now(&request, any).await {
+            match self.send_to_partition_of_now(&request, any, send).await {
                 // Nothing was stored.
                 Err(status) if status::is_not_heard_yet(&status) && Instant::now() < deadline => {
                     tokio::time::sleep(ASK_AGAIN_AFTER).await;
@@ -68,11 +77,11 @@ impl BrokerService {
         &self,
         request: &SendRequest,
         any: u64,
+        send: SendToOne<'_>,
     ) -> Result<SendResponse, Status> {
-        let api = self.api()?;
         let mut refused = status::partitions_changed(&request.queue);
         for _ in 0..GROWTHS_MAX {
-            let mut counts = api.partition_counts(&request.queue)?;
+            let mut counts = self.partition_counts(&request.queue)?;
             if request.producer_id == 0 {
                 // It asks for no deduplication, so that nobody needs to be asked who may have it.
                 counts = counts.split_off(counts.len().saturating_sub(1));
@@ -81,18 +90,20 @@ impl BrokerService {
                 let partition = partition_of(request, partitions, any)?;
                 let queue = partitions::name(&request.queue, partition);
                 let of_partition = SendRequest { queue, partitions, ..request.clone() };
-                match self.send(Request::new(of_partition)).await {
+                match send(of_partition).await {
                     Err(status) if status::reason_of(&status) == Some(Reason::PartitionsChanged) => {
                         refused = status;
                     }
-                    sent => return sent.map(tonic::Response::into_inner),
+                    sent => return sent,
                 }
             }
-            api.catch_up_catalog().await;
+            self.catch_up_catalog().await;
         }
         Err(refused)
     }
+}
 
+impl BrokerService {
     /// Takes messages of whichever partition has some first.
     pub(super) async fn receive_from_any(&self, request: ReceiveRequest) -> Result<ReceiveResponse, Status> {
         let api = self.api()?;

@@ -304,14 +304,11 @@ impl Api {
                 let message = format!("{name:?} is the name of a topic; give the queue another one");
                 status::status(Code::AlreadyExists, Reason::TopicExists, message)
             }
-            CatalogOutcome::DeadLetterQueueNotFound => match self.known_partitions(dead_letter_queue) {
-                Some(partitions) => status::is_partitioned(dead_letter_queue, partitions),
-                None => status::status(
-                    Code::NotFound,
-                    Reason::QueueNotFound,
-                    format!("dead_letter_queue {dead_letter_queue:?} does not exist; create it first"),
-                ),
-            },
+            CatalogOutcome::DeadLetterQueueNotFound => status::status(
+                Code::NotFound,
+                Reason::QueueNotFound,
+                format!("dead_letter_queue {dead_letter_queue:?} does not exist; create it first"),
+            ),
             CatalogOutcome::IsPartition { of } => status::is_a_partition(name, of),
             CatalogOutcome::PartitionNameTaken { name: taken } => {
                 let message = format!(

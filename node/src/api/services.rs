@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use futures::stream::BoxStream;
+use futures::{FutureExt as _, TryFutureExt as _, stream::BoxStream};
 use skein_proto::{
     ids::ShardId,
     node::{
@@ -221,7 +221,8 @@ impl Broker for BrokerService {
             };
         }
         if api.partition_names(&request.queue).await.is_some() {
-            return self.send_to_partition(request).await.map(Response::new);
+            let send = |request| self.send(Request::new(request)).map_ok(Response::into_inner).boxed();
+            return api.send_to_partition(request, &send).await.map(Response::new);
         }
         let queue = match api.find_destination(&request.queue).await? {
             Destination::Queue(queue) => queue,

@@ -349,7 +349,8 @@ impl Catalog {
             0 => vec![name.to_owned()],
             partitions => (0..partitions).map(|partition| partitions::name(name, partition)).collect(),
         };
-        if let Some(refused) = names.iter().find_map(|name| self.refuse_to_delete(name)) {
+        let as_whole = names.iter().map(String::as_str).chain([name]);
+        if let Some(refused) = as_whole.into_iter().find_map(|name| self.refuse_to_delete(name)) {
             return refused;
         }
         self.revision += 1;
@@ -383,10 +384,11 @@ impl Catalog {
     fn refuse_dead_letter_queue(&self, name: &str, settings: &Settings) -> Option<CatalogOutcome> {
         let mut next = settings.dead_letter_queue.as_deref();
         while let Some(dead_letter_queue) = next {
-            if dead_letter_queue == name {
+            // A partition stands for the whole: what one gives up another one may.
+            if self.partitioned_queue_of(dead_letter_queue).unwrap_or(dead_letter_queue) == name {
                 return Some(CatalogOutcome::DeadLetterQueueCycle);
             }
-            let Some(queue) = self.queues.get(dead_letter_queue) else {
+            let Some(queue) = self.queue_or_first_partition(dead_letter_queue) else {
                 return Some(CatalogOutcome::DeadLetterQueueNotFound);
             };
             // Those that exist make no cycle, so that this ends.

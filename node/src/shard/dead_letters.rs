@@ -13,6 +13,7 @@ use skein_proto::{
     broker::Message,
     dead_letter,
     ids::{ProducerId, QueueId, Sequence},
+    partitions,
 };
 use tokio::sync::mpsc;
 
@@ -28,7 +29,7 @@ use crate::{
 /// The pause after a failed publish; a dead-letter queue without a leader gets one within a second or two.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// The most that [`origin`] adds to a message, in bytes: two names, three numbers, a reason, six header names and what
+/// The most that [`origin`] adds to a message, in bytes: two names, four numbers, a reason, seven header names and what
 /// protobuf puts around them. A message of the largest size must still be taken by its dead-letter queue.
 pub const ORIGIN_BYTES_MAX: usize = 1_024;
 
@@ -72,7 +73,9 @@ enum MoveError {
 struct Parcel {
     letter: DeadLetter,
     slice: BlockSlice,
+    /// By the name of the whole, of a partition.
     from_queue: String,
+    from_partition: Option<u32>,
     from_group: String,
     to_queue: String,
     /// What its group wants; nothing for every message.
@@ -122,9 +125,11 @@ fn first_parcel(group: &Group, key: GroupKey) -> Option<Parcel> {
         let queue = shard.queue(key.queue)?;
         let group = queue.group(key.group)?;
         let letter = group.dead_letters().next()?;
+        let partition = partitions::parse(queue.name()).filter(|_| queue.settings().partitions > 0);
         Some(Parcel {
             slice: shard.locate(key.queue, letter.offset, 1)?,
-            from_queue: queue.name().to_owned(),
+            from_queue: partition.map_or(queue.name(), |(whole, _)| whole).to_owned(),
+            from_partition: partition.map(|(_, number)| number),
             from_group: group.name().to_owned(),
             to_queue: queue.settings().dead_letter_queue.clone()?,
             filter: group.filter().cloned(),
@@ -177,7 +182,9 @@ fn origin(parcel: &Parcel) -> Vec<u8> {
         (dead_letter::HEADER_REASON, reason.to_owned()),
         (dead_letter::HEADER_TIME, given_up.at_ms.to_string()),
     ];
-    let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let partition = parcel.from_partition.map(|number| (dead_letter::HEADER_PARTITION, number.to_string()));
+    let headers = headers.into_iter().chain(partition);
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.into())).collect();
     let mut origin = Message { headers, ..Message::default() }.encode_to_vec();
     origin.extend(NO_TIMES);
     assert!(origin.len() <= ORIGIN_BYTES_MAX, "names are shorter than NAME_BYTES_MAX");

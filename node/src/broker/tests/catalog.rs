@@ -257,6 +257,9 @@ fn partitions_come_and_go_together_and_only_become_more() {
         (create("c", Some("a/3")), created(6, 2)),
         (delete("a"), CatalogOutcome::InUse { by: "c".into() }),
         (delete("c"), deleted(6, 2)),
+        (create("d", Some("a")), created(7, 2)),
+        (delete("a"), CatalogOutcome::InUse { by: "d".into() }),
+        (delete("d"), deleted(7, 2)),
     ];
     check(&mut catalog, steps);
     let names = |catalog: &Catalog| catalog.queues().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
@@ -272,8 +275,26 @@ fn partitions_come_and_go_together_and_only_become_more() {
 #[test]
 fn no_partition_gives_messages_up_to_itself() {
     let mut catalog = Catalog::new();
-    let settings = Settings { partitions: 2, ..settings(2, Some("a/1")) };
-    let create =
-        CatalogCommand::CreateQueue { name: "a".into(), settings, shard_count: 2, colocated_with: None };
-    check(&mut catalog, [(create, CatalogOutcome::DeadLetterQueueNotFound)]);
+    let creation = CatalogCommand::CreateQueue {
+        name: "a".into(),
+        settings: Settings { partitions: 2, ..settings(2, Some("a/1")) },
+        shard_count: 2,
+        colocated_with: None,
+    };
+    check(&mut catalog, [(creation, CatalogOutcome::DeadLetterQueueNotFound)]);
+
+    let give_up_to = |dead_letter_queue| CatalogCommand::UpdateQueue {
+        name: "a".into(),
+        expected: Settings { partitions: 2, ..settings(2, None) },
+        settings: Settings { partitions: 2, ..settings(2, Some(dead_letter_queue)) },
+        shard_count: 2,
+    };
+    let steps = [
+        (partitioned("a", 2), created(1, 1)),
+        (create("b", Some("a")), created(3, 1)),
+        (give_up_to("a"), CatalogOutcome::DeadLetterQueueCycle),
+        (give_up_to("a/1"), CatalogOutcome::DeadLetterQueueCycle),
+        (give_up_to("b"), CatalogOutcome::DeadLetterQueueCycle),
+    ];
+    check(&mut catalog, steps);
 }
