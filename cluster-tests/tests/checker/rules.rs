@@ -55,8 +55,8 @@ impl Story {
     /// Delivered at a moment.
     fn deliver(mut self, number: u64, at_ms: u64) -> Self {
         let (reader, identity) = (self.reader(), Ok(self.identity(number)));
-        let attempt = 1 + self.history.deliveries.iter().filter(|delivery| delivery.offset == number).count();
-        let attempt = u32::try_from(attempt).unwrap();
+        let before = self.history.deliveries.iter().filter(|delivery| delivery.offset == number);
+        let attempt = before.fold(1, |attempt, _| attempt + 1);
         let received = ms(at_ms);
         self.history.deliveries.push(Delivery {
             reader,
@@ -91,8 +91,9 @@ impl Story {
     /// What two nodes show among the dead letters.
     fn given_up(mut self, numbers: &[u64]) -> Self {
         let contents: Vec<_> = (0..).zip(numbers.iter().map(|number| Ok(self.identity(*number)))).collect();
+        let graveyard = self.rule.dead_letter_queue().expect("the queue gives messages up to one");
         for node_id in [1, 2] {
-            let queue = self.rule.dead_letter_queue().unwrap().to_owned();
+            let queue = graveyard.to_owned();
             self.history.views.push(View {
                 node_id,
                 queue,
