@@ -58,6 +58,7 @@ fn opened(node: &Node, open: &node::PublishOpen) -> Result<node::PublishResponse
         return Err(queue_not_found(&open.queue));
     }
     let opened = node::PublishOpened {
+        routed: Vec::new(),
         shard_id: SHARD,
         message_bytes_max: 1 << 20,
         batch_bytes_max: 4 << 20,

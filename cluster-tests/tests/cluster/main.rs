@@ -26,5 +26,6 @@ mod space;
 mod stalled;
 mod succession;
 mod together;
+mod topic_partitions;
 mod topics;
 mod turns;

@@ -10,7 +10,7 @@ use skein_proto::{
     limits,
     node::{
         Confirm, PublishBatch, PublishOpen, PublishOpened, PublishRequest, PublishResponse, Routed,
-        SendRequest, SendResponse, publish_request::Request as Inbound,
+        RoutedBatch, SendRequest, SendResponse, publish_request::Request as Inbound,
     },
 };
 use tokio::sync::{mpsc, oneshot};
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     batch::{self, Checked, Fields, MessageLimits},
     broker::{self, BatchRun, EachMessage, IdHash, Outcome},
+    offsets::OffsetSet,
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     tasks,
 };
@@ -106,7 +107,11 @@ impl Api {
         // Before the client sends what it has, which would be in vain, again and again.
         self.ensure_room(&group)?;
         self.check_partitions(&queue, open.partitions)?;
-        let (responses, stream) = self.opened(queue.shard, false);
+        let routed = match open.partitions {
+            0 => Vec::new(),
+            _ => routed_by(&group, &queue, open.producer_id),
+        };
+        let (responses, stream) = self.opened(queue.shard, false, routed);
         let (pending, waiting) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
         tasks::spawn(answer(queue.name.clone(), waiting, responses));
         let PublishOpen { producer_id: producer, partitions, .. } = open;
@@ -120,6 +125,7 @@ impl Api {
         &self,
         shard: ShardId,
         is_topic: bool,
+        routed: Vec<RoutedBatch>,
     ) -> (mpsc::Sender<Result<PublishResponse, Status>>, Responses) {
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let opened = PublishOpened {
@@ -128,6 +134,7 @@ impl Api {
             batch_bytes_max: limits::BATCH_BYTES_MAX as u64,
             batch_messages_max: limits::BATCH_MESSAGES_MAX as u32,
             is_topic,
+            routed,
         };
         let first = PublishResponse { opened: Some(opened), confirms: Vec::new() };
         // Cannot fail: the channel is empty and its receiver is here.
@@ -303,6 +310,20 @@ async fn gather(queue: &str, pending: &mut VecDeque<Pending>, confirms: &mut Vec
         }
     }
     None
+}
+
+/// What a queue has got of a producer's newest batches through a topic.
+pub(super) fn routed_by(group: &Group, queue: &QueueRef, producer: u64) -> Vec<RoutedBatch> {
+    group.replica().with_messages(|shard| {
+        let Some(queue) = shard.queue(queue.id) else { return Vec::new() };
+        let batch = |(sequence, places): (Sequence, &OffsetSet)| {
+            let places = places.iter().flat_map(|range| range.first.get()..range.end().get());
+            // No batch has more messages.
+            let places = places.filter_map(|place| u32::try_from(place).ok()).collect();
+            RoutedBatch { sequence: sequence.get(), places }
+        };
+        queue.routed_by(ProducerId::new(producer)).map(batch).collect()
+    })
 }
 
 /// What became of a batch, as its publisher hears it.

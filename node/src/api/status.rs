@@ -58,8 +58,8 @@ pub(super) fn is_partitioned(name: &str, partitions: u32) -> Status {
 /// What is asked of a partition, and is only done to all of them.
 pub(super) fn is_a_partition(name: &str, of: &str) -> Status {
     let message = format!(
-        "{name:?} is the name of a partition of queue {of:?}, whose partitions are all created, changed and deleted \
-         together; say it of {of:?}"
+        "{name:?} is the name of a partition of queue {of:?}, whose partitions are all created, changed, bound and \
+         deleted together; say it of {of:?}"
     );
     status(Code::FailedPrecondition, Reason::Partitioned, message)
 }

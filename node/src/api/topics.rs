@@ -1,8 +1,10 @@
 //! Topics: creating and binding them, and what passes messages on.
 
 mod fan_out;
+mod outlet;
 mod publish;
 mod routing;
+mod spread;
 mod target;
 
 use std::time::Duration;
@@ -124,9 +126,6 @@ impl Api {
         let changed = match self.propose_to_catalog(command).await? {
             CatalogOutcome::TopicChanged => true,
             CatalogOutcome::TopicUnchanged => false,
-            CatalogOutcome::NotFound if let Some(partitions) = self.known_partitions(queue) => {
-                return Err(status::is_partitioned(queue, partitions));
-            }
             outcome => return Err(refused(&outcome, topic, queue)),
         };
         self.tell_others().await;
@@ -169,7 +168,7 @@ impl Api {
     }
 
     fn topic_info(&self, catalog: &Catalog, topic: &Topic) -> TopicInfo {
-        let name = |queue| catalog.queue_name(queue).unwrap_or_default().to_owned();
+        let name = |queue| catalog.target_name(queue).unwrap_or_default().to_owned();
         let bindings = topic.bindings.iter().map(|binding| BindingInfo {
             queue: name(binding.queue),
             filter: filter::decode(&binding.filter).filter(|_| !binding.filter.is_empty()),
@@ -212,6 +211,7 @@ fn refused(outcome: &CatalogOutcome, topic: &str, queue: &str) -> Status {
     match outcome {
         CatalogOutcome::TopicNotFound => status::topic_not_found(topic),
         CatalogOutcome::NotFound => status::queue_not_found(queue),
+        CatalogOutcome::IsPartition { of } => status::is_a_partition(queue, of),
         CatalogOutcome::NameTaken => {
             let message = format!("{topic:?} is the name of a queue; give the topic another one");
             status::status(Code::AlreadyExists, status::Reason::TopicExists, message)

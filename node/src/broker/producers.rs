@@ -155,6 +155,12 @@ impl Producers {
         producer.recent.push_back(batch);
     }
 
+    /// The places of what was stored of the newest batches that topics have routed here from a producer.
+    pub(super) fn routed_by(&self, id: ProducerId) -> impl Iterator<Item = (Sequence, &OffsetSet)> {
+        let producer = self.by_id.get(&id).into_iter();
+        producer.flat_map(|producer| producer.routed.iter().map(|(sequence, places)| (*sequence, places)))
+    }
+
     pub(super) fn restore(&mut self, id: ProducerId, record: &ProducerRecord) {
         let recent = record.recent.iter().copied().collect();
         let places = |batch: &RoutedBatch| (batch.sequence, batch.places.iter().copied().collect());

@@ -38,6 +38,13 @@ impl FanOut {
         fan_out
     }
 
+    /// What is to be known of a message to route it.
+    pub(super) fn fields(&self, place: u32) -> Fields<'_> {
+        let whole = &self.batch[self.messages[place as usize].clone()];
+        let mut messages = batch::encoded_messages(whole).map(|(_, message)| message);
+        Fields::of(messages.next().unwrap_or_default())
+    }
+
     /// A batch of just the messages at these places. That of all is the batch itself, uncopied.
     pub(super) fn share(&self, places: &[u32]) -> Bytes {
         if places.len() == self.messages.len() {

@@ -1,12 +1,6 @@
 //! Publishing to a topic: each batch goes to the queues that want any of it, and is confirmed when all of them have it.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future};
@@ -14,7 +8,7 @@ use skein_proto::{
     ids::{ProducerId, QueueId},
     limits,
     node::{
-        Confirm, PublishBatch, PublishOpen, PublishRequest, PublishResponse, Reason, Routed, SendRequest,
+        Confirm, PublishBatch, PublishOpen, PublishRequest, PublishResponse, Reason, SendRequest,
         SendResponse,
     },
 };
@@ -22,15 +16,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::{
-    fan_out::FanOut,
-    routing::RoutingTable,
-    target::{Confirmed, Target},
-};
+use super::{fan_out::FanOut, outlet::Outlet, routing::RoutingTable, target::Confirmed};
 use crate::{
     api::{
         Api,
-        names::QueueRef,
         publish::{self, Responses},
         status,
     },
@@ -38,31 +27,18 @@ use crate::{
     tasks,
 };
 
+/// How often a single batch is spread anew because there come to be more partitions.
+const GROWTHS_MAX: u32 = 8;
+
 /// Passes one producer's batches on to the queues of a topic.
 struct TopicRouter {
     api: Arc<Api>,
     topic: String,
     producer: u64,
     mandatory: bool,
-    targets: BTreeMap<QueueId, OpenTarget>,
+    outlets: BTreeMap<QueueId, Outlet>,
     /// That of the routing table that was used last.
     revision: u64,
-}
-
-struct OpenTarget {
-    target: Target,
-    /// The last batch of which it got anything; 0 for none.
-    last_sequence: u64,
-    /// The last one that it has confirmed.
-    confirmed: Arc<AtomicU64>,
-}
-
-impl OpenTarget {
-    /// The batch that must be there before the next one: the last one, while nobody knows whether it is. Later on the
-    /// queue may have forgotten it.
-    fn follows(&self) -> u64 {
-        if self.last_sequence > self.confirmed.load(Ordering::Relaxed) { self.last_sequence } else { 0 }
-    }
 }
 
 impl Api {
@@ -72,9 +48,16 @@ impl Api {
         request: SendRequest,
     ) -> Result<SendResponse, Status> {
         let SendRequest { queue: topic, producer_id, sequence, batch, mandatory, .. } = request;
-        let mut router = TopicRouter::new(self, topic, producer_id, mandatory);
-        let confirm = router.pass_on(sequence, batch).await?.await?;
-        Ok(SendResponse { confirm: Some(confirm), also: Vec::new() })
+        for _ in 1..GROWTHS_MAX {
+            let mut router = TopicRouter::new(Arc::clone(&self), topic.clone(), producer_id, mandatory);
+            match router.pass_on(sequence, batch.clone()).await?.await {
+                Err(status) if status::reason_of(&status) == Some(Reason::PartitionsChanged) => {
+                    self.catch_up_catalog().await;
+                }
+                confirm => return Ok(SendResponse { confirm: Some(confirm?), also: Vec::new() }),
+            }
+        }
+        Err(status::partly_stored(&status::partitions_changed(&topic)))
     }
 
     /// Serves a publish stream for a topic, on whichever node.
@@ -83,7 +66,7 @@ impl Api {
         open: PublishOpen,
         inbound: Streaming<PublishRequest>,
     ) -> Responses {
-        let (responses, stream) = self.opened(self.entry_shard(&open.queue), true);
+        let (responses, stream) = self.opened(self.entry_shard(&open.queue), true, Vec::new());
         let (pending, waiting) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
         tasks::spawn(answer(waiting, responses));
         let router = TopicRouter::new(self, open.queue, open.producer_id, open.mandatory);
@@ -94,7 +77,7 @@ impl Api {
 
 impl TopicRouter {
     fn new(api: Arc<Api>, topic: String, producer: u64, mandatory: bool) -> Self {
-        Self { api, topic, producer, mandatory, targets: BTreeMap::new(), revision: 0 }
+        Self { api, topic, producer, mandatory, outlets: BTreeMap::new(), revision: 0 }
     }
 
     /// Takes batches until the client ends the stream, one is refused, or the node stops.
@@ -147,17 +130,29 @@ impl TopicRouter {
         }
         let mut confirmed = Vec::with_capacity(fan_out.places.len());
         for (&queue, places) in &fan_out.places {
-            match self.pass_to(&table, queue, sequence, fan_out.share(places), places).await {
-                Ok(confirm) => confirmed.push(confirm),
+            // Nothing when it was deleted a moment ago, bindings and all.
+            let sent = match self.outlet(&table, queue).await {
+                Ok(Some(outlet)) => outlet.send(sequence, &fan_out, places, &mut confirmed).await,
+                Ok(None) => Ok(()),
+                Err(refused) => Err(refused),
+            };
+            match sent {
+                Ok(()) => {}
                 Err(refused) if confirmed.is_empty() => return Err(refused),
                 Err(refused) => return Err(partly(refused)),
             }
         }
         let is_whole = confirmed.len() < 2;
+        let is_found_again = is_whole || self.producer != 0;
         let queue_confirms = future::join_all(confirmed);
         let confirm = async move {
             let confirms = queue_confirms.await.into_iter().collect::<Result<Vec<_>, Status>>();
-            let confirms = confirms.map_err(|refused| if is_whole { refused } else { partly(refused) })?;
+            let confirms = confirms.map_err(|refused| match status::reason_of(&refused) {
+                // Sent again, it is spread over all that there are, but for what some of them have.
+                Some(Reason::PartitionsChanged) if is_found_again => refused,
+                _ if is_whole => refused,
+                _ => partly(refused),
+            })?;
             let duplicate = !confirms.is_empty() && confirms.iter().all(|confirm| confirm.duplicate);
             let routed_copies = confirms.iter().map(|confirm| confirm.routed_copies).sum();
             Ok(Confirm {
@@ -172,52 +167,15 @@ impl TopicRouter {
         Ok(confirm.boxed())
     }
 
-    async fn pass_to(
-        &mut self,
-        table: &RoutingTable,
-        id: QueueId,
-        sequence: u64,
-        share: Bytes,
-        places: &[u32],
-    ) -> Result<Confirmed, Status> {
-        let copies = u32::try_from(places.len()).expect("no more than the messages of a batch");
-        let gone = Confirm { sequence, ..Confirm::default() };
-        let Some(open) = self.target(table, id).await? else {
-            // Deleted a moment ago, bindings and all.
-            return Ok(future::ready(Ok(gone)).boxed());
-        };
-        let routed = Routed { follows: open.follows(), places: places.to_vec() };
-        open.last_sequence = sequence;
-        let last_confirmed = Arc::clone(&open.confirmed);
-        let confirmed = open.target.send(sequence, share, routed).await?;
-        let confirm = async move {
-            match confirmed.await {
-                Ok(confirm) => {
-                    last_confirmed.fetch_max(sequence, Ordering::Relaxed);
-                    Ok(Confirm { routed_copies: copies, ..confirm })
-                }
-                Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => Ok(gone),
-                Err(status) => Err(status),
-            }
-        };
-        Ok(confirm.boxed())
-    }
-
     /// The way to a queue. Nothing when the queue does not exist any more.
-    async fn target(&mut self, table: &RoutingTable, id: QueueId) -> Result<Option<&mut OpenTarget>, Status> {
-        if !self.targets.contains_key(&id) {
-            let queue = self.api.groups.catalog().replica().with_catalog(|catalog| {
-                let name = catalog.queue_name(id)?;
-                Some(QueueRef::new(name, catalog.queue(name)?))
-            });
-            let Some(queue) = queue else { return Ok(None) };
-            let target = match Target::open(&self.api, queue, self.producer_at(table)).await {
-                Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => return Ok(None),
-                target => target?,
+    async fn outlet(&mut self, table: &RoutingTable, queue: QueueId) -> Result<Option<&mut Outlet>, Status> {
+        if !self.outlets.contains_key(&queue) {
+            let Some(outlet) = Outlet::open(&self.api, queue, self.producer_at(table)).await? else {
+                return Ok(None);
             };
-            self.targets.insert(id, OpenTarget { target, last_sequence: 0, confirmed: Arc::default() });
+            self.outlets.insert(queue, outlet);
         }
-        Ok(self.targets.get_mut(&id))
+        Ok(self.outlets.get_mut(&queue))
     }
 
     /// As whom the producer publishes to the topic's queues: one that publishes to several topics, or to a queue as
@@ -236,7 +194,7 @@ impl TopicRouter {
         let table = table.ok_or_else(|| status::topic_not_found(&self.topic))?;
         if table.revision() != self.revision {
             self.revision = table.revision();
-            self.targets.retain(|queue, _| table.names(*queue));
+            self.outlets.retain(|queue, _| table.names(*queue));
         }
         Ok(table)
     }
@@ -262,7 +220,8 @@ fn partly(refused: Status) -> Status {
             | Reason::OverBudget
             | Reason::DiskFull
             | Reason::ShuttingDown
-            | Reason::Busy,
+            | Reason::Busy
+            | Reason::PartitionsChanged,
         ) => status::partly_stored(&refused),
         _ => refused,
     }
@@ -282,6 +241,9 @@ async fn answer(
             match outcome {
                 Ok(confirm) if refused.is_none() => confirms.push(confirm),
                 Ok(_) => {}
+                Err(status) if status::reason_of(&status) == Some(Reason::PartitionsChanged) => {
+                    refused = refused.or_else(|| Some(status::partly_stored(&status)));
+                }
                 Err(status) => refused = refused.or(Some(status)),
             }
         }

@@ -7,7 +7,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use skein_proto::{
     limits,
     node::{
-        Confirm, PublishBatch, PublishOpen, PublishRequest, PublishResponse, Routed,
+        Confirm, PublishBatch, PublishOpen, PublishRequest, PublishResponse, Routed, RoutedBatch,
         publish_request::Request as Outbound,
     },
 };
@@ -44,7 +44,7 @@ pub(super) type Confirmed = BoxFuture<'static, Result<Confirm, Status>>;
 /// One queue's end of a topic.
 pub(super) enum Target {
     /// This node leads the queue's shard.
-    Local { api: Arc<Api>, group: Arc<Group>, queue: QueueRef, producer: u64 },
+    Local { api: Arc<Api>, group: Arc<Group>, queue: Box<QueueRef>, producer: u64, partitions: u32 },
     /// Another node does.
     Remote {
         api: Arc<Api>,
@@ -55,14 +55,24 @@ pub(super) enum Target {
 }
 
 impl Target {
-    pub(super) async fn open(api: &Arc<Api>, queue: QueueRef, producer: u64) -> Result<Self, Status> {
+    /// Opens the way to a queue, or to one of so many partitions; and says what that has got of the producer's newest
+    /// batches. Once it knows of that many, it takes nothing more that was spread over fewer.
+    pub(super) async fn open(
+        api: &Arc<Api>,
+        queue: QueueRef,
+        producer: u64,
+        partitions: u32,
+    ) -> Result<(Self, Vec<RoutedBatch>), Status> {
         match api.route(queue.shard, false).await? {
             Route::Local => {
                 api.ensure_open(&queue).await?;
+                api.check_partitions(&queue, partitions)?;
                 let group = Arc::clone(api.group(queue.shard)?);
-                Ok(Self::Local { api: Arc::clone(api), group, queue, producer })
+                let stored = publish::routed_by(&group, &queue, producer);
+                let (api, queue) = (Arc::clone(api), Box::new(queue));
+                Ok((Self::Local { api, group, queue, producer, partitions }, stored))
             }
-            Route::Remote(channel) => Self::connect(api, channel, queue, producer).await,
+            Route::Remote(channel) => Self::connect(api, channel, queue, producer, partitions).await,
         }
     }
 
@@ -71,18 +81,27 @@ impl Target {
         channel: Channel,
         QueueRef { name: queue, shard, .. }: QueueRef,
         producer_id: u64,
-    ) -> Result<Self, Status> {
+        partitions: u32,
+    ) -> Result<(Self, Vec<RoutedBatch>), Status> {
         let (requests, outbound) = mpsc::channel(REQUESTS_MAX);
-        let open = PublishOpen { queue, producer_id, ..PublishOpen::default() };
+        let open = PublishOpen { queue, producer_id, partitions, ..PublishOpen::default() };
         // Cannot fail: the channel is empty and its receiver is here.
         let _ = requests.try_send(PublishRequest { request: Some(Outbound::Open(open)) });
         let publish = route::forwarded(ReceiverStream::new(outbound));
         let mut broker = forward::broker(channel);
-        let opened = tokio::time::timeout(CONNECT_WAIT_MAX, broker.publish(publish)).await;
-        let responses = opened.map_err(|_| status::no_leader(shard))?.map_err(forward::failed)?;
+        let opened = async {
+            let mut responses = broker.publish(publish).await?.into_inner();
+            // Nobody needs to wait for what a queue without partitions has.
+            let first = if partitions > 0 { responses.message().await? } else { None };
+            let stored = first.and_then(|first| first.opened).map(|opened| opened.routed);
+            Ok((responses, stored.unwrap_or_default()))
+        };
+        let opened = tokio::time::timeout(CONNECT_WAIT_MAX, opened).await;
+        let opened = opened.map_err(|_| status::no_leader(shard))?;
+        let (responses, stored) = opened.map_err(forward::failed)?;
         let (waiting, to_answer) = mpsc::channel(limits::PRODUCER_BATCHES_IN_FLIGHT_MAX);
-        tasks::spawn(answer(responses.into_inner(), to_answer));
-        Ok(Self::Remote { api: Arc::clone(api), requests, waiting })
+        tasks::spawn(answer(responses, to_answer));
+        Ok((Self::Remote { api: Arc::clone(api), requests, waiting }, stored))
     }
 
     /// Sends what the queue gets of a batch on its way, in the order of the calls. Its bytes are taken from the node's
@@ -94,13 +113,13 @@ impl Target {
         routed: Routed,
     ) -> Result<Confirmed, Status> {
         match self {
-            Self::Local { api, group, queue, producer } => {
+            Self::Local { api, group, queue, producer, partitions } => {
                 let submission = Submission {
                     producer: *producer,
                     sequence,
                     batch,
                     routed: Some(routed),
-                    partitions: 0,
+                    partitions: *partitions,
                     ignores_ids: false,
                     message_bytes_max: api.message_bytes_max,
                 };

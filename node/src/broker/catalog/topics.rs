@@ -7,17 +7,35 @@ use super::{
     Catalog, CatalogOutcome,
 };
 
+/// Why a topic cannot name a queue.
+enum NoTarget {
+    /// There is none of that name.
+    NotFound,
+    /// It is one of several.
+    Partition { of: String },
+}
+
+impl From<NoTarget> for CatalogOutcome {
+    fn from(no_target: NoTarget) -> Self {
+        match no_target {
+            NoTarget::NotFound => Self::NotFound,
+            NoTarget::Partition { of } => Self::IsPartition { of },
+        }
+    }
+}
+
 impl Catalog {
     pub(super) fn create_topic(&mut self, name: &str, alternate: Option<&str>) -> CatalogOutcome {
         if let Some(topic) = self.topics.get(name) {
-            let alternate = topic.alternate.and_then(|queue| self.queue_name(queue));
+            let alternate = topic.alternate.and_then(|queue| self.target_name(queue));
             return CatalogOutcome::TopicExists { alternate: alternate.map(str::to_owned) };
         }
         if self.queue_or_first_partition(name).is_some() || self.partitioned_queue_of(name).is_some() {
             return CatalogOutcome::NameTaken;
         }
-        let Some(alternate) = self.find_alternate(alternate) else {
-            return CatalogOutcome::NotFound;
+        let alternate = match alternate.map(|queue| self.find_target(queue)).transpose() {
+            Ok(alternate) => alternate,
+            Err(no_target) => return no_target.into(),
         };
         self.revision += 1;
         self.topics.create(name, alternate, self.revision);
@@ -25,8 +43,9 @@ impl Catalog {
     }
 
     pub(super) fn update_topic(&mut self, name: &str, alternate: Option<&str>) -> CatalogOutcome {
-        let Some(alternate) = self.find_alternate(alternate) else {
-            return CatalogOutcome::NotFound;
+        let alternate = match alternate.map(|queue| self.find_target(queue)).transpose() {
+            Ok(alternate) => alternate,
+            Err(no_target) => return no_target.into(),
         };
         match self.topics.set_alternate(name, alternate, self.revision + 1) {
             Some(()) => {
@@ -46,8 +65,9 @@ impl Catalog {
     }
 
     pub(super) fn bind(&mut self, topic: &str, queue: &str, filter: &[u8]) -> CatalogOutcome {
-        let Some(queue) = self.queues.get(queue).map(|queue| queue.queue) else {
-            return CatalogOutcome::NotFound;
+        let queue = match self.find_target(queue) {
+            Ok(queue) => queue,
+            Err(no_target) => return no_target.into(),
         };
         let binding = Binding { queue, filter: filter.to_vec() };
         let bound = self.topics.bind(topic, binding, self.revision + 1);
@@ -55,8 +75,9 @@ impl Catalog {
     }
 
     pub(super) fn unbind(&mut self, topic: &str, queue: &str, filter: &[u8]) -> CatalogOutcome {
-        let Some(queue) = self.queues.get(queue).map(|queue| queue.queue) else {
-            return CatalogOutcome::NotFound;
+        let queue = match self.find_target(queue) {
+            Ok(queue) => queue,
+            Err(no_target) => return no_target.into(),
         };
         let binding = Binding { queue, filter: filter.to_vec() };
         let bound = self.topics.unbind(topic, &binding, self.revision + 1);
@@ -75,11 +96,18 @@ impl Catalog {
         }
     }
 
-    /// The queue of this name, if one is named. Nothing when that does not exist.
-    fn find_alternate(&self, name: Option<&str>) -> Option<Option<QueueId>> {
-        match name {
-            Some(name) => self.queues.get(name).map(|queue| Some(queue.queue)),
-            None => Some(None),
+    /// The name of a queue that a topic names.
+    #[must_use]
+    pub fn target_name(&self, queue: QueueId) -> Option<&str> {
+        let name = self.queue_name(queue)?;
+        Some(self.partitioned_queue_of(name).unwrap_or(name))
+    }
+
+    /// What a topic keeps of a queue that it is to name: of one with partitions, the first of them stands for all.
+    fn find_target(&self, name: &str) -> Result<QueueId, NoTarget> {
+        if let Some(whole) = self.partitioned_queue_of(name) {
+            return Err(NoTarget::Partition { of: whole.to_owned() });
         }
+        self.queue_or_first_partition(name).map(|queue| queue.queue).ok_or(NoTarget::NotFound)
     }
 }

@@ -100,6 +100,11 @@ impl Queue {
         if self.has_room(batch) { Ok(None) } else { Err(Outcome::QueueFull) }
     }
 
+    /// By sequence, the places of what is stored of the newest batches that topics have routed here from a producer.
+    pub fn routed_by(&self, producer: ProducerId) -> impl Iterator<Item = (Sequence, &OffsetSet)> {
+        self.producers.routed_by(producer)
+    }
+
     /// What becomes of a batch that is not the next one of its producer.
     fn check_sequence(&mut self, id: ProducerId, sequence: Sequence, elapsed_ms: u64) -> Option<Outcome> {
         match self.producers.check(id, sequence, elapsed_ms) {
