@@ -121,8 +121,8 @@ pub async fn run(course: &Course) -> Result<Report, (Report, String)> {
         let plan = Plan { queues: QUEUES.map(str::to_owned).into(), ..Plan::default() };
         let mut work = scenario.start(&plan).await?;
         if course.order == Order::Drawn {
-            for rule in Rule::ALL {
-                work.0.add(&rule.plan(), course.seed).await?;
+            for (seed, rule) in (course.seed.wrapping_add(1)..).zip(Rule::ALL) {
+                work.0.add(&rule.plan(), seed).await?;
             }
         }
         let mut probes = Vec::new();
