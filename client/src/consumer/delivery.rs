@@ -219,6 +219,14 @@ impl BatchCursor {
         }))
     }
 
+    /// The offsets of what has not been taken.
+    pub(super) fn rest(&self) -> Option<node::OffsetRange> {
+        let node::DeliveryBatch { first_offset, count, .. } = self.batch.batch;
+        let taken = self.taken_count;
+        (count > taken)
+            .then(|| node::OffsetRange { first: first_offset + u64::from(taken), count: count - taken })
+    }
+
     /// What has not been taken, as a batch.
     pub(super) fn into_rest(mut self) -> Option<DeliveryBatch> {
         let batch = &mut self.batch.batch;

@@ -30,6 +30,11 @@ impl Held {
         }
     }
 
+    /// Forgets what the other one has.
+    pub(super) fn subtract(&mut self, other: &Self) {
+        other.0.iter().for_each(|range| self.0.remove(range.clone()));
+    }
+
     /// Forgets what the other one has not.
     pub(super) fn retain(&mut self, other: &Self) {
         self.0 = self.0.intersection(&other.0).collect();
@@ -101,6 +106,8 @@ mod tests {
         assert_eq!(held.split(&range(7, 0)), (Vec::new(), Vec::new()));
         held.retain(&Held::of(&[range(0, 6), range(9, 20)]));
         assert_eq!(held.ranges(), [range(5, 1), range(9, 3), range(20, 1)]);
+        held.subtract(&Held::of(&[range(0, 10), range(11, 3)]));
+        assert_eq!(held.ranges(), [range(10, 1), range(20, 1)]);
     }
 
     #[test]

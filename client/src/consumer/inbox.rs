@@ -29,6 +29,10 @@ pub(super) struct Inbox {
     is_suspended: bool,
     error: Option<ConsumeError>,
     is_closed: bool,
+    /// What nobody had looked at when it was closed.
+    unseen: Held,
+    /// The node has been told what somebody has.
+    has_left: bool,
     reader: Option<Waker>,
     sender: Option<Waker>,
 }
@@ -104,6 +108,17 @@ impl Inbox {
         Poll::Pending
     }
 
+    /// What is to be said last on `stream`, once everything is settled that is to be: what somebody has looked at.
+    pub(super) fn take_leave(&mut self, stream: u64) -> Option<node::Leave> {
+        let is_over = stream == self.stream && self.is_closed && self.settlements.is_idle();
+        if !is_over || mem::replace(&mut self.has_left, true) {
+            return None;
+        }
+        let mut seen = self.held.clone();
+        seen.subtract(&self.unseen);
+        Some(node::Leave { seen: seen.ranges() })
+    }
+
     /// Whom to wake when there is news besides batches.
     pub(super) fn take_reader(&mut self) -> Option<Waker> {
         self.reader.take()
@@ -141,6 +156,7 @@ impl Inbox {
         self.stream += 1;
         self.batches.clear();
         self.held = Held::default();
+        self.unseen = Held::default();
         (Answers(self.settlements.lose(cause)), self.sender.take())
     }
 
@@ -171,9 +187,11 @@ impl Inbox {
         self.reader.take()
     }
 
-    pub(super) fn close(&mut self) -> Option<Waker> {
+    /// Takes no more. `rest` is what is left of the batch that messages were taken from one by one.
+    pub(super) fn close(&mut self, rest: Option<node::OffsetRange>) -> Option<Waker> {
         self.is_closed = true;
-        self.batches.clear();
+        let unseen = self.batches.drain(..).map(|batch| offsets_of(&batch)).chain(rest);
+        unseen.for_each(|range| self.unseen.insert(&range));
         self.sender.take()
     }
 
@@ -295,7 +313,7 @@ mod tests {
         let (stream, _) = inbox.begin_stream();
         inbox.receive(delivery(0, 1)).0.publish();
         let (_settled, _) = inbox.settle(Settle::Ack, Offset::ZERO, 1);
-        inbox.close();
+        inbox.close(None);
         let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
         assert!(inbox.poll_send(stream, Waker::noop()).is_pending());
         let settled = vec![node::SettleResult { settle_id: sent.settle_id, failures: Vec::new() }];
@@ -304,6 +322,29 @@ mod tests {
         assert!(sender.is_some());
         assert!(matches!(inbox.poll_send(stream, Waker::noop()), Poll::Ready(None)));
         assert!(inbox.holds_nothing());
+    }
+
+    #[test]
+    fn a_closed_consumer_says_what_somebody_has_looked_at() {
+        let mut inbox = Inbox::default();
+        let (stream, _) = inbox.begin_stream();
+        for first in [0, 10, 20] {
+            inbox.receive(delivery(first, 10)).0.publish();
+        }
+        assert_eq!(first_of_next(&mut inbox), Some(0));
+        assert_eq!(first_of_next(&mut inbox), Some(10));
+        let (_settled, _) = inbox.settle(Settle::Ack, Offset::ZERO, 4);
+        assert_eq!(inbox.take_leave(stream), None, "it goes on");
+        inbox.close(Some(node::OffsetRange { first: 13, count: 7 }));
+        inbox.receive(delivery(30, 10)).0.publish();
+        let Poll::Ready(Some(sent)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
+        assert_eq!(inbox.take_leave(stream), None, "its acks come first");
+        let settled = vec![node::SettleResult { settle_id: sent.settle_id, failures: Vec::new() }];
+        inbox.receive(node::ConsumeResponse { settled, ..Default::default() }).0.publish();
+        // Of the first batch what is not acked, and three of the second.
+        let seen = vec![node::OffsetRange { first: 4, count: 9 }];
+        assert_eq!(inbox.take_leave(stream), Some(node::Leave { seen }));
+        assert_eq!(inbox.take_leave(stream), None, "once");
     }
 
     #[tokio::test]

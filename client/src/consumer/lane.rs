@@ -92,7 +92,8 @@ impl Lane {
     }
 
     pub(super) fn begin_close(&self) {
-        let waker = self.shared.lock().close();
+        let rest = self.current.as_ref().and_then(BatchCursor::rest);
+        let waker = self.shared.lock().close(rest);
         wake(waker);
         self.shared.closing.notify_one();
     }

@@ -170,7 +170,7 @@ impl Consumer {
     }
 
     /// Sends the acks that wait, gives back what is not settled, and ends the stream. Waits up to 5 s for the answer
-    /// to the acks.
+    /// to the acks. What was not taken from the consumer does not count as delivered.
     pub async fn close(mut self) {
         self.begin_close();
         future::join_all(self.lanes.iter_mut().map(Lane::ended)).await;

@@ -226,7 +226,10 @@ impl Stream for Requests {
         if let Some(subscribe) = self.subscribe.take() {
             return Poll::Ready(request(Request::Subscribe(subscribe)));
         }
-        let polled = self.shared.lock().poll_send(self.stream, cx.waker());
-        polled.map(|settle| settle.and_then(|settle| request(Request::Settle(settle))))
+        let mut inbox = self.shared.lock();
+        inbox.poll_send(self.stream, cx.waker()).map(|settle| match settle {
+            Some(settle) => request(Request::Settle(settle)),
+            None => inbox.take_leave(self.stream).and_then(|leave| request(Request::Leave(leave))),
+        })
     }
 }

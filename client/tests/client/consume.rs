@@ -193,6 +193,10 @@ fn serve(
                     }
                     Some(Consume::Settle(settle)) => Ok(settled(&node, &subscribe, &settle, &mut held)),
                     Some(Consume::Credit(_)) => continue,
+                    Some(Consume::Leave(leave)) => {
+                        give_back_unseen(&node, &subscribe, &leave, &mut held);
+                        continue;
+                    }
                     None => break,
                 },
                 _ = news.changed() => Ok(node::ConsumeResponse::default()),
@@ -220,6 +224,24 @@ fn serve(
         node.shared.announce();
     });
     UnboundedReceiverStream::new(outgoing)
+}
+
+/// What a consumer that leaves has not looked at is delivered as if it had not been before.
+fn give_back_unseen(node: &Node, subscribe: &node::Subscribe, leave: &node::Leave, held: &mut Vec<u64>) {
+    let mut state = node.shared.state();
+    let queue = state.queues.get_mut(&subscribe.queue);
+    let Some(group) = queue.and_then(|queue| queue.groups.get_mut(&subscribe.group)) else { return };
+    let is_in = |range: &node::OffsetRange, offset: u64| {
+        (range.first..range.first + u64::from(range.count)).contains(&offset)
+    };
+    held.retain(|offset| {
+        let is_seen = leave.seen.iter().any(|range| is_in(range, *offset));
+        if !is_seen {
+            let attempt = group.leased.remove(offset);
+            group.returned.extend(attempt.map(|attempt| (*offset, attempt)));
+        }
+        is_seen
+    });
 }
 
 /// What a consumer holds again of what it held on a stream that ended.

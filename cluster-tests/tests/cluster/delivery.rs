@@ -374,3 +374,43 @@ async fn the_largest_message_fits_its_dead_letter_queue_wherever_that_is() {
     )
     .await;
 }
+
+fn text(delivery: &Delivery) -> String {
+    String::from_utf8_lossy(&delivery.message.body).into_owned()
+}
+
+/// Workers that are restarted more often than a message may be delivered, with all that waits in their hands.
+#[tokio::test]
+async fn what_a_consumer_has_not_looked_at_when_it_leaves_was_not_delivered() {
+    let name = "what_a_consumer_has_not_looked_at_when_it_leaves_was_not_delivered";
+    scenario::run(name, LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue("orders", QueueSettings::default()).await?;
+        let numbers: Vec<_> = (0..100).map(|number| number.to_string()).collect();
+        client.send("orders", numbers.iter().cloned().map(Message::new).collect()).await?;
+        let max_deliveries = 20;
+        let mut looked_at = BTreeSet::new();
+        for restart in 0..=max_deliveries {
+            let mut consumer = client.consumer("orders", "mail").build().await?;
+            let delivery = next(&mut consumer).await?;
+            ensure!(delivery.attempt == 1, "after {restart} restarts: {delivery:?}");
+            looked_at.insert(text(&delivery));
+            delivery.ack().await?;
+            consumer.close().await;
+        }
+        let mut consumer = client.consumer("orders", "mail").build().await?;
+        let held = next(&mut consumer).await?;
+        consumer.close().await;
+        let mut consumer = client.consumer("orders", "mail").build().await?;
+        for _ in looked_at.len()..numbers.len() {
+            let delivery = next(&mut consumer).await?;
+            let attempt = if delivery.offset == held.offset { 2 } else { 1 };
+            ensure!(delivery.attempt == attempt, "{delivery:?}");
+            looked_at.insert(text(&delivery));
+            delivery.ack().await?;
+        }
+        ensure!(looked_at.len() == numbers.len(), "some were given up: {looked_at:?}");
+        Ok(())
+    })
+    .await;
+}

@@ -15,8 +15,8 @@ use skein_proto::{
     ids::Offset,
     limits,
     node::{
-        ConsumeRequest, ConsumeResponse, Credit as CreditRequest, DeliveryBatch, OffsetRange as RangeRequest,
-        Resume, SettleFailure, SettleResult, StreamSettle, Subscribe, Subscribed,
+        ConsumeRequest, ConsumeResponse, Credit as CreditRequest, DeliveryBatch, Leave,
+        OffsetRange as RangeRequest, SettleFailure, SettleResult, StreamSettle, Subscribe, Subscribed,
         consume_request::Request as Inbound,
     },
 };
@@ -135,7 +135,7 @@ impl Api {
         responses: Responses,
     ) -> Result<(), Status> {
         let credit = subscribe.credit.map_or(Ok(CREDIT_DEFAULT), check_credit)?;
-        let resume = subscribe.resume.map(held_ranges).transpose()?;
+        let resume = subscribe.resume.map(|resume| ranges("resume.held", resume.held)).transpose()?;
         let Subscribe { group, priority, .. } = subscribe;
         let (key, delivery, subscription) = self.subscribe(&queue, &group, credit, priority, resume).await?;
         let consumer = subscription.consumer();
@@ -203,8 +203,14 @@ impl Taker {
                         Err(refused) => return place.send(Err(refused)),
                     }
                 }
+                Ok(Some(ConsumeRequest { request: Some(Inbound::Leave(Leave { seen })) })) => {
+                    match ranges("leave.seen", seen) {
+                        Ok(seen) => self.delivery.leave(self.consumer, seen).await,
+                        Err(refused) => return place.send(Err(refused)),
+                    }
+                }
                 Ok(Some(_)) => {
-                    let message = "a consume stream subscribes once; what follows are credit and settlements";
+                    let message = "a consume stream subscribes once; credit, settlements and a leave follow";
                     return place.send(Err(status::wrong_first_message(message)));
                 }
                 Ok(None) | Err(_) => return,
@@ -367,14 +373,15 @@ fn settle_failure(unsettled: Unsettled) -> SettleFailure {
     }
 }
 
-fn held_ranges(resume: Resume) -> Result<Vec<OffsetRange>, Status> {
-    if resume.held.len() > limits::RESUME_RANGES_MAX {
-        let (count, max) = (resume.held.len(), limits::RESUME_RANGES_MAX);
-        let message = format!("resume.held has {count} ranges, and {max} is the most; resume fewer");
+/// What a client says that it holds.
+fn ranges(field: &str, held: Vec<RangeRequest>) -> Result<Vec<OffsetRange>, Status> {
+    if held.len() > limits::RESUME_RANGES_MAX {
+        let (count, max) = (held.len(), limits::RESUME_RANGES_MAX);
+        let message = format!("{field} has {count} ranges, and {max} is the most; name fewer");
         return Err(status::invalid_setting(message));
     }
     let range = |range: RangeRequest| OffsetRange::new(Offset::new(range.first), u64::from(range.count));
-    Ok(resume.held.into_iter().map(range).collect())
+    Ok(held.into_iter().map(range).collect())
 }
 
 /// A range in as many parts as a client's counts need.

@@ -70,6 +70,11 @@ impl Consumer {
         (self.held_messages, self.held_bytes)
     }
 
+    /// What it holds, lowest first.
+    pub(super) fn leases(&self) -> impl Iterator<Item = OffsetRange> {
+        self.leases.values().map(|lease| lease.range)
+    }
+
     pub(super) fn grant(&mut self, lease: Lease) {
         self.held_messages += lease.range.count;
         self.held_bytes += lease.bytes;

@@ -100,6 +100,8 @@ enum Step {
     Add(usize, Credit),
     SetCredit(usize, Credit),
     Detach(usize),
+    /// It has seen the range of what it holds.
+    Leave(usize, OffsetRange),
     Remove(usize),
     Ack(usize, OffsetRange),
     Nack(usize, OffsetRange),
@@ -124,6 +126,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (slot(), credit()).prop_map(|(slot, credit)| Step::Add(slot, credit)),
         2 => (slot(), credit()).prop_map(|(slot, credit)| Step::SetCredit(slot, credit)),
         1 => slot().prop_map(Step::Detach),
+        2 => (slot(), range()).prop_map(|(slot, seen)| Step::Leave(slot, seen)),
         1 => slot().prop_map(Step::Remove),
         5 => (slot(), range()).prop_map(|(slot, range)| Step::Ack(slot, range)),
         2 => (slot(), range()).prop_map(|(slot, range)| Step::Nack(slot, range)),

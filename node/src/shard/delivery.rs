@@ -238,6 +238,14 @@ impl Deliverer {
                 let _ = reply.send(self.subscribe(key, credit, priority, resume));
             }
             Request::SetCredit { consumer, credit } => self.dispatcher.set_credit(consumer, credit),
+            Request::Leave { consumer, seen, done } => {
+                let replica = Arc::clone(self.group.replica());
+                let seen = seen.into_iter().collect();
+                replica.with_messages(|shard| {
+                    self.dispatcher.leave(consumer, &seen, &StoredMessages(shard));
+                });
+                let _ = done.send(());
+            }
             Request::Detach { consumer, done } => {
                 self.outboxes.remove(&consumer);
                 self.dispatcher.detach(consumer);

@@ -109,6 +109,12 @@ pub(super) enum Request {
         consumer: ConsumerId,
         credit: Credit,
     },
+    /// The consumer wants no more, and has looked at no more than this of what it holds.
+    Leave {
+        consumer: ConsumerId,
+        seen: Vec<OffsetRange>,
+        done: oneshot::Sender<()>,
+    },
     /// The consumer wants no more, but keeps what it holds.
     Detach {
         consumer: ConsumerId,
@@ -156,6 +162,14 @@ impl DeliveryHandle {
     /// Changes what a consumer may hold.
     pub async fn set_credit(&self, consumer: ConsumerId, credit: Credit) {
         self.send(Request::SetCredit { consumer, credit }).await;
+    }
+
+    /// Lets a consumer have no more, and others what it holds and has not looked at. Returns when that is done.
+    pub async fn leave(&self, consumer: ConsumerId, seen: Vec<OffsetRange>) {
+        let (done, left) = oneshot::channel();
+        self.send(Request::Leave { consumer, seen, done }).await;
+        // An error means that this node leads no more, and leases are gone with that.
+        let _ = left.await;
     }
 
     /// Settles messages of one group; returns those that could not be, once the rest is replicated.

@@ -1,14 +1,14 @@
-//! How leases end: their consumer settles them, or their time is over.
+//! How leases end: their consumer settles them, or leaves, or their time is over.
 
 use skein_proto::ids::Offset;
 
 use super::Dispatcher;
 use crate::{
     dispatch::{
-        ConsumerId, GroupKey, Refusal, Returned, Settlements,
+        ConsumerId, GroupKey, Ready, Refusal, Returned, Settlements, Stored,
         consumer::{EndedLease, Lease},
     },
-    offsets::OffsetRange,
+    offsets::{OffsetRange, OffsetSet},
 };
 
 impl Dispatcher {
@@ -50,6 +50,36 @@ impl Dispatcher {
             self.forget_if_done(id);
         }
         returned
+    }
+
+    /// Hands nothing to a consumer any more. What it has seen it keeps, as one that is detached; others get the rest,
+    /// as if it had never been delivered.
+    pub fn leave(&mut self, id: ConsumerId, seen: &OffsetSet, stored: &dyn Stored) {
+        let Some(consumer) = self.consumers.get_mut(&id) else { return };
+        let key = consumer.key;
+        let Some(group) = self.groups.get_mut(&key) else { return };
+        let held: Vec<_> = consumer.leases().collect();
+        for unseen in held.into_iter().flat_map(|range| seen.gaps(range).collect::<Vec<_>>()) {
+            let mut reached = unseen.first;
+            while let Some(EndedLease { whole, ended, kept }) =
+                consumer.end_in(OffsetRange::between(reached, unseen.end()))
+            {
+                self.lease_ends.remove(&(whole.until_ms, id, whole.range.first));
+                for part in kept.into_iter().flatten() {
+                    self.lease_ends.insert((part.until_ms, id, part.range.first));
+                }
+                let Lease { range, attempt, .. } = ended;
+                group.leased.remove(range);
+                let (gone, left) = range.split_at(stored.kept_from(key.queue).unwrap_or(range.end()));
+                group.finish(gone);
+                let ready = Ready { attempts: attempt.saturating_sub(1), not_before_ms: 0 };
+                self.alarms.set(key, group.take_back(key.queue, left, ready, stored));
+                reached = range.end();
+            }
+        }
+        self.work.insert(key);
+        self.detach(id);
+        self.offer_turn_to_active(key);
     }
 
     fn settle(&mut self, id: ConsumerId, range: OffsetRange, how: Settle) -> Settlements {

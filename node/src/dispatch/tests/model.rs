@@ -103,6 +103,7 @@ impl Model {
                 consumer.detached = true;
                 dispatcher.detach(id);
             }),
+            Step::Leave(slot, seen) => self.leave(slot, seen),
             Step::Remove(slot) => self.remove(slot),
             Step::Ack(slot, range) => self.settle(slot, range, Dispatcher::ack, |_| State::Gone),
             Step::Nack(slot, range) => {
@@ -173,6 +174,24 @@ impl Model {
         self.slots[slot] = Some(id);
         self.consumers.insert(id, ModelConsumer { group, credit, detached: false });
         self.dispatcher.add_consumer(key(group as u32), id, credit, 0).unwrap();
+    }
+
+    fn leave(&mut self, slot: usize, seen: OffsetRange) {
+        let Some(id) = self.slots[slot] else { return };
+        self.dispatcher.leave(id, &[seen].into_iter().collect(), &self.stored);
+        if let Some(consumer) = self.consumers.get_mut(&id) {
+            consumer.detached = true;
+        }
+        for (offset, state) in (0..).zip(&mut self.groups[slot % 2]) {
+            if let State::Leased { consumer, attempt, .. } = *state
+                && consumer == id
+                && !seen.contains(Offset::new(offset))
+            {
+                let is_purged = offset < self.stored.first;
+                let ready = State::Ready { attempts: attempt - 1, not_before_ms: 0 };
+                *state = if is_purged { State::Gone } else { ready };
+            }
+        }
     }
 
     fn remove(&mut self, slot: usize) {

@@ -106,6 +106,26 @@ fn what_is_resumed_and_not_kept_takes_nothing_else_along() {
 }
 
 #[test]
+fn who_leaves_gives_back_what_it_has_not_seen_as_if_it_had_never_come() {
+    let mut dispatcher = dispatcher(10);
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 5, 1), (1, 5, 5, 1)]);
+    assert_eq!(dispatcher.ack(id(1), range_of(0, 2)), [(range_of(0, 2), Ok(1))]);
+    dispatcher.leave(id(1), &[range_of(0, 4)].into_iter().collect(), &ALL_KEPT);
+    dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(2, 4, 1, 1), (2, 5, 5, 1)]);
+    let returned = dispatcher.remove_consumer(id(1));
+    assert_eq!(returned, [Returned { key: key(1), range: range_of(2, 2), attempt: 1 }]);
+    // And once more, when it has come before.
+    dispatcher.handle_returned(key(1), range_of(2, 2), 1, 0, &ALL_KEPT);
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(2, 2, 2, 2)]);
+    dispatcher.leave(id(2), &[].into_iter().collect(), &ALL_KEPT);
+    dispatcher.add_consumer(key(1), id(3), PLENTY, 0).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(3, 2, 2, 2), (3, 4, 1, 1), (3, 5, 5, 1)]);
+    assert!(dispatcher.remove_consumer(id(2)).is_empty(), "it holds nothing");
+}
+
+#[test]
 fn when_nobody_comes_back_all_of_it_is_delivered_in_the_end() {
     let mut dispatcher = taken_over(4);
     dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
