@@ -10,6 +10,7 @@ mod hints;
 mod output;
 mod publish;
 mod queue;
+mod top;
 mod topic;
 
 use std::{io, process::ExitCode};
@@ -60,6 +61,8 @@ enum Command {
     /// Look at the cluster, let nodes join, leave and replace each other, and say who leads.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Watch which queues are busy, and who keeps up with them.
+    Top(top::TopArgs),
     /// Measure a cluster: publish and consume for a while, and tell how fast it was and whether anything was lost.
     Bench(bench::BenchArgs),
 }
@@ -90,6 +93,7 @@ async fn run(cli: Cli, output: &Output) -> anyhow::Result<()> {
         Command::Consume(args) => consume::run(&client, args, output).await,
         Command::Browse(args) => browse::run(&client, args, output).await,
         Command::Cluster(command) => cluster::run(&client, command, output).await,
+        Command::Top(args) => top::run(&client, args, output).await,
         Command::Bench(args) => bench::run(&client, &cli.connect, args, output).await,
     }
 }

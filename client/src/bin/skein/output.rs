@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use skein_client::{Message, Offset};
 
@@ -106,6 +106,11 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long ago. Clocks differ: what seems to be yet to come is now.
+pub(crate) fn age(time: SystemTime) -> String {
+    HumanDuration(time.elapsed().unwrap_or_default()).to_string()
 }
 
 /// A duration as it is written in arguments.

@@ -1,13 +1,10 @@
 //! How queues and groups are shown.
 
-use std::time::SystemTime;
-
-use indicatif::HumanDuration;
 use serde_json::{Value, json};
 use skein_client::{Group, NodeId, Queue};
 
 use super::settings::{add_settings, settings_text};
-use crate::output::{table, unix_ms};
+use crate::output::{age, table, unix_ms};
 
 /// Columns for each group.
 pub(crate) fn group_table(groups: &[Group]) -> String {
@@ -120,9 +117,4 @@ pub(crate) fn queue_value(queue: &Queue) -> Value {
 
 fn leader(queue: &Queue) -> String {
     queue.leader.map_or_else(|| "none".to_owned(), |node| node.to_string())
-}
-
-/// How long ago. Clocks differ: what seems to be yet to come is now.
-fn age(time: SystemTime) -> String {
-    HumanDuration(time.elapsed().unwrap_or_default()).to_string()
 }
