@@ -2,6 +2,7 @@
 
 mod addresses;
 pub mod membership;
+mod setup;
 
 use std::{
     collections::BTreeMap,
@@ -22,11 +23,13 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::{Channel, Endpoint};
 
 use self::addresses::{free_addresses, links};
+pub use self::setup::Setup;
 use crate::{
     http,
     links::Links,
     machine::Machine,
-    mount::{DiskKind, Mount},
+    mount::Mount,
+    network::{Host, Network},
     process::{Process, log_tail},
     wait,
 };
@@ -50,47 +53,13 @@ const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// The data directory, beside the configuration.
 const DATA_DIR: &str = "data";
 
-/// Nodes of a cluster, unless a test says otherwise: the fewest that survive the loss of one.
-const NODES: u64 = 3;
-
-/// Shards of a cluster, unless a test says otherwise. The default of the design.
-const SHARDS: u32 = 8;
-
-/// What kind of cluster a test wants.
-#[derive(Debug, Clone)]
-pub struct Setup {
-    /// How many nodes, numbered from 1.
-    pub node_count: u64,
-    /// Message shards.
-    pub shards: u32,
-    /// More lines for every node's configuration: whole sections other than `listen` and `cluster`.
-    pub settings: String,
-    /// What each node's data directory lies on.
-    pub disk: DiskKind,
-    /// Nodes hear each other through [`Links`], which can be cut.
-    pub links: bool,
-    /// Nodes run on a [`Machine`] that can be changed.
-    pub machines: bool,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self {
-            node_count: NODES,
-            shards: SHARDS,
-            settings: String::new(),
-            disk: DiskKind::Shared,
-            links: false,
-            machines: false,
-        }
-    }
-}
-
 /// Node processes with their directories. Dropping it ends them and deletes everything.
 #[derive(Debug)]
 pub struct Cluster {
     nodes: BTreeMap<u64, Node>,
     links: Option<Links>,
+    /// Declared, and so dropped, after the nodes that run there.
+    network: Option<Network>,
     dir: TempDir,
     _permit: SemaphorePermit<'static>,
 }
@@ -106,9 +75,20 @@ struct Node {
     /// Connects when it is used, and again when the node was restarted.
     channel: Channel,
     process: Option<Process>,
+    host: Option<Host>,
     machine: Option<Machine>,
     /// What the data directory lies on. Declared, and so dropped, after the process that uses it.
     mount: Option<Mount>,
+}
+
+impl Node {
+    fn start(&mut self, token: Option<&str>) -> Result<()> {
+        ensure!(self.process.is_none(), "it is running");
+        self.log_start = fs::metadata(&self.log).map_or(0, |log| log.len());
+        let (host, machine) = (self.host.as_ref(), self.machine.as_ref());
+        self.process = Some(Process::start_node(&self.config, &self.log, host, machine, token)?);
+        Ok(())
+    }
 }
 
 impl Cluster {
@@ -127,21 +107,29 @@ impl Cluster {
     pub async fn start_with(setup: &Setup) -> Result<Self> {
         let permit = CLUSTERS.acquire().await.context("the semaphore is never closed")?;
         let dir = tempfile::Builder::new().prefix("skein-").tempdir().context("cannot make a directory")?;
-        let addresses = free_addresses(2 * usize::try_from(setup.node_count)?)?;
+        let node_ids: Vec<_> = (1..=setup.node_count).collect();
+        let network = setup.network.then(|| Network::new(&node_ids)).transpose()?;
+        let addresses = free_addresses(2 * node_ids.len())?;
         let mut nodes = BTreeMap::new();
-        for (node_id, pair) in (1..=setup.node_count).zip(addresses.chunks(2)) {
-            let (grpc, http) = (pair[0], pair[1]);
+        for (node_id, pair) in node_ids.into_iter().zip(addresses.chunks(2)) {
+            let host = network.as_ref().and_then(|network| network.host(node_id)).cloned();
+            let address = |free: SocketAddr| match &host {
+                Some(host) => SocketAddr::from((host.address(), free.port())),
+                None => free,
+            };
+            let (grpc, http) = (address(pair[0]), address(pair[1]));
             let node_dir = dir.path().join(format!("node-{node_id}"));
             fs::create_dir(&node_dir).context("cannot make a node's directory")?;
             let (config, log) = (node_dir.join("node.toml"), node_dir.join("log"));
             let channel = channel(&grpc.to_string())?;
             let mount = setup.disk.mount(&node_dir.join(DATA_DIR))?;
             let machine = setup.machines.then(|| Machine::new(&node_dir)).transpose()?;
-            let node = Node { grpc, http, config, log, log_start: 0, channel, process: None, machine, mount };
+            let (log_start, process) = (0, None);
+            let node = Node { grpc, http, config, log, log_start, channel, process, host, machine, mount };
             nodes.insert(node_id, node);
         }
         let links = setup.links.then(|| links(&nodes)).transpose()?;
-        let mut cluster = Self { nodes, links, dir, _permit: permit };
+        let mut cluster = Self { nodes, links, network, dir, _permit: permit };
         for node_id in cluster.node_ids() {
             fs::write(&cluster.node(node_id)?.config, cluster.config_of(node_id, setup)?)
                 .context("cannot configure")?;
@@ -213,10 +201,7 @@ impl Cluster {
     /// When it cannot be started, or runs.
     pub fn restart(&mut self, node_id: u64) -> Result<()> {
         let node = self.nodes.get_mut(&node_id).context("no such node")?;
-        ensure!(node.process.is_none(), "node {node_id} is running");
-        node.log_start = fs::metadata(&node.log).map_or(0, |log| log.len());
-        node.process = Some(Process::start_node(&node.config, &node.log, node.machine.as_ref(), None)?);
-        Ok(())
+        node.start(None).with_context(|| format!("node {node_id}"))
     }
 
     /// Makes a node lead a queue's shard.
@@ -241,6 +226,14 @@ impl Cluster {
     /// When the cluster was started without.
     pub fn links(&self) -> Result<&Links> {
         self.links.as_ref().context("the cluster has no links")
+    }
+
+    /// What the nodes' hosts are connected by.
+    ///
+    /// # Errors
+    /// When the cluster was started without.
+    pub fn network(&self) -> Result<&Network> {
+        self.network.as_ref().context("the cluster has no network of its own")
     }
 
     /// The machine of a node.

@@ -16,6 +16,7 @@ pub mod key_order;
 pub mod links;
 pub mod machine;
 pub mod mount;
+pub mod network;
 pub mod observer;
 pub mod process;
 pub mod recorder;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{machine::Machine, wait};
+use crate::{machine::Machine, network::Host, wait};
 
 /// Names a node binary to test instead of the one that belongs to this build.
 const BINARY_VARIABLE: &str = "SKEIN_NODE_BIN";
@@ -33,19 +33,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs a node with this configuration, on a machine that can be changed if there is one, and with a token if it is
-    /// to join a cluster. What it logs is appended to a file.
+    /// Runs a node with this configuration, on a host of its own and a machine that can be changed if there are any,
+    /// and with a token if it is to join a cluster. What it logs is appended to a file.
     ///
     /// # Errors
     /// When there is no node binary, or it cannot be started.
     pub fn start_node(
         config: &Path,
         log: &Path,
+        host: Option<&Host>,
         machine: Option<&Machine>,
         token: Option<&str>,
     ) -> Result<Self> {
         let binary = node_binary()?;
-        let mut command = Command::new(binary);
+        let mut command = host.map_or_else(|| Command::new(binary), |host| host.command(binary));
         command.arg("run").arg("--config").arg(config);
         if let Some(token) = token {
             command.arg("--join-token").arg(token);

@@ -65,7 +65,7 @@ pub async fn run_with(
     limit: Duration,
     test: impl AsyncFnOnce(&mut Scenario) -> Result<()>,
 ) {
-    if let Some(why) = setup.disk.unavailable() {
+    if let Some(why) = setup.unavailable() {
         skip(name, &why);
         return;
     }

@@ -10,7 +10,7 @@ use skein_proto::{
 use tonic::Status;
 
 use super::{Cluster, DATA_DIR, Node, addresses::free_addresses, channel, data_dir};
-use crate::{process::Process, wait};
+use crate::wait;
 
 /// An invitation is given within this: the catalog may have to find a leader first.
 const INVITE_LIMIT: Duration = Duration::from_secs(15);
@@ -89,6 +89,7 @@ impl Cluster {
             log_start: 0,
             channel,
             process: None,
+            host: None,
             machine: None,
             mount: None,
         };
@@ -113,11 +114,7 @@ impl Cluster {
     /// When it cannot be started, or runs.
     pub fn start_with_token(&mut self, node_id: u64, token: &str) -> Result<()> {
         let node = self.nodes.get_mut(&node_id).context("no such node")?;
-        ensure!(node.process.is_none(), "node {node_id} is running");
-        node.log_start = fs::metadata(&node.log).map_or(0, |log| log.len());
-        node.process =
-            Some(Process::start_node(&node.config, &node.log, node.machine.as_ref(), Some(token))?);
-        Ok(())
+        node.start(Some(token)).with_context(|| format!("node {node_id}"))
     }
 
     /// Lets a node leave. Its process ends by itself later.

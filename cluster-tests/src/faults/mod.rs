@@ -5,5 +5,6 @@ pub mod disk;
 pub mod kill;
 pub mod links;
 pub mod machine;
+pub mod packets;
 pub mod power;
 pub mod schedule;

@@ -16,6 +16,7 @@ mod keys;
 mod limits;
 mod machines;
 mod membership;
+mod network;
 mod partitions;
 mod power_loss;
 mod queue_partitions;
