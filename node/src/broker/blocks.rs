@@ -116,13 +116,13 @@ impl Blocks {
 
     /// The blocks that hold messages from `offset` on.
     pub(super) fn ending_after(&self, offset: Offset) -> impl Iterator<Item = Block> {
-        let page = self.pages.partition_point(|page| page.last().end() <= offset);
+        let page = self.pages.partition_point(|page| page.last_place().end <= offset);
         self.pages.range(page..).flat_map(move |page| page.blocks_after(move |place| place.end <= offset))
     }
 
     /// The first block that was published at this time or later.
     pub(super) fn first_published_from(&self, time_ms: u64) -> Option<Block> {
-        let page = self.pages.partition_point(|page| page.last().published_at_ms < time_ms);
+        let page = self.pages.partition_point(|page| page.last_place().published_at_ms < time_ms);
         self.pages.get(page)?.blocks_after(|place| place.published_at_ms < time_ms).next()
     }
 
@@ -130,7 +130,7 @@ impl Blocks {
     pub(super) fn sums_from(&self, offset: Offset) -> Sums {
         let mut sums = self.sums;
         for page in &self.pages {
-            if page.last().end() <= offset {
+            if page.last_place().end <= offset {
                 sums -= page.sums();
                 continue;
             }
@@ -173,7 +173,7 @@ impl Blocks {
     /// Drops the blocks that have only messages below `first_offset`.
     pub(super) fn drop_below(&mut self, first_offset: Offset) {
         while let Some(page) = self.pages.front()
-            && page.first().end() <= first_offset
+            && page.first_place().end <= first_offset
         {
             self.change_page(0, |page| page.drop_below(first_offset));
         }
@@ -181,9 +181,9 @@ impl Blocks {
 
     /// Drops the blocks that lie entirely in `range`.
     pub(super) fn drop_inside(&mut self, range: OffsetRange) {
-        let mut place = self.pages.partition_point(|page| page.last().first < range.first);
+        let mut place = self.pages.partition_point(|page| page.last_place().first < range.first);
         while let Some(page) = self.pages.get(place)
-            && page.first().first < range.end()
+            && page.first_place().first < range.end()
         {
             // Otherwise the next page has taken its place.
             if self.change_page(place, |page| page.drop_inside(range)) {
@@ -195,7 +195,7 @@ impl Blocks {
     /// The blocks whose entries' indexes are in `entries`.
     pub(super) fn in_entries(&self, entries: Range<u64>) -> impl Iterator<Item = Block> {
         let Range { start, end } = entries;
-        let page = self.pages.partition_point(|page| page.last().index < start);
+        let page = self.pages.partition_point(|page| page.last_place().index < start);
         self.pages
             .range(page..)
             .flat_map(move |page| page.blocks_after(move |place| place.index < start))
@@ -205,7 +205,7 @@ impl Blocks {
     /// Adds all blocks to the tally. Looks into those pages only that a border parts.
     pub(super) fn tally_live(&self, tally: &mut LiveTally) {
         for page in &self.pages {
-            let (first, last) = (page.first().index, page.last().index);
+            let (first, last) = (page.first_place().index, page.last_place().index);
             if tally.is_one_slot(first, last) {
                 tally.add(first, page.sums().live());
             } else {

@@ -27,6 +27,8 @@ pub(super) struct Page {
     rows: Rows,
     /// The rows that are kept. Taking a row out of this is cheaper than to pack the others anew.
     kept: RowSet,
+    /// The first and the last row that are kept: pages are looked for by them, more often than anything else is done.
+    ends: Option<(Place, Place)>,
     sums: Sums,
     saved: Saved,
 }
@@ -64,6 +66,7 @@ impl Page {
             number,
             rows: Rows::Open(Vec::new()),
             kept: RowSet::default(),
+            ends: None,
             sums: Sums::default(),
             saved: Saved::Nothing,
         }
@@ -101,9 +104,19 @@ impl Page {
         self.rows.get(self.kept.last().expect("only pages with blocks are asked"))
     }
 
+    /// Where the first kept block lies.
+    pub(super) fn first_place(&self) -> Place {
+        self.ends.expect("only pages with blocks are asked").0
+    }
+
+    /// Where the last kept block lies.
+    pub(super) fn last_place(&self) -> Place {
+        self.ends.expect("only pages with blocks are asked").1
+    }
+
     /// The messages from its first to its last kept block, when none is missing between them.
     pub(super) fn unbroken(&self) -> Option<OffsetRange> {
-        let reach = OffsetRange::between(self.first().first, self.last().end());
+        let reach = OffsetRange::between(self.first_place().first, self.last_place().end);
         (reach.count == self.sums.messages).then_some(reach)
     }
 
@@ -124,6 +137,8 @@ impl Page {
         };
         self.kept.insert(rows.len());
         rows.push(block);
+        let place = Place::of(&block);
+        self.ends = Some((self.ends.map_or(place, |(first, _)| first), place));
         self.sums += Sums::of(&block);
         self.touch();
     }
@@ -190,6 +205,8 @@ impl Page {
             self.sums -= Sums::of(&block);
             next = self.kept.first_from(row + 1);
         }
+        let place = |row: Option<usize>| row.map(|row| self.rows.place(row));
+        self.ends = place(self.kept.first_from(0)).zip(place(self.kept.last()));
         // At half, so that packing the kept ones costs no more than dropping the others did.
         if !self.is_empty() && self.sums.blocks * 2 <= self.rows.len() as u64 {
             self.compact();

@@ -177,6 +177,14 @@ pub struct Delivery {
     pub bytes: u64,
 }
 
+impl Delivery {
+    /// The offset after the last message.
+    #[must_use]
+    pub const fn end(&self) -> Offset {
+        self.first.plus(self.count as u64)
+    }
+}
+
 /// Deliveries that ended without an ack: the core is to take the messages back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Returned {

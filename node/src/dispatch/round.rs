@@ -48,6 +48,7 @@ impl Round<'_> {
             match self.deliver(id, work, count_max) {
                 Attempt::Delivered(delivery) => {
                     deliveries.push(delivery);
+                    self.deliver_those_behind(delivery, share, deliveries);
                     for id in passed.drain(..) {
                         self.wait_for_turn(id);
                     }
@@ -108,6 +109,25 @@ impl Round<'_> {
             attempt,
             bytes,
         })
+    }
+
+    /// Gives a consumer the messages right behind one that it got, up to its share. Where keys matter, each is
+    /// delivered alone; those that one consumer has together are sent, acked and freed together.
+    fn deliver_those_behind(&mut self, mut last: Delivery, share: u32, deliveries: &mut Vec<Delivery>) {
+        if !self.group.rules().by_key {
+            return;
+        }
+        let mut left = share.saturating_sub(last.count);
+        while left > 0
+            && let Some(work) = self.next_work()
+            && (work.range.first, work.attempt) == (last.end(), last.attempt)
+            && self.consumers.get(&last.consumer).is_some_and(Consumer::takes_more)
+            && let Attempt::Delivered(delivery) = self.deliver(last.consumer, work, left)
+        {
+            left -= delivery.count;
+            deliveries.push(delivery);
+            last = delivery;
+        }
     }
 
     /// Leaves a consumer first in turn, which took nothing.

@@ -64,14 +64,29 @@ impl Parts {
         self.as_whole().is_some()
     }
 
-    /// These bytes of the payload, if they are here.
+    /// These bytes of the payload, if they are here. Those of several parts that lie side by side are copied.
     #[must_use]
     pub fn get(&self, position: u32, length: u32) -> Option<Bytes> {
         let after = self.0.partition_point(|(start, _)| *start <= position);
-        let (start, bytes) = self.0.get(after.checked_sub(1)?)?;
+        let parts = self.0.get(after.checked_sub(1)?..)?;
+        let (start, bytes) = parts.first()?;
         let from = (position - start) as usize;
         let to = from.checked_add(length as usize)?;
-        (to <= bytes.len()).then(|| bytes.slice(from..to))
+        if to <= bytes.len() {
+            return Some(bytes.slice(from..to));
+        }
+        let (mut reached, end) = (position, position.checked_add(length)?);
+        let mut joined = BytesMut::new();
+        for (start, bytes) in parts {
+            let from = reached.checked_sub(*start)? as usize;
+            let to = bytes.len().min((end - start) as usize);
+            joined.extend_from_slice(bytes.get(from..to)?);
+            reached = start + u32::try_from(to).ok()?;
+            if reached == end {
+                return Some(joined.freeze());
+            }
+        }
+        None
     }
 
     /// Each part's position and bytes.
@@ -134,10 +149,14 @@ mod tests {
         assert_eq!(parts.get(4, 1).as_deref(), Some(&b"b"[..]));
         assert_eq!(parts.get(6, 2).as_deref(), Some(&b"de"[..]));
         assert_eq!(parts.get(8, 0).as_deref(), Some(&b""[..]));
-        for (position, length) in [(2, 1), (3, 4), (5, 2), (7, 2), (9, 0), (5, u32::MAX)] {
+        assert_eq!(parts.get(5, 2).as_deref(), Some(&b"cd"[..]), "they lie side by side");
+        assert_eq!(parts.get(3, 5).as_deref(), Some(&b"abcde"[..]));
+        for (position, length) in [(2, 1), (3, 6), (5, 4), (7, 2), (9, 0), (5, u32::MAX)] {
             assert_eq!(parts.get(position, length), None, "{length} at {position}");
         }
         assert!(!parts.is_whole() && Parts::whole(Bytes::new()).is_whole());
+        let apart = Parts::new(vec![(0, Bytes::from_static(b"ab")), (3, Bytes::from_static(b"de"))]).unwrap();
+        assert_eq!(apart.get(1, 3), None, "one is missing between them");
         let overlapping = vec![(3, Bytes::from_static(b"abc")), (5, Bytes::from_static(b"de"))];
         assert_eq!(Parts::new(overlapping), None);
     }

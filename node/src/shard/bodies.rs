@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use skein_proto::ids::{QueueId, ShardId};
 
 use crate::{
@@ -154,11 +154,21 @@ impl Bodies {
         }
     }
 
-    /// Whether the core still keeps the messages of a slice.
-    fn is_kept(&self, queue: QueueId, slice: &BlockSlice) -> bool {
-        let first = slice.block_first.plus(u64::from(slice.skip));
-        let located = self.group.replica().with_messages(|shard| shard.locate(queue, first, 1));
-        located.is_some_and(|located| located.index == slice.index)
+    /// The blocks of a slice, as far as the core still keeps all of its messages.
+    fn located(&self, queue: QueueId, slice: &BlockSlice) -> Vec<BlockSlice> {
+        let mut first = slice.block_first.plus(u64::from(slice.skip));
+        let mut left = slice.take;
+        let mut blocks = Vec::new();
+        self.group.replica().with_messages(|shard| {
+            while left > 0 {
+                let located = shard.locate(queue, first, left).filter(|block| block.index == slice.index);
+                let Some(block) = located.filter(|block| block.take > 0) else { return Vec::new() };
+                left -= block.take;
+                first = first.plus(u64::from(block.take));
+                blocks.push(block);
+            }
+            blocks
+        })
     }
 }
 
@@ -170,9 +180,12 @@ impl BodyReader {
     pub async fn read(&mut self, queue: QueueId, slice: &BlockSlice) -> Result<Bytes, BodyError> {
         let (shard, index) = (self.bodies.group.shard(), slice.index);
         let block = match self.block(slice).await {
-            Err(BodyError::Gone { shard, index }) if self.bodies.is_kept(queue, slice) => {
-                return Err(BodyError::Lost { shard, index });
-            }
+            Err(BodyError::Gone { shard, index }) => match &self.bodies.located(queue, slice)[..] {
+                [] => return Err(BodyError::Gone { shard, index }),
+                [_] => return Err(BodyError::Lost { shard, index }),
+                // Blocks that lay side by side, and were since kept each for itself.
+                blocks => self.concatenated(blocks).await?,
+            },
             block => block?,
         };
         if slice.take == slice.block_count {
@@ -181,6 +194,15 @@ impl BodyReader {
         let skip =
             if is_planted(Bug::NeighbourDelivered) { slice.skip.saturating_sub(1) } else { slice.skip };
         batch::cut(&block, skip, slice.take).ok_or(BodyError::Mismatch { shard, index })
+    }
+
+    /// Whole blocks, one behind the other.
+    async fn concatenated(&mut self, blocks: &[BlockSlice]) -> Result<Bytes, BodyError> {
+        let mut all = BytesMut::new();
+        for block in blocks {
+            all.extend_from_slice(&self.block(block).await?);
+        }
+        Ok(all.freeze())
     }
 
     /// The whole block of a slice.

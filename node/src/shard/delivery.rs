@@ -5,27 +5,26 @@
 //! replicated the task ends, since it has let go of leases that the others know nothing of; its successor starts
 //! from the replicated state again.
 
+mod settle;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use tokio::sync::{mpsc, oneshot};
 
+use self::settle::{Settling, later, on_settled, redelivery_delay_ms};
 use super::{
-    ended::Ended,
-    handle::{
-        DeliveryHandle, GroupCounts, Request, SettleError, SettleItem, SettleKind, SubscribeError, Unsettled,
-    },
+    handle::{DeliveryHandle, GroupCounts, Request, SettleError, SubscribeError, Unsettled},
     idle::{IdleQueues, Unused},
     outbox::{Outbox, OutboxItem, OutboxSender, outbox},
     stored::{StoredMessages, group_start, rules},
 };
 use crate::{
-    broker::{self, Command, Event, Outcome, Queue, Return, Shard},
+    broker::{self, Command, Event, Queue, Shard},
     clock::{Clock, millis},
-    dispatch::{ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupKey, Now, Refusal, Returned},
+    dispatch::{ConsumerId, Credit, Delivery, Dispatcher, GroupKey, Now},
     offsets::{OffsetRange, OffsetSet},
-    planted::{Bug, is_planted},
-    raft::{CommandOutcome, Group, ProposeError, Proposed},
+    raft::Group,
     random::random_u64,
     tasks,
 };
@@ -69,13 +68,6 @@ pub(super) struct Deliverer {
     idle: IdleQueues,
     /// Told of queues that nobody uses any more.
     unused: mpsc::UnboundedSender<Unused>,
-}
-
-/// A settlement that came back from replication.
-struct Settling {
-    result: Result<CommandOutcome, ProposeError>,
-    unsettled: Vec<Unsettled>,
-    reply: Option<SettleReply>,
 }
 
 /// Starts delivering. The task ends when the returned handle and its clones are gone, or when a settlement cannot
@@ -295,53 +287,6 @@ impl Deliverer {
         self.return_all(returned, |_, _| 0).await;
     }
 
-    async fn settle(&mut self, key: GroupKey, items: Vec<SettleItem>, reply: SettleReply) {
-        let now = self.now();
-        let mut ended = Ended::default();
-        let mut unsettled = Vec::new();
-        for SettleItem { consumer, range, kind } in items {
-            if self.dispatcher.group_of(consumer).is_some_and(|group| group != key) {
-                // It holds them for another group: in this one it holds nothing.
-                unsettled.push(Unsettled { consumer, range, refusal: Refusal::LeaseLost });
-                continue;
-            }
-            if range.first == range.end() && !range.is_empty() {
-                // The last possible offset, which no queue gets to, has no end.
-                unsettled.push(Unsettled { consumer, range, refusal: Refusal::NotDelivered });
-                continue;
-            }
-            let parts = match kind {
-                SettleKind::Ack => self.dispatcher.ack(consumer, range),
-                SettleKind::Nack { .. } => self.dispatcher.nack(consumer, range),
-                SettleKind::Extend { lease_ms } => {
-                    self.dispatcher.extend(consumer, range, now.steady_ms + u64::from(lease_ms))
-                }
-            };
-            for (range, part) in parts {
-                match (part, kind) {
-                    (Err(refusal), _) => unsettled.push(Unsettled { consumer, range, refusal }),
-                    (Ok(_), SettleKind::Ack) => ended.acks.push(range),
-                    (Ok(attempt), SettleKind::Nack { delay_ms }) => {
-                        let delay_ms = delay_ms.unwrap_or_else(|| self.redelivery_delay_ms(key, attempt));
-                        let not_before_ms = later(now.wall_ms, delay_ms);
-                        ended.returns.push(Return { range, attempt, not_before_ms });
-                    }
-                    (Ok(_), SettleKind::Extend { .. }) => {}
-                }
-            }
-        }
-        if ended.is_empty() {
-            let _ = reply.send(Ok(unsettled));
-            return;
-        }
-        if is_planted(Bug::AckAnsweredEarly) {
-            let _ = reply.send(Ok(unsettled));
-            self.replicate(key, ended, Vec::new(), None).await;
-            return;
-        }
-        self.replicate(key, ended, unsettled, Some(reply)).await;
-    }
-
     async fn on_time(&mut self) {
         let now = self.now();
         let expired = self.dispatcher.expire(now.steady_ms);
@@ -376,59 +321,6 @@ impl Deliverer {
         }
     }
 
-    async fn return_all(&mut self, returned: Vec<Returned>, not_before_ms: impl Fn(GroupKey, u32) -> u64) {
-        let mut by_group: BTreeMap<GroupKey, Ended> = BTreeMap::new();
-        for Returned { key, range, attempt } in returned {
-            let back = Return { range, attempt, not_before_ms: not_before_ms(key, attempt) };
-            by_group.entry(key).or_default().returns.push(back);
-        }
-        for (key, ended) in by_group {
-            self.replicate(key, ended, Vec::new(), None).await;
-        }
-    }
-
-    async fn give_up(&mut self, expired: Vec<Expired>) {
-        let mut by_group: BTreeMap<GroupKey, Ended> = BTreeMap::new();
-        for Expired { key, range } in expired {
-            by_group.entry(key).or_default().expired.push(range);
-        }
-        for (key, ended) in by_group {
-            self.replicate(key, ended, Vec::new(), None).await;
-        }
-    }
-
-    fn redelivery_delay_ms(&self, key: GroupKey, attempt: u32) -> u32 {
-        redelivery_delay_ms(&self.group, key, attempt)
-    }
-
-    /// Replicates what has ended. The last command answers; the proposer keeps their order, and when an earlier one
-    /// fails this task ends before the last can answer.
-    async fn replicate(
-        &mut self,
-        key: GroupKey,
-        ended: Ended,
-        unsettled: Vec<Unsettled>,
-        reply: Option<SettleReply>,
-    ) {
-        let mut commands = ended.into_commands(key, self.dispatcher.seek_count(key));
-        let last = commands.pop();
-        for command in commands {
-            self.propose(&command, Vec::new(), None).await;
-        }
-        if let Some(last) = last {
-            self.propose(&last, unsettled, reply).await;
-        }
-    }
-
-    async fn propose(&mut self, command: &Command, unsettled: Vec<Unsettled>, reply: Option<SettleReply>) {
-        let outcome = self.group.propose_patiently(Proposed::shard(command)).await;
-        let settling = async move {
-            let result = outcome.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
-            Settling { result, unsettled, reply }
-        };
-        self.settling.push_back(settling.boxed());
-    }
-
     async fn deliver(&mut self, deliveries: &mut Vec<Delivery>) {
         let now = self.now();
         let replica = Arc::clone(self.group.replica());
@@ -436,19 +328,31 @@ impl Deliverer {
             let stored = StoredMessages(shard);
             let expired = self.dispatcher.take_expired(now, &stored);
             self.dispatcher.poll(now, &stored, deliveries);
+            let mut last: Option<OutboxItem> = None;
             for delivery in deliveries.drain(..) {
                 // A group's messages cannot vanish between two lines under one lock.
                 let Some(slice) = shard.locate(delivery.key.queue, delivery.first, delivery.count) else {
                     continue;
                 };
-                let Some(outbox) = self.outboxes.get(&delivery.consumer) else { continue };
                 let group = shard.queue(delivery.key.queue).and_then(|queue| queue.group(delivery.key.group));
                 let filter = group.and_then(broker::Group::filter).cloned();
-                outbox.push(OutboxItem { delivery, slice, filter });
+                let item = OutboxItem { delivery, slice, filter };
+                if last.as_mut().is_none_or(|last| !last.join(&item)) {
+                    self.push(last.replace(item));
+                }
             }
+            self.push(last);
             expired
         });
         self.give_up(expired).await;
+    }
+
+    fn push(&self, item: Option<OutboxItem>) {
+        if let Some(item) = item
+            && let Some(outbox) = self.outboxes.get(&item.delivery.consumer)
+        {
+            outbox.push(item);
+        }
     }
 
     fn sleep_until_due(&self) -> Duration {
@@ -461,35 +365,4 @@ impl Deliverer {
     fn now(&self) -> Now {
         Now { wall_ms: self.clock.wall_ms(), steady_ms: millis(self.clock.monotonic()) }
     }
-}
-
-/// How long the queue lets a message wait that came back.
-fn redelivery_delay_ms(group: &Group, key: GroupKey, attempt: u32) -> u32 {
-    let redelivery =
-        group.replica().with_messages(|shard| Some(shard.queue(key.queue)?.settings().redelivery));
-    redelivery.map_or(0, |redelivery| redelivery.delay_after(attempt))
-}
-
-/// When a message may be delivered again; 0 for at once.
-const fn later(now_ms: u64, delay_ms: u32) -> u64 {
-    if delay_ms == 0 { 0 } else { now_ms + delay_ms as u64 }
-}
-
-/// Hands out the outcome of a settlement. False when it was not replicated.
-fn on_settled(settling: Settling) -> bool {
-    let Settling { result, unsettled, reply } = settling;
-    let replicated = result.is_ok();
-    let answer = match result {
-        Ok(CommandOutcome::Shard(
-            Outcome::Settled | Outcome::Trimmed | Outcome::GroupNotFound | Outcome::QueueNotFound,
-        )) => Ok(unsettled),
-        Ok(outcome) => unreachable!("a settlement came out as {outcome:?}"),
-        Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => Err(SettleError::Ended),
-        Err(ProposeError::OutcomeUnknown) => Err(SettleError::OutcomeUnknown),
-    };
-    if let Some(reply) = reply {
-        // Whoever asked may have gone; what was settled stays settled.
-        let _ = reply.send(answer);
-    }
-    replicated
 }

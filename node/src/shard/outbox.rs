@@ -23,6 +23,28 @@ pub struct OutboxItem {
     pub filter: Option<Arc<[u8]>>,
 }
 
+impl OutboxItem {
+    /// Takes the next one in, where it is of the same consumer and attempt and its messages lie right behind: they are
+    /// read and sent as one. False when they do not.
+    pub(super) fn join(&mut self, next: &Self) -> bool {
+        let (here, there) = (&self.delivery, &next.delivery);
+        let is_next = (here.consumer, here.key, here.attempt, here.end())
+            == (there.consumer, there.key, there.attempt, there.first);
+        let is_whole = |slice: &BlockSlice| (slice.skip, slice.take) == (0, slice.block_count);
+        let (block, behind) = (&self.slice, &next.slice);
+        let is_behind = (block.index, block.position + block.length) == (behind.index, behind.position);
+        let joins = is_next && is_behind && is_whole(block) && is_whole(behind) && self.filter == next.filter;
+        if joins {
+            self.delivery.count += there.count;
+            self.delivery.bytes += there.bytes;
+            self.slice.length += behind.length;
+            self.slice.block_count += behind.block_count;
+            self.slice.take += behind.take;
+        }
+        joins
+    }
+}
+
 /// The delivery task's end.
 pub(super) struct OutboxSender(mpsc::UnboundedSender<OutboxItem>);
 
@@ -82,7 +104,57 @@ impl Drop for Outbox {
 
 #[cfg(test)]
 mod tests {
+    use skein_proto::ids::{GroupId, Offset, QueueId};
+
     use super::*;
+    use crate::dispatch::GroupKey;
+
+    /// A message of 10 bytes that is a block, at this offset and position.
+    fn item(first: u64, position: u32) -> OutboxItem {
+        let key = GroupKey { queue: QueueId::new(1), group: GroupId::new(1) };
+        let (consumer, block_first) = (ConsumerId::new(1), Offset::new(first));
+        let delivery = Delivery { consumer, key, first: block_first, count: 1, attempt: 1, bytes: 10 };
+        let (published_at_ms, skip, take, block_count) = (5, 0, 1, 1);
+        let slice = BlockSlice {
+            index: 7,
+            position,
+            length: 10,
+            block_first,
+            block_count,
+            published_at_ms,
+            skip,
+            take,
+        };
+        OutboxItem { delivery, slice, filter: None }
+    }
+
+    #[test]
+    fn only_what_lies_right_behind_is_read_and_sent_with_it() {
+        let mut joined = item(0, 100);
+        assert!(joined.join(&item(1, 110)) && joined.join(&item(2, 120)));
+        assert_eq!((joined.delivery.count, joined.delivery.bytes), (3, 30));
+        let BlockSlice { position, length, block_count, take, .. } = joined.slice;
+        assert_eq!((position, length, block_count, take), (100, 30, 3, 3));
+
+        let change = |change: &dyn Fn(&mut OutboxItem)| {
+            let mut next = item(3, 130);
+            change(&mut next);
+            next
+        };
+        let others = [
+            item(4, 130),
+            item(3, 131),
+            change(&|next| next.delivery.consumer = ConsumerId::new(2)),
+            change(&|next| next.delivery.attempt = 2),
+            change(&|next| next.slice.index = 8),
+            change(&|next| (next.slice.skip, next.slice.block_count) = (1, 2)),
+            change(&|next| next.filter = Some(Arc::new([1]))),
+        ];
+        for other in others {
+            assert!(!joined.clone().join(&other), "{other:?}");
+        }
+        assert!(joined.join(&item(3, 130)));
+    }
 
     #[test]
     fn whoever_drops_an_outbox_is_gone_unless_it_keeps_its_leases() {

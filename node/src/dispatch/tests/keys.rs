@@ -39,6 +39,19 @@ fn of_each_key_one_message_is_out_at_a_time() {
 }
 
 #[test]
+fn what_lies_side_by_side_goes_to_one_consumer_up_to_its_share() {
+    let mut dispatcher = dispatcher(16);
+    let delivered = poll(&mut dispatcher, 0);
+    assert_eq!(offsets(&delivered), [0, 1, 2, 4, 6, 8, 9]);
+    let of = |offset| {
+        delivered.iter().find(|delivery| delivery.first.get() <= offset && offset < delivery.end().get())
+    };
+    let consumer = |offset: u64| of(offset).unwrap().consumer;
+    assert_eq!((consumer(0), consumer(1)), (consumer(2), consumer(2)));
+    assert_ne!(consumer(2), consumer(4), "another one's turn");
+}
+
+#[test]
 fn an_ack_of_who_takes_no_more_lets_others_go_on() {
     let mut dispatcher = dispatcher(4);
     let delivered = poll(&mut dispatcher, 0);
