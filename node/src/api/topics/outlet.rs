@@ -1,6 +1,7 @@
 //! A queue that a topic passes messages on to: the way there, or to each of its partitions.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use futures::{FutureExt as _, future};
 use skein_proto::{
     ids::QueueId,
-    node::{Confirm, Reason, Routed},
+    node::{Confirm, Reason, Routed, RoutedBatch},
     partitions,
 };
 use tokio::time::Instant;
@@ -33,8 +34,12 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// One queue of a topic.
 pub(super) struct Outlet {
-    /// To the queue, or to its partitions in their order.
-    ways: Vec<Way>,
+    api: Arc<Api>,
+    producer: u64,
+    /// The queue, or its partitions in their order.
+    queues: Vec<QueueRef>,
+    /// The ways there, as far as they were needed.
+    ways: BTreeMap<u32, Way>,
     /// Nothing for a queue without partitions.
     spread: Option<Spread>,
 }
@@ -50,36 +55,38 @@ struct Way {
 impl Outlet {
     /// Opens the way to a queue for a producer. Nothing when the queue does not exist any more.
     pub(super) async fn open(api: &Arc<Api>, queue: QueueId, producer: u64) -> Result<Option<Self>, Status> {
-        let (queues, spread) = match known(api, queue) {
-            Some(known) => known,
-            None => return Ok(None),
-        };
-        let mut outlet = Self { ways: Vec::with_capacity(queues.len()), spread };
-        for queue in queues {
-            match outlet.add(api, queue, producer).await {
-                Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => return Ok(None),
-                added => added?,
+        let Some((queues, spread)) = known(api, queue) else { return Ok(None) };
+        let mut outlet = Self { api: Arc::clone(api), producer, queues, ways: BTreeMap::new(), spread };
+        // What is looked for may be in any partition. Nothing is, of one that asks for no deduplication.
+        let needed = if producer == 0 { 0..0 } else { 0..outlet.queues.len() };
+        let opened =
+            future::try_join_all(outlet.queues[needed].iter().map(|queue| outlet.way_to(queue))).await;
+        match opened {
+            Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => return Ok(None),
+            opened => {
+                for (place, (way, stored)) in (0..).zip(opened?) {
+                    outlet.ways.insert(place, way);
+                    outlet.spread.iter_mut().for_each(|spread| spread.note_stored(&stored));
+                }
             }
         }
         Ok(Some(outlet))
     }
 
-    async fn add(&mut self, api: &Arc<Api>, queue: QueueRef, producer: u64) -> Result<(), Status> {
+    async fn way_to(&self, queue: &QueueRef) -> Result<(Way, Vec<RoutedBatch>), Status> {
         let deadline = Instant::now() + HEAR_WAIT_MAX;
         let spread_over = self.spread.as_ref().map_or(0, Spread::partitions);
-        let (target, stored) = loop {
-            match Target::open(api, queue.clone(), producer, spread_over).await {
+        loop {
+            match Target::open(&self.api, queue.clone(), self.producer, spread_over).await {
                 Err(status) if status::is_not_heard_yet(&status) && Instant::now() < deadline => {
                     tokio::time::sleep(ASK_AGAIN_AFTER).await;
                 }
-                opened => break opened?,
+                opened => {
+                    let (target, stored) = opened?;
+                    return Ok((Way { target, last_sequence: 0, confirmed: Arc::default() }, stored));
+                }
             }
-        };
-        if let Some(spread) = &mut self.spread {
-            spread.note_stored(stored);
         }
-        self.ways.push(Way { target, last_sequence: 0, confirmed: Arc::default() });
-        Ok(())
     }
 
     /// Sends the messages at these places on their way, and adds what will be answered for them to `confirmed`.
@@ -90,18 +97,26 @@ impl Outlet {
         places: &[u32],
         confirmed: &mut Vec<Confirmed>,
     ) -> Result<(), Status> {
-        let Some(spread) = &mut self.spread else {
-            confirmed.push(self.ways[0].send(sequence, batch.share(places), places).await?);
-            return Ok(());
+        let shares = match &mut self.spread {
+            Some(spread) => spread.share(sequence, places, batch),
+            None => Shares { places: [(0, places.to_vec())].into(), stored: 0 },
         };
-        let Shares { places, stored } = spread.share(sequence, places, batch);
-        if stored > 0 {
-            let there = Confirm { sequence, duplicate: true, routed_copies: stored, ..Confirm::default() };
+        if shares.stored > 0 {
+            let routed_copies = shares.stored;
+            let there = Confirm { sequence, duplicate: true, routed_copies, ..Confirm::default() };
             confirmed.push(future::ready(Ok(there)).boxed());
         }
-        for (partition, places) in places {
-            let way = &mut self.ways[partition as usize];
-            confirmed.push(way.send(sequence, batch.share(&places), &places).await?);
+        for (partition, places) in shares.places {
+            if !self.ways.contains_key(&partition) {
+                match self.way_to(&self.queues[partition as usize]).await {
+                    // Deleted a moment ago, bindings and all.
+                    Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => continue,
+                    opened => self.ways.insert(partition, opened?.0),
+                };
+            }
+            if let Some(way) = self.ways.get_mut(&partition) {
+                confirmed.push(way.send(sequence, batch.share(&places), &places).await?);
+            }
         }
         Ok(())
     }

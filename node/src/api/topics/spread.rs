@@ -38,9 +38,9 @@ impl Spread {
     }
 
     /// Takes note of what a partition has got before.
-    pub(super) fn note_stored(&mut self, batches: Vec<RoutedBatch>) {
+    pub(super) fn note_stored(&mut self, batches: &[RoutedBatch]) {
         for RoutedBatch { sequence, places } in batches {
-            self.stored.entry(sequence).or_default().extend(places);
+            self.stored.entry(*sequence).or_default().extend(places);
         }
     }
 
@@ -120,7 +120,7 @@ mod tests {
         let batch = fan_out(&["customer-1", "customer-2", "customer-3"]);
         let mut spread = Spread::over(8);
         let all = spread.share(4, &[0, 1, 2], &batch);
-        spread.note_stored(vec![RoutedBatch { sequence: 4, places: vec![1] }]);
+        spread.note_stored(&[RoutedBatch { sequence: 4, places: vec![1] }]);
         let rest = spread.share(4, &[0, 1, 2], &batch);
         assert_eq!(rest.stored, 1);
         let places = |shares: &Shares| shares.places.values().flatten().copied().collect::<BTreeSet<_>>();
