@@ -23,8 +23,8 @@ const DELIVERIES_MAX: u32 = 3;
 /// Longer than any run.
 const DEDUP_WINDOW: Duration = Duration::from_secs(3_600);
 
-/// One message in so many is followed by a break, in which others come to wait.
-const BREAK_ONE_IN: u64 = 100;
+/// One message in so many is followed by a break, in which others come to wait: so rare that consumers keep up.
+const BREAK_ONE_IN: u64 = 200;
 
 /// How long after its time to live a message may still arrive: it was on its way by then.
 pub const ON_ITS_WAY: Duration = Duration::from_secs(1);

@@ -291,6 +291,7 @@ impl Workload {
             random,
             nack_percent: plan.nack_percent,
             rule: plan.rule,
+            is_over: self.stop_publishing.subscribe(),
             recorder: self.recorder.clone(),
         };
         let consumer = member.open().await?;

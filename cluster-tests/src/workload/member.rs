@@ -29,6 +29,8 @@ pub(super) struct Member {
     pub random: SmallRng,
     pub nack_percent: u32,
     pub rule: Option<Rule>,
+    /// Nothing is published any more: what is left is to be drained without breaks.
+    pub is_over: watch::Receiver<bool>,
     pub recorder: Recorder,
 }
 
@@ -59,7 +61,7 @@ impl Member {
                     self.handle(&delivery, &waiting).await?
                 }
             };
-            if let Some(pause) = pause {
+            if let Some(pause) = pause.filter(|_| !*self.is_over.borrow()) {
                 consumer = self.pause(consumer, pause, &mut stop).await?;
             }
         }
