@@ -30,7 +30,7 @@ use crate::{
     machine::Machine,
     mount::Mount,
     network::{Host, Network},
-    process::{Process, log_tail},
+    process::{Process, Surroundings, log_tail},
     wait,
 };
 
@@ -77,6 +77,7 @@ struct Node {
     process: Option<Process>,
     host: Option<Host>,
     machine: Option<Machine>,
+    variables: Vec<(&'static str, &'static str)>,
     /// What the data directory lies on. Declared, and so dropped, after the process that uses it.
     mount: Option<Mount>,
 }
@@ -85,8 +86,12 @@ impl Node {
     fn start(&mut self, token: Option<&str>) -> Result<()> {
         ensure!(self.process.is_none(), "it is running");
         self.log_start = fs::metadata(&self.log).map_or(0, |log| log.len());
-        let (host, machine) = (self.host.as_ref(), self.machine.as_ref());
-        self.process = Some(Process::start_node(&self.config, &self.log, host, machine, token)?);
+        let around = Surroundings {
+            host: self.host.as_ref(),
+            machine: self.machine.as_ref(),
+            variables: &self.variables,
+        };
+        self.process = Some(Process::start_node(&self.config, &self.log, around, token)?);
         Ok(())
     }
 }
@@ -124,8 +129,20 @@ impl Cluster {
             let channel = channel(&grpc.to_string())?;
             let mount = setup.disk.mount(&node_dir.join(DATA_DIR))?;
             let machine = setup.machines.then(|| Machine::new(&node_dir)).transpose()?;
-            let (log_start, process) = (0, None);
-            let node = Node { grpc, http, config, log, log_start, channel, process, host, machine, mount };
+            let (log_start, process, variables) = (0, None, setup.variables.clone());
+            let node = Node {
+                grpc,
+                http,
+                config,
+                log,
+                log_start,
+                channel,
+                process,
+                host,
+                machine,
+                variables,
+                mount,
+            };
             nodes.insert(node_id, node);
         }
         let links = setup.links.then(|| links(&nodes)).transpose()?;

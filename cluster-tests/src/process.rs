@@ -26,6 +26,17 @@ const LOG_TAIL_LINES: usize = 60;
 /// The unit of processes' times, on every Linux.
 const CLOCK_TICK: Duration = Duration::from_millis(10);
 
+/// What a node finds around itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// A host of its own.
+    pub host: Option<&'a Host>,
+    /// A machine that can be changed.
+    pub machine: Option<&'a Machine>,
+    /// Variables of its environment.
+    pub variables: &'a [(&'static str, &'static str)],
+}
+
 /// A running process. Dropping it kills it and waits for its end.
 #[derive(Debug)]
 pub struct Process {
@@ -33,18 +44,18 @@ pub struct Process {
 }
 
 impl Process {
-    /// Runs a node with this configuration, on a host of its own and a machine that can be changed if there are any,
-    /// and with a token if it is to join a cluster. What it logs is appended to a file.
+    /// Runs a node with this configuration, and with a token if it is to join a cluster. What it logs is appended to a
+    /// file.
     ///
     /// # Errors
     /// When there is no node binary, or it cannot be started.
     pub fn start_node(
         config: &Path,
         log: &Path,
-        host: Option<&Host>,
-        machine: Option<&Machine>,
+        around: Surroundings<'_>,
         token: Option<&str>,
     ) -> Result<Self> {
+        let Surroundings { host, machine, variables } = around;
         let binary = node_binary()?;
         let mut command = host.map_or_else(|| Command::new(binary), |host| host.command(binary));
         command.arg("run").arg("--config").arg(config);
@@ -57,6 +68,7 @@ impl Process {
         if env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", DEFAULT_LOG_FILTER);
         }
+        command.envs(variables.iter().copied());
         Self::start(command, log)
     }
 

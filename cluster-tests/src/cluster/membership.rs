@@ -91,6 +91,7 @@ impl Cluster {
             process: None,
             host: None,
             machine: None,
+            variables: Vec::new(),
             mount: None,
         };
         self.nodes.insert(*node_id, node);

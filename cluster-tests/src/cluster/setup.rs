@@ -25,6 +25,8 @@ pub struct Setup {
     pub machines: bool,
     /// Nodes have hosts of their own, on a [`Network`] that loses packets when it is told to.
     pub network: bool,
+    /// What nodes find in their environment, besides what this process has.
+    pub variables: Vec<(&'static str, &'static str)>,
 }
 
 impl Default for Setup {
@@ -37,6 +39,7 @@ impl Default for Setup {
             links: false,
             machines: false,
             network: false,
+            variables: Vec::new(),
         }
     }
 }

@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use skein_client::{
     Client, Consumer, Delivery, Message, Offset, Position, QueueSettings, Reason, Settlement,
 };
-use skein_cluster_tests::{scenario, wait};
+use skein_cluster_tests::{cluster::Setup, scenario, wait};
 use tokio::time::{self, Instant};
 
 /// A whole test, on a machine that does something else as well.
@@ -372,6 +372,36 @@ async fn the_largest_message_fits_its_dead_letter_queue_wherever_that_is() {
             Ok(())
         },
     )
+    .await;
+}
+
+/// Each stage of the way of a batch is told, by the node that leads its queue.
+#[tokio::test]
+async fn a_batch_is_followed_from_its_publish_to_its_ack() {
+    let setup = Setup { variables: vec![("SKEIN_TRACE_ONE_IN", "1")], ..Setup::default() };
+    let name = "a_batch_is_followed_from_its_publish_to_its_ack";
+    scenario::run_with(&setup, name, LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue("orders", QueueSettings::default()).await?;
+        publish(&client, "orders", 3).await?;
+        let mut consumer = client.consumer("orders", "mail").build().await?;
+        for _ in 0..3 {
+            next(&mut consumer).await?.ack().await?;
+        }
+        let leader = scenario.cluster.leader_of("orders").await?;
+        wait::until("every stage to be told", LIMIT, async || {
+            let log = scenario.cluster.log_text(leader)?;
+            for stage in [":queue", ":replicate", ":append", ":wait", ":hold", ""] {
+                let told = |line: &str| {
+                    line.contains("queue=\"orders\" bytes=") && line.contains(&format!("}}{stage}: "))
+                };
+                ensure!(log.lines().any(told), "{stage:?} is not");
+            }
+            ensure!(log.contains("offset=0"), "nor where it lies");
+            Ok(())
+        })
+        .await
+    })
     .await;
 }
 

@@ -28,6 +28,7 @@ use crate::{
     offsets::OffsetSet,
     raft::{CommandOutcome, Group, ProposeError, Proposed},
     tasks,
+    telemetry::TRACES,
 };
 
 /// Responses that wait for the client to read them. Confirms gather in the one behind them.
@@ -164,16 +165,17 @@ impl Api {
         let permit = self.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
         self.ensure_room(group)?;
         let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
+        let trace = TRACES.take(queue.shard, (queue.id, &queue.name), batch.len());
         if !one_by_one {
             let publish = Proposed::publish(queue.id, producer, count, batch, &runs, partitions);
-            return Ok(group.propose_later(publish, Some(permit)).await);
+            return Ok(group.propose_followed(publish, permit, trace).await);
         }
         let follows = |routed: &Routed| (routed.follows != 0).then(|| Sequence::new(routed.follows));
         let origin = routed.as_ref().map(|routed| broker::Routed { follows: follows(routed) });
         let places = routed.map_or_else(|| (0..count).collect(), |routed| routed.places);
         let messages = each_message(&places, &runs, &batch, dedups)?;
         let publish = Proposed::publish_each(queue.id, producer, batch, &messages, origin, partitions);
-        Ok(group.propose_later(publish, Some(permit)).await)
+        Ok(group.propose_followed(publish, permit, trace).await)
     }
 }
 

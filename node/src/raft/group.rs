@@ -38,7 +38,7 @@ use crate::{
     clock::{Clock, millis},
     log::{KeptEntry, Log},
     tasks,
-    telemetry::Histogram,
+    telemetry::{Histogram, TraceId},
 };
 
 /// Timers of a group.
@@ -206,7 +206,17 @@ impl Group {
         proposed: Proposed,
         permit: Option<OwnedSemaphorePermit>,
     ) -> oneshot::Receiver<Result<CommandOutcome, ProposeError>> {
-        self.submit(proposed, permit, false).await
+        self.submit(proposed, permit, false, None).await
+    }
+
+    /// The same for a batch that is followed, if it is.
+    pub async fn propose_followed(
+        &self,
+        proposed: Proposed,
+        permit: OwnedSemaphorePermit,
+        trace: Option<TraceId>,
+    ) -> oneshot::Receiver<Result<CommandOutcome, ProposeError>> {
+        self.submit(proposed, Some(permit), false, trace).await
     }
 
     /// The same for a command that nobody is in a hurry for: it may wait a moment for others to share an entry with.
@@ -214,7 +224,7 @@ impl Group {
         &self,
         proposed: Proposed,
     ) -> oneshot::Receiver<Result<CommandOutcome, ProposeError>> {
-        self.submit(proposed, None, true).await
+        self.submit(proposed, None, true, None).await
     }
 
     /// Proposes a command and waits for its outcome.
@@ -417,9 +427,11 @@ impl Group {
         proposed: Proposed,
         permit: Option<OwnedSemaphorePermit>,
         patient: bool,
+        trace: Option<TraceId>,
     ) -> oneshot::Receiver<Result<CommandOutcome, ProposeError>> {
         let (reply, outcome) = oneshot::channel();
-        if let Err(refused) = self.proposals.send(Proposal { proposed, reply, permit, patient }).await {
+        let proposal = Proposal { proposed, reply, permit, patient, trace };
+        if let Err(refused) = self.proposals.send(proposal).await {
             // The receiver learns even when the proposer is gone.
             let _ = refused.0.reply.send(Err(ProposeError::Stopped));
         }

@@ -19,6 +19,7 @@ use crate::{
     log::{Entry, Log, LogFailure, ReadError},
     planted::{Bug, is_planted},
     tasks,
+    telemetry::TRACES,
 };
 
 /// The most bytes of entries in one AppendEntries, except that one entry always goes. Matches what the proposer
@@ -167,9 +168,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(records::entry_to_log).collect();
-        let done =
-            move |result: Result<(), LogFailure>| callback.io_completed(result.map_err(io::Error::other));
+        let entries: Vec<_> = entries.into_iter().map(records::entry_to_log).collect();
+        let followed: Vec<_> = entries.iter().filter_map(|entry| TRACES.append(&entry.payload)).collect();
+        let done = move |result: Result<(), LogFailure>| {
+            drop(followed);
+            callback.io_completed(result.map_err(io::Error::other));
+        };
         self.log.append(self.shard, entries, Box::new(done));
         Ok(())
     }

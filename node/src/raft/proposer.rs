@@ -23,7 +23,7 @@ use super::{
 use crate::{
     broker::{CatalogOutcome, Outcome},
     clock::Clock,
-    telemetry::Histogram,
+    telemetry::{Histogram, TRACES, TraceId},
 };
 
 /// Commands that wait to be proposed. Their bytes are bounded by admission; this bounds their number.
@@ -83,9 +83,17 @@ pub(super) struct Proposal {
     pub permit: Option<OwnedSemaphorePermit>,
     /// Nobody is in a hurry for it.
     pub patient: bool,
+    /// It is followed.
+    pub trace: Option<TraceId>,
 }
 
-type Waiting = (oneshot::Sender<Result<CommandOutcome, ProposeError>>, Option<OwnedSemaphorePermit>);
+/// Whoever waits for what becomes of a command.
+struct Waiting {
+    reply: oneshot::Sender<Result<CommandOutcome, ProposeError>>,
+    _permit: Option<OwnedSemaphorePermit>,
+    trace: Option<TraceId>,
+}
+
 type Finished = (Vec<Waiting>, Result<ClientWriteResult<TypeConfig>, ProposeError>);
 
 pub(super) struct Proposer {
@@ -176,15 +184,16 @@ impl Proposer {
     async fn propose(&mut self) {
         let mut commands = Vec::with_capacity(self.queued.len());
         let mut waiting = Vec::with_capacity(self.queued.len());
-        for Proposal { proposed, reply, permit, .. } in self.queued.drain(..) {
+        for Proposal { proposed, reply, permit, trace, .. } in self.queued.drain(..) {
             commands.push(proposed);
-            waiting.push((reply, permit));
+            waiting.push(Waiting { reply, _permit: permit, trace });
         }
         self.queued_bytes = 0;
         self.due = Duration::MAX;
         let replicated_index = self.replicated_index.load(Ordering::Relaxed);
         let head = EntryHead { leader_time_ms: self.clock.wall_ms(), replicated_index };
         let body = codec::encode_entry(head, &commands);
+        waiting.iter().filter_map(|waiting| waiting.trace).for_each(|trace| TRACES.propose(trace, &body));
         let (responder, outcome) = OneshotResponder::new_pair();
         let (clock, confirm_times) = (self.clock.clone(), Arc::clone(&self.confirm_times));
         let begun = clock.monotonic();
@@ -239,8 +248,21 @@ fn on_finished(waiting: Vec<Waiting>, result: Result<ClientWriteResult<TypeConfi
         Err(error) => waiting.iter().map(|_| Err(error)).collect(),
     };
     assert_eq!(outcomes.len(), waiting.len(), "each command has one outcome");
-    for ((reply, _permit), outcome) in waiting.into_iter().zip(outcomes) {
+    for (Waiting { reply, trace, .. }, outcome) in waiting.into_iter().zip(outcomes) {
+        if let Some(trace) = trace {
+            follow(trace, &outcome);
+        }
         // Whoever asked may have gone; the command took effect all the same.
         let _ = reply.send(outcome);
+    }
+}
+
+/// Goes on following a batch that was stored, and no other.
+fn follow(trace: TraceId, outcome: &Result<CommandOutcome, ProposeError>) {
+    match outcome {
+        Ok(CommandOutcome::Shard(Outcome::Published { first_offset, count, duplicate: false })) => {
+            TRACES.store(trace, *first_offset, *count);
+        }
+        _ => TRACES.give_up(trace),
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     raft::Group,
     random::random_u64,
     tasks,
+    telemetry::TRACES,
 };
 
 /// Requests that wait for the delivery task.
@@ -336,6 +337,7 @@ impl Deliverer {
                 };
                 let group = shard.queue(delivery.key.queue).and_then(|queue| queue.group(delivery.key.group));
                 let filter = group.and_then(broker::Group::filter).cloned();
+                TRACES.deliver(delivery.key.queue, delivery.first..delivery.end());
                 let item = OutboxItem { delivery, slice, filter };
                 if last.as_mut().is_none_or(|last| !last.join(&item)) {
                     self.push(last.replace(item));

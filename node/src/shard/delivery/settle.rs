@@ -16,6 +16,7 @@ use crate::{
     dispatch::{Expired, GroupKey, Refusal, Returned},
     planted::{Bug, is_planted},
     raft::{CommandOutcome, Group, ProposeError, Proposed},
+    telemetry::TRACES,
 };
 
 /// A settlement that came back from replication.
@@ -51,7 +52,10 @@ impl Deliverer {
             for (range, part) in parts {
                 match (part, kind) {
                     (Err(refusal), _) => unsettled.push(Unsettled { consumer, range, refusal }),
-                    (Ok(_), SettleKind::Ack) => ended.acks.push(range),
+                    (Ok(_), SettleKind::Ack) => {
+                        TRACES.ack(key.queue, range.first..range.end());
+                        ended.acks.push(range);
+                    }
                     (Ok(attempt), SettleKind::Nack { delay_ms }) => {
                         let delay_ms = delay_ms.unwrap_or_else(|| self.redelivery_delay_ms(key, attempt));
                         let not_before_ms = later(now.wall_ms, delay_ms);
