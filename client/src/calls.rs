@@ -273,7 +273,17 @@ impl Settlement {
     /// one.
     #[must_use]
     pub fn nack(mut self, lease_token: LeaseToken) -> Self {
-        self.nacks.push(node::TokenNack { lease_token: lease_token.0, delay_ms: None });
+        let lease_token = lease_token.0;
+        self.nacks.push(node::TokenNack { lease_token, delay_ms: None, reject: false });
+        self
+    }
+
+    /// The message is given up: it is not delivered to the group again, and goes to the dead-letter queue, where there
+    /// is one.
+    #[must_use]
+    pub fn reject(mut self, lease_token: LeaseToken) -> Self {
+        let lease_token = lease_token.0;
+        self.nacks.push(node::TokenNack { lease_token, delay_ms: None, reject: true });
         self
     }
 
@@ -281,7 +291,8 @@ impl Settlement {
     /// milliseconds, at most a day.
     #[must_use]
     pub fn nack_after(mut self, lease_token: LeaseToken, delay: Duration) -> Self {
-        self.nacks.push(node::TokenNack { lease_token: lease_token.0, delay_ms: Some(duration_ms(delay)) });
+        let (lease_token, delay_ms) = (lease_token.0, Some(duration_ms(delay)));
+        self.nacks.push(node::TokenNack { lease_token, delay_ms, reject: false });
         self
     }
 

@@ -41,6 +41,8 @@ pub enum DeadLetterReason {
     Expired,
     /// Its queue was full, and it was the oldest.
     Overflow,
+    /// A consumer rejected it.
+    Rejected,
 }
 
 /// What became of dead letters so far.
@@ -120,6 +122,7 @@ impl DeadLetterReason {
             Self::MaxDeliveries => dead_letter::REASON_MAX_DELIVERIES,
             Self::Expired => dead_letter::REASON_EXPIRED,
             Self::Overflow => dead_letter::REASON_OVERFLOW,
+            Self::Rejected => dead_letter::REASON_REJECTED,
         }
     }
 }

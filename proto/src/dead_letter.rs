@@ -30,6 +30,9 @@ pub const REASON_MAX_DELIVERIES: &str = "max_deliveries";
 /// Nobody took it within its time to live.
 pub const REASON_EXPIRED: &str = "expired";
 
+/// A consumer would not have it, and nobody else was to.
+pub const REASON_REJECTED: &str = "rejected";
+
 /// Its queue was full and let its oldest messages go.
 pub const REASON_OVERFLOW: &str = "overflow";
 

@@ -39,6 +39,7 @@ pub(super) enum Settle {
     Nack {
         delay: Option<Duration>,
     },
+    Reject,
     Extend {
         lease: Duration,
     },
@@ -48,7 +49,7 @@ impl Settle {
     /// For how long it asks.
     pub(super) fn duration(&self) -> Option<Duration> {
         match self {
-            Self::Ack => None,
+            Self::Ack | Self::Reject => None,
             Self::Nack { delay } => *delay,
             Self::Extend { lease } => Some(*lease),
         }
@@ -251,7 +252,10 @@ impl Settlement {
             Settle::Ack => push(&mut self.request.acks, range),
             Settle::Nack { delay } => {
                 let delay_ms = delay.map(duration_ms);
-                self.request.nacks.push(StreamNack { offsets: Some(range), delay_ms });
+                self.request.nacks.push(StreamNack { offsets: Some(range), delay_ms, reject: false });
+            }
+            Settle::Reject => {
+                self.request.nacks.push(StreamNack { offsets: Some(range), delay_ms: None, reject: true });
             }
             Settle::Extend { lease } => {
                 self.request

@@ -79,6 +79,12 @@ impl Delivery {
         self.settle(Settle::Nack { delay: Some(delay) })
     }
 
+    /// Gives the message up: it is not delivered to this group again, and goes to the dead-letter queue, where there is
+    /// one. For what will never work, however often it is tried.
+    pub fn reject(&self) -> Settled {
+        self.settle(Settle::Reject)
+    }
+
     /// Lets the lease end `lease` from now. In milliseconds, at most a day.
     pub fn extend(&self, lease: Duration) -> Settled {
         self.settle(Settle::Extend { lease })
@@ -145,6 +151,11 @@ impl DeliveryBatch {
     /// milliseconds, at most a day.
     pub fn nack_after(&self, delay: Duration) -> Settled {
         self.settle(Settle::Nack { delay: Some(delay) })
+    }
+
+    /// Gives all of them up, as [`Delivery::reject`] does one.
+    pub fn reject(&self) -> Settled {
+        self.settle(Settle::Reject)
     }
 
     /// Lets all leases end `lease` from now. In milliseconds, at most a day.

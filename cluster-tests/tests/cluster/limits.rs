@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use skein_client::{
     Client, Filter, Message, Offset, Overflow, Position, QueueSettings, QueueUpdate, Reason, RedriveOptions,
+    Settlement,
 };
 use skein_cluster_tests::{
-    by_hand::{body, expect_nothing, next, send, take_bodies},
+    by_hand::{ARRIVES_WITHIN, body, expect_nothing, next, send, take_bodies},
     faults::kill::{KILL_LEADER, kill_leader},
     scenario::{self, Scenario},
     wait,
@@ -256,6 +257,52 @@ async fn a_queue_that_nobody_uses_goes() {
             Ok(())
         })
         .await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_consumer_rejects_is_given_up_at_once() {
+    scenario::run("what_a_consumer_rejects_is_given_up_at_once", LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue(GRAVEYARD, QueueSettings::default()).await?;
+        let dead_letter_queue = Some(GRAVEYARD.to_owned());
+        client.create_queue(QUEUE, QueueSettings { dead_letter_queue, ..QueueSettings::default() }).await?;
+        send(&client, QUEUE, &["hopeless", "fine", "as bad"]).await?;
+        let mut consumer = client.consumer(QUEUE, "mail").build().await?;
+        next(&mut consumer).await?.reject().await?;
+        ensure!(take_bodies(&mut consumer, 1).await? == ["fine"], "others are not concerned");
+        let held = next(&mut consumer).await?;
+        lose_leader(scenario).await?;
+        held.reject().await?;
+        let mut graves = client.consumer(GRAVEYARD, "undertaker").build().await?;
+        for expected in ["hopeless", "as bad"] {
+            let dead = next(&mut graves).await?;
+            let header = |name| header(&dead.message, name);
+            let found = (
+                body(&dead.message),
+                header("skein-dead-letter-reason"),
+                header("skein-dead-letter-attempts"),
+            );
+            ensure!(found == (expected.to_owned(), "rejected".to_owned(), "1".to_owned()), "{dead:?}");
+            dead.ack().await?;
+        }
+        expect_nothing(&mut graves).await?;
+        consumer.close().await;
+
+        // By a call without a stream, and without a place to go to.
+        client.update_queue(QUEUE, QueueUpdate::new().no_dead_letter_queue()).await?;
+        send(&client, QUEUE, &["worse"]).await?;
+        let mut received = client.receive(QUEUE, "mail", 1, ARRIVES_WITHIN).await?;
+        let received = received.pop().context("nothing was received")?;
+        let refused = client.settle(QUEUE, "mail", Settlement::new().reject(received.lease_token)).await?;
+        ensure!(refused.is_empty(), "{refused:?}");
+        let group = client.get_group(QUEUE, "mail").await?;
+        ensure!(
+            (group.unacked_count, group.dead_lettered_count, group.dropped_count) == (0, 2, 1),
+            "{group:?}"
+        );
+        Ok(())
     })
     .await;
 }

@@ -334,7 +334,7 @@ fn settle_items(consumer: ConsumerId, settle: StreamSettle) -> Result<Vec<Settle
     };
     let acks = settle.acks.into_iter().map(|range| Ok(item(range, SettleKind::Ack)));
     let nacks = settle.nacks.into_iter().map(|nack| {
-        let kind = SettleKind::Nack { delay_ms: check_delay(nack.delay_ms)? };
+        let kind = returned(nack.delay_ms, nack.reject)?;
         Ok(item(nack.offsets.unwrap_or_default(), kind))
     });
     let extends = settle.extends.into_iter().map(|extend| {
@@ -411,7 +411,19 @@ pub(super) fn check_settle_count(count: usize) -> Result<(), Status> {
     Ok(())
 }
 
-pub(super) fn check_delay(delay_ms: Option<u32>) -> Result<Option<u32>, Status> {
+/// What becomes of messages that a consumer does not ack.
+pub(super) fn returned(delay_ms: Option<u32>, reject: bool) -> Result<SettleKind, Status> {
+    if !reject {
+        return Ok(SettleKind::Nack { delay_ms: check_delay(delay_ms)? });
+    }
+    if delay_ms.is_some() {
+        let message = "a message that is rejected is not delivered again; leave out delay_ms, or reject";
+        return Err(status::invalid_setting(message));
+    }
+    Ok(SettleKind::Reject)
+}
+
+fn check_delay(delay_ms: Option<u32>) -> Result<Option<u32>, Status> {
     delay_ms.map(|delay_ms| check_duration("delay_ms", delay_ms)).transpose()
 }
 

@@ -168,9 +168,9 @@ impl BrokerService {
             at(&mut token, &mut |settle, token| settle.acks.push(token));
         }
         for mut nack in nacks {
-            let delay_ms = nack.delay_ms;
+            let skein_proto::node::TokenNack { delay_ms, reject, .. } = nack;
             at(&mut nack.lease_token, &mut |settle, lease_token| {
-                settle.nacks.push(skein_proto::node::TokenNack { lease_token, delay_ms });
+                settle.nacks.push(skein_proto::node::TokenNack { lease_token, delay_ms, reject });
             });
         }
         for mut extend in extends {

@@ -117,8 +117,8 @@ impl Api {
             settlement.add(token, SettleKind::Ack);
         }
         for nack in request.nacks {
-            let delay_ms = consume::check_delay(nack.delay_ms)?;
-            settlement.add(nack.lease_token, SettleKind::Nack { delay_ms });
+            let kind = consume::returned(nack.delay_ms, nack.reject)?;
+            settlement.add(nack.lease_token, kind);
         }
         for extend in request.extends {
             let lease_ms = consume::check_duration("lease_ms", extend.lease_ms)?;

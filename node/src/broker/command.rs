@@ -211,6 +211,8 @@ pub struct Return {
     pub attempt: u32,
     /// Not to be delivered again before this wall-clock time; 0 for at once.
     pub not_before_ms: u64,
+    /// Not to be delivered again at all.
+    pub rejected: bool,
 }
 
 /// One change of the catalog.

@@ -227,12 +227,13 @@ impl Group {
     ) {
         let range = back.range.intersect(OffsetRange::between(self.acked_floor, next_offset));
         for (range, returned) in self.merge_attempts(back, range) {
-            if returned.attempts < give_up.max_deliveries {
+            let is_worn = returned.attempts >= give_up.max_deliveries;
+            if is_worn || back.rejected {
+                let reason = if back.rejected { GiveUpReason::Rejected } else { GiveUpReason::MaxDeliveries };
+                self.give_up_part(range, returned.attempts, reason, next_offset, give_up, taken);
+            } else {
                 self.returned.insert(range, returned);
                 taken.redeliver.push((range, returned));
-            } else {
-                let reason = GiveUpReason::MaxDeliveries;
-                self.give_up_part(range, returned.attempts, reason, next_offset, give_up, taken);
             }
         }
     }
@@ -248,7 +249,7 @@ impl Group {
     ) {
         let range = range.intersect(OffsetRange::between(self.acked_floor, next_offset));
         // As if it came back from no delivery: what is known of earlier ones counts.
-        let back = Return { range, attempt: 0, not_before_ms: 0 };
+        let back = Return { range, attempt: 0, not_before_ms: 0, rejected: false };
         for (range, returned) in self.merge_attempts(back, range) {
             self.give_up_part(range, returned.attempts, reason, next_offset, give_up, taken);
         }

@@ -212,11 +212,11 @@ fn publish_each() -> impl Strategy<Value = Command> {
 }
 
 fn command() -> impl Strategy<Value = Command> {
-    let back = (range(), 1..5_u32, 0..3_u64).prop_map(|(range, attempt, not_before_ms)| Return {
-        range,
-        attempt,
-        not_before_ms,
-    });
+    let rejected = prop::bool::weighted(0.2);
+    let back =
+        (range(), 1..5_u32, 0..3_u64, rejected).prop_map(|(range, attempt, not_before_ms, rejected)| {
+            Return { range, attempt, not_before_ms, rejected }
+        });
     let settle = (queue_id(), group_id(), vec(range(), 0..3), vec(back, 0..3), vec(range(), 0..2), 0..9_u32);
     prop_oneof![
         2 => (queue_id(), "[ab]", any_settings(), 0..3_u64).prop_map(|(queue, name, settings, revision)| {

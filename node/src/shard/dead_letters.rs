@@ -173,6 +173,7 @@ fn origin(parcel: &Parcel) -> Vec<u8> {
         GiveUpReason::MaxDeliveries => dead_letter::REASON_MAX_DELIVERIES,
         GiveUpReason::Expired => dead_letter::REASON_EXPIRED,
         GiveUpReason::Overflow => dead_letter::REASON_OVERFLOW,
+        GiveUpReason::Rejected => dead_letter::REASON_REJECTED,
     };
     let headers = [
         (dead_letter::HEADER_QUEUE, parcel.from_queue.clone()),

@@ -44,6 +44,8 @@ pub enum SettleKind {
         /// How long a while, in milliseconds; nothing for as long as the queue says.
         delay_ms: Option<u32>,
     },
+    /// Do not deliver them again: give them up.
+    Reject,
     /// Let the lease end this long from now.
     Extend {
         /// How long from now, in milliseconds.

@@ -37,6 +37,8 @@ pub enum GiveUpReason {
     Expired,
     /// The queue was full, and it was the oldest.
     Overflow,
+    /// A consumer rejected it.
+    Rejected,
 }
 
 /// Consecutive messages with consecutive dead-letter sequences.

@@ -44,7 +44,7 @@ fn create_group(name: &str, start: Position) -> Command {
 }
 
 fn settle(shard: &mut Shard, group: GroupId, acks: &[OffsetRange], returns: &[OffsetRange]) {
-    let back = |&range| Return { range, attempt: 1, not_before_ms: 0 };
+    let back = |&range| Return { range, attempt: 1, not_before_ms: 0, rejected: false };
     let returns = returns.iter().map(back).collect();
     let settle = Command::Settle {
         queue: QUEUE,

@@ -43,7 +43,7 @@ fn settle(acks: &[OffsetRange], returns: &[Return]) -> Command {
 }
 
 fn back(range: OffsetRange, attempt: u32) -> Return {
-    Return { range, attempt, not_before_ms: 0 }
+    Return { range, attempt, not_before_ms: 0, rejected: false }
 }
 
 fn shard_with_queue(dead_letter_queue: Option<&str>) -> Shard {

@@ -439,11 +439,11 @@ fn messages_from_wire(publish: &wire::PublishEach) -> Result<Vec<EachMessage>, D
 }
 
 fn return_to_wire(back: Return) -> wire::Return {
-    let Return { range, attempt, not_before_ms } = back;
-    wire::Return { range: Some(range_to_wire(range)), attempt, not_before_ms }
+    let Return { range, attempt, not_before_ms, rejected } = back;
+    wire::Return { range: Some(range_to_wire(range)), attempt, not_before_ms, rejected }
 }
 
 fn return_from_wire(back: wire::Return) -> Result<Return, DecodeError> {
-    let wire::Return { range, attempt, not_before_ms } = back;
-    Ok(Return { range: required_range(range)?, attempt, not_before_ms })
+    let wire::Return { range, attempt, not_before_ms, rejected } = back;
+    Ok(Return { range: required_range(range)?, attempt, not_before_ms, rejected })
 }

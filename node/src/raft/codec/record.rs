@@ -311,6 +311,7 @@ fn group_to_wire(record: &GroupRecord) -> wire::GroupRecord {
             GiveUpReason::MaxDeliveries => wire::GiveUpReason::MaxDeliveries,
             GiveUpReason::Expired => wire::GiveUpReason::Expired,
             GiveUpReason::Overflow => wire::GiveUpReason::Overflow,
+            GiveUpReason::Rejected => wire::GiveUpReason::Rejected,
         }
         .into(),
         at_ms: run.given_up.at_ms,
@@ -343,6 +344,7 @@ fn group_from_wire(record: wire::GroupRecord) -> Result<GroupRecord, DecodeError
             wire::GiveUpReason::MaxDeliveries => GiveUpReason::MaxDeliveries,
             wire::GiveUpReason::Expired => GiveUpReason::Expired,
             wire::GiveUpReason::Overflow => GiveUpReason::Overflow,
+            wire::GiveUpReason::Rejected => GiveUpReason::Rejected,
         };
         let given_up = GivenUp { attempts: run.attempts, reason, at_ms: run.at_ms };
         Ok(DeadLetterRun { first_sequence, range: required_range(run.range)?, given_up })

@@ -107,11 +107,13 @@ fn shard_command() -> impl Strategy<Value = (Command, Bytes)> {
     let producer = option::of(
         any::<(u64, u64)>().prop_map(|(id, sequence)| (ProducerId::new(id), Sequence::new(sequence))),
     );
-    let back = (range(), any::<u32>(), any::<u64>()).prop_map(|(range, attempt, not_before_ms)| Return {
-        range,
-        attempt,
-        not_before_ms,
-    });
+    let back =
+        (range(), any::<(u32, u64, bool)>()).prop_map(|(range, (attempt, not_before_ms, rejected))| Return {
+            range,
+            attempt,
+            not_before_ms,
+            rejected,
+        });
     let other = prop_oneof![
         (queue(), ".{0,9}", settings(), any::<u64>()).prop_map(|(queue, name, settings, revision)| {
             Command::OpenQueue { queue, name, settings, revision }
@@ -255,6 +257,7 @@ fn group_record() -> impl Strategy<Value = Record> {
         .prop_map(|(range, (attempts, not_before_ms))| (range, Returned { attempts, not_before_ms }));
     let reason = prop_oneof![
         Just(GiveUpReason::MaxDeliveries),
+        Just(GiveUpReason::Rejected),
         Just(GiveUpReason::Expired),
         Just(GiveUpReason::Overflow)
     ];

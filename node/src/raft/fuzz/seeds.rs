@@ -27,7 +27,12 @@ const SHARD: ShardId = ShardId::new(1);
 pub(crate) fn shard_entries() -> Vec<Bytes> {
     let group = GroupId::new(1);
     let range = |first, count| OffsetRange::new(Offset::new(first), count);
-    let back = |first, attempt| Return { range: range(first, 2), attempt, not_before_ms: 500 };
+    let back = |first, attempt| Return {
+        range: range(first, 2),
+        attempt,
+        not_before_ms: 500,
+        rejected: attempt > 1,
+    };
     let producer = |sequence| Some((ProducerId::new(77), Sequence::new(sequence)));
     let publish = |producer, count| Proposed::publish(QUEUE, producer, count, batch(count), &[], 0);
     let run = |count, length, priority| BatchRun {

@@ -44,7 +44,7 @@ impl Deliverer {
             }
             let parts = match kind {
                 SettleKind::Ack => self.dispatcher.ack(consumer, range),
-                SettleKind::Nack { .. } => self.dispatcher.nack(consumer, range),
+                SettleKind::Nack { .. } | SettleKind::Reject => self.dispatcher.nack(consumer, range),
                 SettleKind::Extend { lease_ms } => {
                     self.dispatcher.extend(consumer, range, now.steady_ms + u64::from(lease_ms))
                 }
@@ -59,7 +59,10 @@ impl Deliverer {
                     (Ok(attempt), SettleKind::Nack { delay_ms }) => {
                         let delay_ms = delay_ms.unwrap_or_else(|| self.redelivery_delay_ms(key, attempt));
                         let not_before_ms = later(now.wall_ms, delay_ms);
-                        ended.returns.push(Return { range, attempt, not_before_ms });
+                        ended.returns.push(Return { range, attempt, not_before_ms, rejected: false });
+                    }
+                    (Ok(attempt), SettleKind::Reject) => {
+                        ended.returns.push(Return { range, attempt, not_before_ms: 0, rejected: true });
                     }
                     (Ok(_), SettleKind::Extend { .. }) => {}
                 }
@@ -84,7 +87,8 @@ impl Deliverer {
     ) {
         let mut by_group: BTreeMap<GroupKey, Ended> = BTreeMap::new();
         for Returned { key, range, attempt } in returned {
-            let back = Return { range, attempt, not_before_ms: not_before_ms(key, attempt) };
+            let not_before_ms = not_before_ms(key, attempt);
+            let back = Return { range, attempt, not_before_ms, rejected: false };
             by_group.entry(key).or_default().returns.push(back);
         }
         for (key, ended) in by_group {

@@ -47,6 +47,8 @@ enum ReasonArg {
     Expired,
     /// Their queue was full.
     Overflow,
+    /// A consumer rejected them.
+    Rejected,
 }
 
 pub(crate) async fn run(client: &Client, args: RedriveArgs, output: &Output) -> anyhow::Result<()> {
@@ -103,6 +105,7 @@ impl From<ReasonArg> for DeadLetterReason {
             ReasonArg::MaxDeliveries => Self::MaxDeliveries,
             ReasonArg::Expired => Self::Expired,
             ReasonArg::Overflow => Self::Overflow,
+            ReasonArg::Rejected => Self::Rejected,
         }
     }
 }

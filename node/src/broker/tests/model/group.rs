@@ -65,7 +65,9 @@ impl ModelGroup {
                 self.states[place] =
                     State::Open { attempts: back.attempt, not_before_ms: back.not_before_ms };
             }
-            if known.max(back.attempt) >= settings.max_deliveries {
+            if back.rejected {
+                self.give_up_one(place, GiveUpReason::Rejected, settings, now_ms);
+            } else if known.max(back.attempt) >= settings.max_deliveries {
                 self.give_up_one(place, GiveUpReason::MaxDeliveries, settings, now_ms);
             }
         }
