@@ -118,9 +118,11 @@ pub enum SettlementKind {
     Ack,
     /// To be delivered again.
     Nack,
+    /// Never to be delivered again, and given up.
+    Reject,
 }
 
-/// One ack or nack of one message.
+/// One ack, nack or rejection of one message.
 #[derive(Debug, Clone)]
 pub struct Settlement {
     /// The group.
@@ -129,7 +131,7 @@ pub struct Settlement {
     pub consumer: u64,
     /// The message's offset.
     pub offset: u64,
-    /// Ack or nack.
+    /// Which of them.
     pub kind: SettlementKind,
     /// When the call began.
     pub invoked: Moment,

@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use rand::{RngExt as _, rngs::SmallRng};
 use skein_client::{Message, QueueSettings, Retention};
 
-use crate::{stamp::Identity, workload::Plan};
+use crate::{history::SettlementKind, stamp::Identity, workload::Plan};
 
 /// The only group of such a queue that reads it.
 const GROUP: &str = "work";
@@ -16,6 +16,9 @@ const KEYS: u64 = 8;
 
 /// One message in so many fails whenever it is delivered.
 const FAILS_ONE_IN: u64 = 10;
+
+/// Of those, one in so many is rejected, and the others come again.
+const REJECTED_ONE_IN: u64 = 3;
 
 /// Deliveries of a message before it is given up.
 const DELIVERIES_MAX: u32 = 3;
@@ -34,7 +37,7 @@ pub const ON_ITS_WAY: Duration = Duration::from_secs(1);
 pub enum Rule {
     /// No message comes before it is due, nor after its time to live: then it is a dead letter.
     Timed,
-    /// A message that fails too often is a dead letter, once, and is not lost.
+    /// A message that fails too often, or is rejected, is a dead letter, once, and is not lost.
     GivenUp,
     /// Messages of a key are handled one at a time, in their order.
     Keyed,
@@ -62,8 +65,8 @@ pub struct Wishes {
 /// What a consumer does about a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handling {
-    /// It gives the message back, however often it comes.
-    pub fails: bool,
+    /// It does not ack the message, however often it comes.
+    pub fails: Option<SettlementKind>,
     /// How it takes a break afterwards.
     pub pause: Option<Pause>,
 }
@@ -208,6 +211,8 @@ impl Rule {
     pub fn handling(self, identity: &Identity) -> Handling {
         // Drawn with the message, so that it fails wherever it comes.
         let fails = self == Self::GivenUp && identity.uuid.is_multiple_of(FAILS_ONE_IN);
+        let is_rejected = identity.sequence.is_multiple_of(REJECTED_ONE_IN);
+        let kind = if is_rejected { SettlementKind::Reject } else { SettlementKind::Nack };
         let breaks = (identity.uuid / FAILS_ONE_IN).is_multiple_of(BREAK_ONE_IN);
         let pause = match self {
             Self::Timed => Some(Pause { lasts: Duration::from_secs(3), leaves: true }),
@@ -215,7 +220,7 @@ impl Rule {
             Self::Keyed => Some(Pause { lasts: Duration::from_millis(300), leaves: true }),
             Self::GivenUp | Self::Ids | Self::Moved => None,
         };
-        Handling { fails, pause: pause.filter(|_| breaks) }
+        Handling { fails: fails.then_some(kind), pause: pause.filter(|_| breaks) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! After an ack was answered, the group does not get the message again.
+//! After an ack or a rejection was answered, the group does not get the message again.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,9 @@ use crate::{
     rules::Rule,
 };
 
-/// Violations: a delivery received after an ok ack of that offset by that group had returned.
+/// Violations: a delivery received after an ok ack or rejection of that offset by that group had returned.
 ///
-/// An ack that is ok says that nobody else held the message then. So an earlier delivery can only still be on its way
+/// One that is ok says that nobody else held the message then. So an earlier delivery can only still be on its way
 /// where its lease was lost, in the buffer of a stream that broke; what shows it is that it could not be settled.
 pub(super) fn check(history: &History) -> Vec<Violation> {
     let mut acks: BTreeMap<_, &Settlement> = BTreeMap::new();
@@ -18,7 +18,7 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
     for settlement in &history.settlements {
         let place = (&settlement.reader, settlement.offset);
         attempts.entry(place).or_default().push(settlement);
-        if settlement.kind == SettlementKind::Ack && settlement.outcome.is_ok() {
+        if settlement.kind != SettlementKind::Nack && settlement.outcome.is_ok() {
             let earliest = acks.entry(place).or_insert(settlement);
             if settlement.returned < earliest.returned {
                 *earliest = settlement;
@@ -44,7 +44,8 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
             if was_stale(delivery) {
                 return None;
             }
-            let sentence = format!("{} got offset {} again after its ack", delivery.reader, delivery.offset);
+            let Delivery { reader, offset, .. } = delivery;
+            let sentence = format!("{reader} got offset {offset} again after its {:?}", ack.kind);
             let evidence = [ack.to_string(), delivery.to_string()];
             Some(Violation::new(Property::AckedStaysAcked, sentence, evidence))
         })

@@ -11,6 +11,7 @@ struct Fate {
     is_acked: bool,
     may_be_acked: bool,
     is_returned: bool,
+    is_rejected: bool,
 }
 
 /// Violations, in queues that have a dead-letter queue: a message that lies there twice; one that lies there although
@@ -53,9 +54,15 @@ fn check_queue(history: &History, queue: &str) -> Vec<Violation> {
     let is_done = history.unfinished.is_empty() && history.given_up_is_known(queue);
     for publish in published.values().filter(|publish| is_done && publish.outcome.is_ok()) {
         let uuid = publish.identity.uuid;
-        let may_be_acked = fates.get(&uuid).is_some_and(|fate| fate.is_acked || fate.may_be_acked);
+        let fate = fates.get(&uuid);
+        let may_be_acked = fate.is_some_and(|fate| (fate.is_acked || fate.may_be_acked) && !fate.is_rejected);
         if !may_be_acked && !dead.contains(&uuid) {
-            report(format!("{} was neither acked nor given up", publish.identity), publish);
+            let what = if fate.is_some_and(|fate| fate.is_rejected) {
+                "rejected, and not"
+            } else {
+                "neither acked nor"
+            };
+            report(format!("{} was {what} given up", publish.identity), publish);
         }
     }
     violations
@@ -70,10 +77,12 @@ fn fates(history: &History, queue: &str) -> BTreeMap<u64, Fate> {
     for settlement in history.settlements.iter().filter(|settlement| settlement.reader.queue == queue) {
         let Some(uuid) = at.get(&settlement.offset) else { continue };
         let fate = fates.entry(*uuid).or_default();
+        fate.is_returned |= settlement.kind != SettlementKind::Ack;
         match settlement.kind {
             SettlementKind::Ack if settlement.outcome.is_ok() => fate.is_acked = true,
             SettlementKind::Ack => fate.may_be_acked = true,
-            SettlementKind::Nack => fate.is_returned = true,
+            SettlementKind::Reject if settlement.outcome.is_ok() => fate.is_rejected = true,
+            SettlementKind::Nack | SettlementKind::Reject => {}
         }
     }
     fates

@@ -95,11 +95,13 @@ impl Member {
         self.recorder.delivered(who, offset, delivery.attempt, identity);
         // Only first deliveries, so that nothing else is given up for good.
         let returns = delivery.attempt == 1 && self.random.random_range(0..100) < self.nack_percent;
-        let fails = handling.is_some_and(|handling| handling.fails);
-        let kind = if fails || returns { SettlementKind::Nack } else { SettlementKind::Ack };
+        let fails = handling.and_then(|handling| handling.fails);
+        let otherwise = if returns { SettlementKind::Nack } else { SettlementKind::Ack };
+        let kind = fails.unwrap_or(otherwise);
         let call = self.recorder.settle_invoked(who, offset, kind);
         let settled = match kind {
             SettlementKind::Ack => delivery.ack(),
+            SettlementKind::Reject => delivery.reject(),
             SettlementKind::Nack => {
                 delivery.nack_after(Duration::from_millis(self.random.random_range(NACK_DELAY_MS)))
             }

@@ -165,6 +165,13 @@ fn what_is_given_up_is_a_dead_letter_once() {
     failed().given_up(&[1, 1]).expect(Property::GivenUpOnce);
     failed().given_up(&[]).expect(Property::GivenUpOnce);
     failed().given_up(&[1, 0]).expect(Property::GivenUpOnce);
+    let rejected = || {
+        let story = Story::of(Rule::GivenUp).publish(0, 0, plain()).deliver(0, 30);
+        story.settle(0, 31, SettlementKind::Reject)
+    };
+    rejected().given_up(&[0]).expect_pass();
+    rejected().given_up(&[]).expect(Property::GivenUpOnce);
+    rejected().deliver(0, 90).given_up(&[0]).expect(Property::AckedStaysAcked);
     // It was delivered, and neither given back nor acked: who gave it up, and why?
     let taken = || Story::of(Rule::GivenUp).publish(0, 0, plain()).deliver(0, 30);
     taken().given_up(&[0]).expect(Property::GivenUpOnce);
