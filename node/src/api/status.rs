@@ -78,6 +78,13 @@ pub(super) fn not_heard_yet(queue: &str) -> Status {
     status(Code::Unavailable, Reason::Busy, message)
 }
 
+/// The queue exists, and the node that is to take its messages does not know.
+pub(super) fn not_heard_of(queue: &str) -> Status {
+    let message =
+        format!("queue {queue:?} exists, and the node that leads its shard has not heard of it; try again");
+    status(Code::Unavailable, Reason::Busy, message)
+}
+
 /// Whether a partition asked for another try, having stored nothing.
 pub(super) fn is_not_heard_yet(status: &Status) -> bool {
     status.code() == Code::Unavailable && reason_of(status) == Some(Reason::Busy)

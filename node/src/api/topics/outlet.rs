@@ -26,7 +26,7 @@ use super::{
 };
 use crate::api::{Api, names::QueueRef, status};
 
-/// A partition that is about to hear how many there are is asked again for so long ...
+/// A queue that is about to hear that it exists, or how many partitions there are, is asked again for so long ...
 const HEAR_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// ... and this often.
@@ -62,7 +62,7 @@ impl Outlet {
         let opened =
             future::try_join_all(outlet.queues[needed].iter().map(|queue| outlet.way_to(queue))).await;
         match opened {
-            Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => return Ok(None),
+            Err(status) if is_not_found(&status) => return Ok(None),
             opened => {
                 for (place, (way, stored)) in (0..).zip(opened?) {
                     outlet.ways.insert(place, way);
@@ -73,20 +73,32 @@ impl Outlet {
         Ok(Some(outlet))
     }
 
+    /// Opens the way to one queue. It was deleted when that says that it was not found: a node that only lags is asked
+    /// again, so that nothing is confirmed which a queue should have got.
     async fn way_to(&self, queue: &QueueRef) -> Result<(Way, Vec<RoutedBatch>), Status> {
         let deadline = Instant::now() + HEAR_WAIT_MAX;
         let spread_over = self.spread.as_ref().map_or(0, Spread::partitions);
         loop {
-            match Target::open(&self.api, queue.clone(), self.producer, spread_over).await {
-                Err(status) if status::is_not_heard_yet(&status) && Instant::now() < deadline => {
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
-                }
-                opened => {
-                    let (target, stored) = opened?;
+            let failed = match Target::open(&self.api, queue.clone(), self.producer, spread_over).await {
+                Ok((target, stored)) => {
                     return Ok((Way { target, last_sequence: 0, confirmed: Arc::default() }, stored));
                 }
+                Err(status) if is_not_found(&status) && self.is_known(queue).await => {
+                    status::not_heard_of(&queue.name)
+                }
+                Err(status) => status,
+            };
+            if !status::is_not_heard_yet(&failed) || Instant::now() >= deadline {
+                return Err(failed);
             }
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
         }
+    }
+
+    /// Whether a queue that another node does not find exists nevertheless: that node may lag.
+    async fn is_known(&self, queue: &QueueRef) -> bool {
+        self.api.catch_up_catalog().await;
+        self.api.known_queue(&queue.name).is_some_and(|known| known.id == queue.id)
     }
 
     /// Sends the messages at these places on their way, and adds what will be answered for them to `confirmed`.
@@ -110,7 +122,7 @@ impl Outlet {
             if !self.ways.contains_key(&partition) {
                 match self.way_to(&self.queues[partition as usize]).await {
                     // Deleted a moment ago, bindings and all.
-                    Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => continue,
+                    Err(status) if is_not_found(&status) => continue,
                     opened => self.ways.insert(partition, opened?.0),
                 };
             }
@@ -136,9 +148,7 @@ impl Way {
                     Ok(Confirm { routed_copies: copies, ..confirm })
                 }
                 // Deleted a moment ago, bindings and all.
-                Err(status) if status::reason_of(&status) == Some(Reason::QueueNotFound) => {
-                    Ok(Confirm { sequence, ..Confirm::default() })
-                }
+                Err(status) if is_not_found(&status) => Ok(Confirm { sequence, ..Confirm::default() }),
                 Err(status) => Err(status),
             }
         };
@@ -150,6 +160,10 @@ impl Way {
     fn follows(&self) -> u64 {
         if self.last_sequence > self.confirmed.load(Ordering::Relaxed) { self.last_sequence } else { 0 }
     }
+}
+
+fn is_not_found(status: &Status) -> bool {
+    status::reason_of(status) == Some(Reason::QueueNotFound)
 }
 
 /// A queue, or the partitions of one and how messages are spread over them, as far as this node knows.

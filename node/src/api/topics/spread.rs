@@ -67,7 +67,7 @@ impl Spread {
             self.turn += 1;
             self.turn
         } else {
-            sequence + u64::from(place)
+            sequence.wrapping_add(u64::from(place))
         };
         u32::try_from(turn % u64::from(self.partitions)).unwrap_or_default()
     }
