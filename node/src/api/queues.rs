@@ -120,9 +120,8 @@ impl Api {
     ) -> Result<DeleteQueueResponse, Status> {
         names::check_queue_name(&request.name)?;
         let queue = (request.queue_id != 0).then(|| QueueId::new(request.queue_id));
-        let was_bound = self.groups.catalog().replica().with_catalog(|catalog| {
-            catalog.queue(&request.name).is_some_and(|queue| catalog.is_bound(queue.queue))
-        });
+        let catalog = self.groups.catalog().replica();
+        let was_bound = catalog.with_catalog(|catalog| catalog.is_bound(&request.name));
         let command = CatalogCommand::DeleteQueue { name: request.name.clone(), queue };
         match self.propose_to_catalog(&command).await? {
             CatalogOutcome::Deleted { .. } => {

@@ -119,10 +119,10 @@ impl Catalog {
         self.queue_names.get(&queue).map(String::as_str)
     }
 
-    /// Whether a topic names a queue.
+    /// Whether a topic names the queue of this name, with or without partitions.
     #[must_use]
-    pub fn is_bound(&self, queue: QueueId) -> bool {
-        self.topics.name(queue)
+    pub fn is_bound(&self, name: &str) -> bool {
+        self.queue_or_first_partition(name).is_some_and(|queue| self.topics.name(queue.queue))
     }
 
     /// The topic of this name.

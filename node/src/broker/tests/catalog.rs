@@ -298,3 +298,17 @@ fn no_partition_gives_messages_up_to_itself() {
     ];
     check(&mut catalog, steps);
 }
+
+#[test]
+fn a_topic_that_names_a_queue_is_known_by_the_name_of_all_its_partitions() {
+    let mut catalog = Catalog::new();
+    let bind = CatalogCommand::Bind { topic: "t".into(), queue: "a".into(), filter: Vec::new() };
+    let steps = [
+        (partitioned("a", 2), created(1, 1)),
+        (create("b", None), created(3, 1)),
+        (CatalogCommand::CreateTopic { name: "t".into(), alternate: None }, CatalogOutcome::TopicCreated),
+        (bind, CatalogOutcome::TopicChanged),
+    ];
+    check(&mut catalog, steps);
+    assert_eq!(["a", "a/1", "b", "c"].map(|name| catalog.is_bound(name)), [true, false, false, false]);
+}
