@@ -48,7 +48,9 @@ impl Round<'_> {
             match self.deliver(id, work, count_max) {
                 Attempt::Delivered(delivery) => {
                     deliveries.push(delivery);
-                    self.deliver_those_behind(delivery, share, deliveries);
+                    if passed.is_empty() {
+                        self.deliver_those_behind(delivery, share, deliveries);
+                    }
                     for id in passed.drain(..) {
                         self.wait_for_turn(id);
                     }
@@ -121,8 +123,10 @@ impl Round<'_> {
         while left > 0
             && let Some(work) = self.next_work()
             && (work.range.first, work.attempt) == (last.end(), last.attempt)
-            && self.consumers.get(&last.consumer).is_some_and(Consumer::takes_more)
-            && let Attempt::Delivered(delivery) = self.deliver(last.consumer, work, left)
+            && let Some(consumer) =
+                self.consumers.get(&last.consumer).filter(|consumer| consumer.takes_more())
+            && let count_max = left.min(consumer.messages_left())
+            && let Attempt::Delivered(delivery) = self.deliver(last.consumer, work, count_max)
         {
             left -= delivery.count;
             deliveries.push(delivery);

@@ -52,6 +52,15 @@ fn what_lies_side_by_side_goes_to_one_consumer_up_to_its_share() {
 }
 
 #[test]
+fn what_lies_behind_is_within_the_credit() {
+    let mut dispatcher = Dispatcher::new();
+    let [fresh_from, next_offset] = [7, 16].map(Offset::new);
+    dispatcher.add_group(key(1), GroupStart { fresh_from, next_offset, rules: BY_KEY, ..NEW }, &ALL_KEPT);
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 2, ..PLENTY }, 0).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 7, 1, 1), (1, 8, 1, 1)]);
+}
+
+#[test]
 fn an_ack_of_who_takes_no_more_lets_others_go_on() {
     let mut dispatcher = dispatcher(4);
     let delivered = poll(&mut dispatcher, 0);
