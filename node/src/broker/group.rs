@@ -354,13 +354,17 @@ impl Group {
         }
     }
 
+    /// The parts of `range` that are neither acked nor given up.
+    pub fn open_in(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> {
+        self.acked.gaps(range).flat_map(|part| self.dead_letters.offsets.gaps(part))
+    }
+
     /// The parts of `range` that are neither acked nor given up, with what is known of them after this return. An older
     /// return that arrives late changes nothing.
     fn merge_attempts(&self, back: Return, range: OffsetRange) -> Vec<(OffsetRange, Returned)> {
         let new = Returned { attempts: back.attempt, not_before_ms: back.not_before_ms };
         let mut merged = Vec::new();
-        let open = self.acked.gaps(range).flat_map(|part| self.dead_letters.offsets.gaps(part));
-        for part in open {
+        for part in self.open_in(range) {
             let mut reached = part.first;
             for (known_part, &known) in self.returned.overlapping(part) {
                 let returned = if known.attempts > new.attempts { known } else { new };

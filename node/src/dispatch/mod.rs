@@ -18,7 +18,7 @@ use skein_proto::ids::{GroupId, Offset, QueueId};
 
 pub use dispatcher::Dispatcher;
 
-use crate::offsets::{OffsetRange, OffsetRuns};
+use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 
 /// A consumer group of any queue of the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +66,9 @@ pub trait Stored {
     /// The first offset of a queue that is kept, or would be if there were messages. Nothing when there is no such
     /// queue.
     fn kept_from(&self, queue: QueueId) -> Option<Offset>;
+
+    /// The parts of a range that are kept and that a group still has to get: it has neither acked nor given them up.
+    fn open_in(&self, key: GroupKey, range: OffsetRange) -> OffsetSet;
 
     /// Whether all messages of a queue may be delivered at once, in order, and whenever it suits.
     fn is_ordinary(&self, queue: QueueId) -> bool;

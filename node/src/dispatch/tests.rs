@@ -13,7 +13,7 @@ use super::{
     AddConsumerError, ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupCounts, GroupKey, GroupStart,
     Now, Ready, Refusal, Returned, Rules, Stored, Waiting,
 };
-use crate::offsets::{OffsetRange, OffsetRuns};
+use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 
 const QUEUE: QueueId = QueueId::new(1);
 const LEASE_MS: u32 = 50;
@@ -25,6 +25,8 @@ const BLOCK: u64 = 5;
 /// Messages of different sizes, the same for every queue; those below `first` are not kept.
 struct TestStored {
     first: u64,
+    /// These wait to be moved to another queue.
+    given_up: OffsetRange,
     /// Some wait for something.
     special: bool,
 }
@@ -70,6 +72,13 @@ impl Stored for TestStored {
 
     fn kept_from(&self, _queue: QueueId) -> Option<Offset> {
         Some(Offset::new(self.first))
+    }
+
+    fn open_in(&self, _key: GroupKey, range: OffsetRange) -> OffsetSet {
+        let mut open = OffsetSet::from_iter([range]);
+        open.remove(range_of(0, self.first));
+        open.remove(self.given_up);
+        open
     }
 
     fn is_ordinary(&self, _queue: QueueId) -> bool {

@@ -5,7 +5,7 @@ use skein_proto::ids::{Offset, QueueId};
 use crate::{
     broker::{self, Queue, Settings, Shard},
     dispatch::{GroupKey, GroupStart, Ready, Rules, Stored, Waiting},
-    offsets::OffsetRuns,
+    offsets::{OffsetRange, OffsetRuns, OffsetSet},
 };
 
 /// The messages of a shard. A block's messages are taken to be of one size: the bytes that a consumer holds are then
@@ -23,6 +23,12 @@ impl Stored for StoredMessages<'_> {
 
     fn kept_from(&self, queue: QueueId) -> Option<Offset> {
         self.0.queue(queue).map(Queue::first_offset)
+    }
+
+    fn open_in(&self, key: GroupKey, range: OffsetRange) -> OffsetSet {
+        let Some(queue) = self.0.queue(key.queue) else { return OffsetSet::default() };
+        let kept = range.intersect(OffsetRange::between(queue.first_offset(), range.end()));
+        queue.group(key.group).into_iter().flat_map(|group| group.open_in(kept)).collect()
     }
 
     fn is_ordinary(&self, queue: QueueId) -> bool {

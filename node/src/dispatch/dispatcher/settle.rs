@@ -70,10 +70,13 @@ impl Dispatcher {
                 }
                 let Lease { range, attempt, .. } = ended;
                 group.leased.remove(range);
-                let (gone, left) = range.split_at(stored.kept_from(key.queue).unwrap_or(range.end()));
-                group.finish(gone);
+                // Some of it may be freed by now, or wait to be moved to another queue.
+                let open = stored.open_in(key, range);
+                open.gaps(range).for_each(|done| group.finish(done));
                 let ready = Ready { attempts: attempt.saturating_sub(1), not_before_ms: 0 };
-                self.alarms.set(key, group.take_back(key.queue, left, ready, stored));
+                for left in open.iter() {
+                    self.alarms.set(key, group.take_back(key.queue, left, ready, stored));
+                }
                 reached = range.end();
             }
         }

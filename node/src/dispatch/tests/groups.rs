@@ -104,7 +104,7 @@ fn what_is_left_of_delayed_messages_comes_when_it_is_due() {
 #[test]
 fn lower_priorities_have_their_share_while_they_wait() {
     let mut dispatcher = Dispatcher::new();
-    let special = TestStored { first: 0, special: true };
+    let special = TestStored { special: true, ..ALL_KEPT };
     let rules = Rules { lower_percent: 25, ..RULES };
     let start = GroupStart { next_offset: Offset::new(24), rules, ..NEW };
     dispatcher.add_group(key(1), start, &special);
@@ -139,7 +139,7 @@ fn a_group_that_is_moved_begins_anew_without_consumers() {
 #[test]
 fn a_time_to_live_that_is_set_later_holds_for_what_waits() {
     let mut dispatcher = dispatcher(false);
-    let special = TestStored { first: 0, special: true };
+    let special = TestStored { special: true, ..ALL_KEPT };
     assert_eq!(dispatcher.take_expired(at(1_000), &special), []);
     dispatcher.change_queue(QUEUE, RULES, &special);
     // Every fourth, from offset 3 on.
@@ -153,7 +153,7 @@ fn a_time_to_live_that_is_set_later_holds_for_what_waits() {
 #[test]
 fn what_a_consumer_may_still_hold_does_not_expire() {
     let mut dispatcher = Dispatcher::new();
-    let special = TestStored { first: 0, special: true };
+    let special = TestStored { special: true, ..ALL_KEPT };
     let start = GroupStart { next_offset: Offset::new(8), held_back_until_ms: 2_000, ..NEW };
     dispatcher.add_group(key(1), start, &special);
     assert_eq!(dispatcher.take_expired(at(100), &special), []);

@@ -47,7 +47,7 @@ enum State {
 impl Model {
     /// The first group is new; the second was taken over from another leader.
     pub(super) fn new(special: bool, rules: Rules) -> Self {
-        let stored = TestStored { first: 0, special };
+        let stored = TestStored { special, ..scenarios::ALL_KEPT };
         let mut dispatcher = Dispatcher::new();
         let mut states = [vec![State::Fresh; 12], vec![State::Fresh; 12]];
         let mut ready = OffsetRuns::new();

@@ -5,7 +5,8 @@ use skein_proto::limits::GROUP_CONSUMERS_MAX;
 use super::*;
 
 pub(super) const PLENTY: Credit = Credit { messages: 1_000, bytes: 1 << 30 };
-pub(super) const ALL_KEPT: TestStored = TestStored { first: 0, special: false };
+pub(super) const ALL_KEPT: TestStored =
+    TestStored { first: 0, given_up: OffsetRange::new(Offset::ZERO, 0), special: false };
 
 /// A group without messages.
 pub(super) const NEW: GroupStart = GroupStart {
@@ -123,6 +124,19 @@ fn who_leaves_gives_back_what_it_has_not_seen_as_if_it_had_never_come() {
     dispatcher.add_consumer(key(1), id(3), PLENTY, 0).unwrap();
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [(3, 2, 2, 2), (3, 4, 1, 1), (3, 5, 5, 1)]);
     assert!(dispatcher.remove_consumer(id(2)).is_empty(), "it holds nothing");
+}
+
+#[test]
+fn who_leaves_gives_back_nothing_that_was_given_up_meanwhile() {
+    let mut dispatcher = dispatcher(10);
+    dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 5, 1), (1, 5, 5, 1)]);
+    // They made room for others, and are still to be moved to another queue.
+    let dropped = TestStored { given_up: range_of(0, 7), ..ALL_KEPT };
+    dispatcher.leave(id(1), &[].into_iter().collect(), &dropped);
+    dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(2, 7, 3, 1)]);
+    assert_eq!(dispatcher.counts(key(1)).leased, 3);
 }
 
 #[test]
@@ -334,6 +348,10 @@ impl Stored for Holed {
 
     fn kept_from(&self, _queue: QueueId) -> Option<Offset> {
         self.queue_exists.then_some(Offset::ZERO)
+    }
+
+    fn open_in(&self, key: GroupKey, range: OffsetRange) -> OffsetSet {
+        ALL_KEPT.open_in(key, range)
     }
 
     fn is_ordinary(&self, _queue: QueueId) -> bool {
