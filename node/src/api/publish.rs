@@ -165,8 +165,9 @@ impl Api {
         let permit = self.admission.admit(batch.len()).await.map_err(status::from_over_budget)?;
         self.ensure_room(group)?;
         let producer = (producer != 0).then(|| (ProducerId::new(producer), Sequence::new(sequence)));
-        let trace = TRACES.take(queue.shard, (queue.id, &queue.name), batch.len());
+        let take_trace = |batch: &Bytes| TRACES.take(queue.shard, (queue.id, &queue.name), batch.len());
         if !one_by_one {
+            let trace = take_trace(&batch);
             let publish = Proposed::publish(queue.id, producer, count, batch, &runs, partitions);
             return Ok(group.propose_followed(publish, permit, trace).await);
         }
@@ -174,6 +175,7 @@ impl Api {
         let origin = routed.as_ref().map(|routed| broker::Routed { follows: follows(routed) });
         let places = routed.map_or_else(|| (0..count).collect(), |routed| routed.places);
         let messages = each_message(&places, &runs, &batch, dedups)?;
+        let trace = take_trace(&batch);
         let publish = Proposed::publish_each(queue.id, producer, batch, &messages, origin, partitions);
         Ok(group.propose_followed(publish, permit, trace).await)
     }

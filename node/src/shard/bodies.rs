@@ -184,7 +184,10 @@ impl BodyReader {
                 [] => return Err(BodyError::Gone { shard, index }),
                 [_] => return Err(BodyError::Lost { shard, index }),
                 // Blocks that lay side by side, and were since kept each for itself.
-                blocks => self.concatenated(blocks).await?,
+                blocks => match self.concatenated(blocks).await {
+                    Err(BodyError::Gone { .. }) => return Err(BodyError::Lost { shard, index }),
+                    all => all?,
+                },
             },
             block => block?,
         };

@@ -330,14 +330,13 @@ impl Deliverer {
             let expired = self.dispatcher.take_expired(now, &stored);
             self.dispatcher.poll(now, &stored, deliveries);
             let mut last: Option<OutboxItem> = None;
-            for delivery in deliveries.drain(..) {
+            for &delivery in &*deliveries {
                 // A group's messages cannot vanish between two lines under one lock.
                 let Some(slice) = shard.locate(delivery.key.queue, delivery.first, delivery.count) else {
                     continue;
                 };
                 let group = shard.queue(delivery.key.queue).and_then(|queue| queue.group(delivery.key.group));
                 let filter = group.and_then(broker::Group::filter).cloned();
-                TRACES.deliver(delivery.key.queue, delivery.first..delivery.end());
                 let item = OutboxItem { delivery, slice, filter };
                 if last.as_mut().is_none_or(|last| !last.join(&item)) {
                     self.push(last.replace(item));
@@ -346,6 +345,10 @@ impl Deliverer {
             self.push(last);
             expired
         });
+        // Not above: spans are written as they end, while nobody should wait for the messages.
+        for delivery in deliveries.drain(..) {
+            TRACES.deliver(delivery.key.queue, delivery.first..delivery.end());
+        }
         self.give_up(expired).await;
     }
 
