@@ -59,12 +59,13 @@ impl Api {
         if let Some(queue) = self.known_queue(name) {
             return Ok(queue);
         }
-        self.catch_up_catalog().await;
+        let knows_all = self.catch_up_catalog().await;
         self.known_queue(name).ok_or_else(|| {
             match (self.known_partitions(name), self.known_destination(name)) {
                 (Some(partitions), _) => status::is_partitioned(name, partitions),
                 (None, Some(Destination::Topic)) => status::is_a_topic(name),
-                _ => status::queue_not_found(name),
+                _ if knows_all => status::queue_not_found(name),
+                _ => status::may_not_have_heard_of(name),
             }
         })
     }
@@ -75,10 +76,11 @@ impl Api {
         if let Some(known) = self.known_destination(name) {
             return Ok(known);
         }
-        self.catch_up_catalog().await;
+        let knows_all = self.catch_up_catalog().await;
         self.known_destination(name).ok_or_else(|| match self.known_partitions(name) {
             Some(partitions) => status::is_partitioned(name, partitions),
-            None => status::destination_not_found(name),
+            None if knows_all => status::destination_not_found(name),
+            None => status::may_not_have_heard_of(name),
         })
     }
 
@@ -108,8 +110,9 @@ impl Api {
         Some(replica.with_messages(|shard| read(shard.queue(queue.id))))
     }
 
-    /// Waits until this node's catalog has everything that was confirmed before the call, or for a while.
-    pub(super) async fn catch_up_catalog(&self) {
+    /// Waits until this node's catalog has everything that was confirmed before the call, or for a while. Says whether
+    /// it has: what is not in it does not exist then.
+    pub(super) async fn catch_up_catalog(&self) -> bool {
         let catch_up = async {
             let catalog = self.groups.catalog();
             let index = self.read_index(catalog).await?;
@@ -117,7 +120,7 @@ impl Api {
             Some(())
         };
         // Without a leader to ask, what this node knows is the best answer there is.
-        let _ = tokio::time::timeout(CATCH_UP_MAX, catch_up).await;
+        matches!(tokio::time::timeout(CATCH_UP_MAX, catch_up).await, Ok(Some(())))
     }
 
     /// How far a replica here must have come to have everything that was confirmed before the call, as its group's

@@ -85,6 +85,15 @@ pub(super) fn not_heard_of(queue: &str) -> Status {
     status(Code::Unavailable, Reason::Busy, message)
 }
 
+/// This node does not know the name, and hears nobody who could tell it whether it should.
+pub(super) fn may_not_have_heard_of(name: &str) -> Status {
+    let message = format!(
+        "this node has not heard of {name:?}, and does not hear the catalog's leader, who would know; nothing was \
+         done, ask another node, or again in a moment"
+    );
+    status(Code::Unavailable, Reason::NoLeader, message)
+}
+
 /// Whether a partition asked for another try, having stored nothing.
 pub(super) fn is_not_heard_yet(status: &Status) -> bool {
     status.code() == Code::Unavailable && reason_of(status) == Some(Reason::Busy)
