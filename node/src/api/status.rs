@@ -78,13 +78,6 @@ pub(super) fn not_heard_yet(queue: &str) -> Status {
     status(Code::Unavailable, Reason::Busy, message)
 }
 
-/// The queue exists, and the node that is to take its messages does not know.
-pub(super) fn not_heard_of(queue: &str) -> Status {
-    let message =
-        format!("queue {queue:?} exists, and the node that leads its shard has not heard of it; try again");
-    status(Code::Unavailable, Reason::Busy, message)
-}
-
 /// This node does not know the name, and hears nobody who could tell it whether it should.
 pub(super) fn may_not_have_heard_of(name: &str) -> Status {
     let message = format!(

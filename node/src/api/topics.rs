@@ -138,8 +138,11 @@ impl Api {
         if let Ok(topic) = self.describe_topic(&request.name) {
             return Ok(GetTopicResponse { topic: Some(topic) });
         }
-        self.catch_up_catalog().await;
-        Ok(GetTopicResponse { topic: Some(self.describe_topic(&request.name)?) })
+        let knows_all = self.catch_up_catalog().await;
+        match self.describe_topic(&request.name) {
+            Err(_) if !knows_all => Err(status::may_not_have_heard_of(&request.name)),
+            described => Ok(GetTopicResponse { topic: Some(described?) }),
+        }
     }
 
     /// Lists topics from what this node has seen.

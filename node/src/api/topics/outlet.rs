@@ -26,7 +26,7 @@ use super::{
 };
 use crate::api::{Api, names::QueueRef, status};
 
-/// A queue that is about to hear that it exists, or how many partitions there are, is asked again for so long ...
+/// A partition that is about to hear how many there are is asked again for so long ...
 const HEAR_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// ... and this often.
@@ -73,32 +73,22 @@ impl Outlet {
         Ok(Some(outlet))
     }
 
-    /// Opens the way to one queue. It was deleted when that says that it was not found: a node that only lags is asked
-    /// again, so that nothing is confirmed which a queue should have got.
+    /// Opens the way to one queue, which was deleted when it is not found: a node that only may not have heard of it
+    /// says something else.
     async fn way_to(&self, queue: &QueueRef) -> Result<(Way, Vec<RoutedBatch>), Status> {
         let deadline = Instant::now() + HEAR_WAIT_MAX;
         let spread_over = self.spread.as_ref().map_or(0, Spread::partitions);
         loop {
-            let failed = match Target::open(&self.api, queue.clone(), self.producer, spread_over).await {
-                Ok((target, stored)) => {
+            match Target::open(&self.api, queue.clone(), self.producer, spread_over).await {
+                Err(status) if status::is_not_heard_yet(&status) && Instant::now() < deadline => {
+                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                }
+                opened => {
+                    let (target, stored) = opened?;
                     return Ok((Way { target, last_sequence: 0, confirmed: Arc::default() }, stored));
                 }
-                Err(status) if is_not_found(&status) && self.is_known(queue).await => {
-                    status::not_heard_of(&queue.name)
-                }
-                Err(status) => status,
-            };
-            if !status::is_not_heard_yet(&failed) || Instant::now() >= deadline {
-                return Err(failed);
             }
-            tokio::time::sleep(ASK_AGAIN_AFTER).await;
         }
-    }
-
-    /// Whether a queue that another node does not find exists nevertheless: that node may lag.
-    async fn is_known(&self, queue: &QueueRef) -> bool {
-        self.api.catch_up_catalog().await;
-        self.api.known_queue(&queue.name).is_some_and(|known| known.id == queue.id)
     }
 
     /// Sends the messages at these places on their way, and adds what will be answered for them to `confirmed`.
