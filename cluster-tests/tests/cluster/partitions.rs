@@ -16,7 +16,10 @@ use skein_cluster_tests::{
 };
 use skein_proto::{
     REASON_TRAILER,
-    broker::{CreateGroupRequest, CreateQueueRequest, GetGroupRequest, Node, queues_client::QueuesClient},
+    broker::{
+        CreateGroupRequest, CreateQueueRequest, GetGroupRequest, GetQueueRequest, Node,
+        queues_client::QueuesClient,
+    },
 };
 use tokio::time;
 
@@ -347,6 +350,35 @@ async fn what_only_some_partitions_could_do_has_an_unknown_outcome() {
         heal(&scenario.cluster, &scenario.recorder)?;
         ensure!(client.create_group(QUEUE, "mail", Position::First).await?, "one of them had it not");
         client.get_group(QUEUE, "mail").await?;
+        Ok(())
+    })
+    .await;
+}
+
+/// Whoever publishes or consumes ends when a queue does not exist, and asks another node when this one cannot know.
+#[tokio::test]
+async fn a_node_that_is_cut_off_does_not_say_that_a_queue_does_not_exist() {
+    let name = "a_node_that_is_cut_off_does_not_say_that_a_queue_does_not_exist";
+    scenario::run_with(&linked(), name, LIMIT, async |scenario| {
+        scenario.require(CUT_OFF);
+        let client = scenario.client().await?;
+        client.transfer_leader(ShardId::CATALOG, NodeId::new(1)).await?;
+        let mut node = QueuesClient::new(scenario.cluster.channel(3)?);
+        let mut reason_of = async |name: &str| {
+            let answer = node.get_queue(GetQueueRequest { name: name.to_owned() }).await;
+            let refused = answer.err().with_context(|| format!("{name} is there"))?;
+            let reason = refused.metadata().get(REASON_TRAILER).context("no reason is given")?;
+            Ok::<_, anyhow::Error>(reason.to_str()?.to_owned())
+        };
+        ensure!(reason_of("unknown").await? == Reason::QueueNotFound.as_str_name(), "all hear each other");
+        cut_off(&scenario.cluster, &scenario.recorder, 3)?;
+        client.create_queue(QUEUE, QueueSettings::default()).await?;
+        let reason = reason_of(QUEUE).await?;
+        ensure!(reason == Reason::NoLeader.as_str_name(), "{reason}");
+        heal(&scenario.cluster, &scenario.recorder)?;
+        wait_whole(&scenario.cluster).await?;
+        let reason = reason_of("unknown").await?;
+        ensure!(reason == Reason::QueueNotFound.as_str_name(), "it hears all again: {reason}");
         Ok(())
     })
     .await;
