@@ -12,7 +12,8 @@ use skein_cluster_tests::{
     by_hand::{body, expect_nothing, next, take_bodies},
     faults::kill::{KILL_LEADER, kill_leader},
     key_order::KeyOrder,
-    scenario, wait,
+    scenario::{self, Scenario},
+    wait,
 };
 use skein_proto::broker::{self, broker_client::BrokerClient};
 use tokio::{task::JoinSet, time};
@@ -21,12 +22,15 @@ use tonic::Code;
 /// A whole test.
 const LIMIT: Duration = Duration::from_secs(120);
 
-const QUEUE: &str = "orders";
+pub(super) const QUEUE: &str = "orders";
 const GROUP: &str = "stock";
 const GRAVEYARD: &str = "graves";
 
 const KEYS: usize = 30;
 const MESSAGES_PER_KEY: usize = 100;
+
+/// All that [`grow_under_keys`] publishes.
+pub(super) const ALL_KEYED: u64 = (KEYS * MESSAGES_PER_KEY) as u64;
 
 /// What sets the publisher's pace: it is to go on while partitions are added and leaders die.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(5);
@@ -37,8 +41,54 @@ const MANY: u32 = 24;
 /// A producer is closed within this, whatever happens.
 const CLOSE_LIMIT: Duration = Duration::from_secs(20);
 
-fn partitions(count: u32) -> QueueSettings {
+pub(super) fn partitions(count: u32) -> QueueSettings {
     QueueSettings { partitions: Some(count), ..QueueSettings::default() }
+}
+
+/// Publishes messages of many keys to the queue, or to a topic that passes them on to it, while there come to be nine
+/// partitions and the leader of the first one dies, and lets as many handle them as `count_max` says how many each one
+/// takes. Gives how many each partition has got.
+pub(super) async fn grow_under_keys(
+    scenario: &mut Scenario,
+    destination: &str,
+    count_max: [usize; 3],
+) -> Result<Vec<u64>> {
+    let client = scenario.client().await?;
+    let order = KeyOrder::new(KEYS, MESSAGES_PER_KEY);
+    let mut workers = JoinSet::new();
+    for count_max in count_max {
+        let (order, client) = (order.clone(), client.clone());
+        workers.spawn(async move { order.work(client, QUEUE, GROUP, count_max).await });
+    }
+    let producer = client.producer(destination).build().await?;
+    let publishing = {
+        let order = order.clone();
+        tokio::spawn(async move {
+            order.publish(&producer, 0..MESSAGES_PER_KEY, PUBLISH_INTERVAL).await?;
+            producer.close().await.context("closing the producer")
+        })
+    };
+    let other = scenario.client().await?;
+    other.update_queue(QUEUE, QueueUpdate::new().partitions(5)).await?;
+    let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, "orders/0").await?;
+    other.update_queue(QUEUE, QueueUpdate::new().partitions(6)).await?;
+    scenario.cluster.restart(dead)?;
+    other.update_queue(QUEUE, QueueUpdate::new().partitions(9)).await?;
+    publishing.await??;
+    while let Some(worker) = workers.join_next().await {
+        worker??;
+    }
+    let violations = order.take_violations();
+    ensure!(violations.is_empty(), "{violations:#?}");
+    wait::until("all of them to count as acked", LIMIT, async || {
+        let group = client.get_group(QUEUE, GROUP).await?;
+        ensure!(group.unacked_count == 0, "{group:?}");
+        Ok(())
+    })
+    .await?;
+    let used = published(&client, 9).await?;
+    ensure!(used.iter().sum::<u64>() == ALL_KEYED, "{used:?}");
+    Ok(used)
 }
 
 #[tokio::test]
@@ -46,44 +96,9 @@ async fn keys_keep_their_order_while_partitions_become_more_and_leaders_die() {
     let name = "keys_keep_their_order_while_partitions_become_more_and_leaders_die";
     scenario::run(name, LIMIT, async |scenario| {
         scenario.require(KILL_LEADER);
-        let client = scenario.client().await?;
         let settings = QueueSettings { order_by_key: true, ..partitions(2) };
-        client.create_queue(QUEUE, settings).await?;
-        let order = KeyOrder::new(KEYS, MESSAGES_PER_KEY);
-        let mut workers = JoinSet::new();
-        for count_max in [200, usize::MAX, usize::MAX] {
-            let order = order.clone();
-            let client = client.clone();
-            workers.spawn(async move { order.work(client, QUEUE, GROUP, count_max).await });
-        }
-        let producer = client.producer(QUEUE).build().await?;
-        let publishing = {
-            let order = order.clone();
-            tokio::spawn(async move {
-                order.publish(&producer, 0..MESSAGES_PER_KEY, PUBLISH_INTERVAL).await?;
-                producer.close().await.context("closing the producer")
-            })
-        };
-        let other = scenario.client().await?;
-        other.update_queue(QUEUE, QueueUpdate::new().partitions(5)).await?;
-        let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, "orders/0").await?;
-        other.update_queue(QUEUE, QueueUpdate::new().partitions(6)).await?;
-        scenario.cluster.restart(dead)?;
-        other.update_queue(QUEUE, QueueUpdate::new().partitions(9)).await?;
-        publishing.await??;
-        while let Some(worker) = workers.join_next().await {
-            worker??;
-        }
-        let violations = order.take_violations();
-        ensure!(violations.is_empty(), "{violations:#?}");
-        wait::until("all of them to count as acked", LIMIT, async || {
-            let group = client.get_group(QUEUE, GROUP).await?;
-            ensure!(group.unacked_count == 0, "{group:?}");
-            Ok(())
-        })
-        .await?;
-        let used = published(&client, 9).await?;
-        ensure!(used.iter().sum::<u64>() == (KEYS * MESSAGES_PER_KEY) as u64, "{used:?}");
+        scenario.client().await?.create_queue(QUEUE, settings).await?;
+        let used = grow_under_keys(scenario, QUEUE, [200, usize::MAX, usize::MAX]).await?;
         ensure!(used[2..].iter().any(|count| *count > 0), "no key went to a new partition: {used:?}");
         Ok(())
     })

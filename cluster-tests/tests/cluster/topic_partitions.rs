@@ -6,30 +6,14 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
 use skein_client::{Client, Message, Offset, QueueSettings, QueueUpdate, Reason, Routed};
-use skein_cluster_tests::{
-    by_hand::body,
-    faults::kill::{KILL_LEADER, kill_leader},
-    key_order::KeyOrder,
-    scenario, wait,
-};
-use tokio::task::JoinSet;
+use skein_cluster_tests::{by_hand::body, faults::kill::KILL_LEADER, scenario, wait};
+
+use crate::queue_partitions::{ALL_KEYED, QUEUE, grow_under_keys, partitions};
 
 /// A whole test.
 const LIMIT: Duration = Duration::from_secs(120);
 
 const TOPIC: &str = "events";
-const QUEUE: &str = "orders";
-const GROUP: &str = "stock";
-
-const KEYS: usize = 30;
-const MESSAGES_PER_KEY: usize = 100;
-
-/// What sets the publisher's pace: it is to go on while partitions are added and leaders die.
-const PUBLISH_INTERVAL: Duration = Duration::from_millis(5);
-
-fn partitions(count: u32) -> QueueSettings {
-    QueueSettings { partitions: Some(count), ..QueueSettings::default() }
-}
 
 /// What lies in each partition.
 async fn stored(client: &Client, queue: &str, count: u32) -> Result<Vec<Vec<String>>> {
@@ -103,42 +87,10 @@ async fn keys_of_a_topic_keep_their_order_while_partitions_become_more_and_leade
         client.create_topic(TOPIC, None).await?;
         client.bind(TOPIC, QUEUE, None).await?;
         client.bind(TOPIC, "audit", None).await?;
-        let order = KeyOrder::new(KEYS, MESSAGES_PER_KEY);
-        let mut workers = JoinSet::new();
-        for _ in 0..3 {
-            let (order, client) = (order.clone(), client.clone());
-            workers.spawn(async move { order.work(client, QUEUE, GROUP, usize::MAX).await });
-        }
-        let producer = client.producer(TOPIC).build().await?;
-        let publishing = {
-            let order = order.clone();
-            tokio::spawn(async move {
-                order.publish(&producer, 0..MESSAGES_PER_KEY, PUBLISH_INTERVAL).await?;
-                producer.close().await.context("closing the producer")
-            })
-        };
-        let other = scenario.client().await?;
-        other.update_queue(QUEUE, QueueUpdate::new().partitions(5)).await?;
-        let dead = kill_leader(&mut scenario.cluster, &scenario.recorder, "orders/0").await?;
-        other.update_queue(QUEUE, QueueUpdate::new().partitions(6)).await?;
-        scenario.cluster.restart(dead)?;
-        other.update_queue(QUEUE, QueueUpdate::new().partitions(9)).await?;
-        publishing.await??;
-        while let Some(worker) = workers.join_next().await {
-            worker??;
-        }
-        let violations = order.take_violations();
-        ensure!(violations.is_empty(), "{violations:#?}");
-
-        let mut counts = Vec::new();
-        for partition in 0..9 {
-            counts.push(client.get_queue(&format!("{QUEUE}/{partition}")).await?.next_offset.get());
-        }
-        let published = (KEYS * MESSAGES_PER_KEY) as u64;
-        ensure!(counts.iter().sum::<u64>() == published, "{counts:?} of {published}");
+        let counts = grow_under_keys(scenario, TOPIC, [usize::MAX; 3]).await?;
         ensure!(counts[5..].iter().sum::<u64>() > 0, "no key went to a new one: {counts:?}");
         let audited = client.get_queue("audit").await?.next_offset.get();
-        ensure!(audited == published, "{audited} of {published}");
+        ensure!(audited == ALL_KEYED, "{audited} of {ALL_KEYED}");
         Ok(())
     })
     .await;
