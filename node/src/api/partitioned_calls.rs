@@ -16,6 +16,7 @@ use tonic::{Code, Request, Status};
 
 use super::{
     Api,
+    partitions::{GROWTHS_MAX, until_heard},
     receive::WAIT_MAX,
     services::{BrokerService, QueuesService},
     status,
@@ -28,16 +29,6 @@ use crate::{
 
 /// How often a call that waits for a message looks whether there is one.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
-
-/// How long a batch waits until a partition has heard of those that were created with it or are to come after it, which
-/// takes milliseconds ...
-const HEAR_WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// ... and how often it asks.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
-
-/// How often a call begins anew because there come to be more partitions.
-const GROWTHS_MAX: u32 = 8;
 
 /// Stands between the number of a partition and what it calls a lease.
 const TOKEN_SEPARATOR: char = '/';
@@ -60,16 +51,7 @@ impl Api {
         }
         // The same when it is sent again, so that whoever has it is found.
         let any = if request.producer_id == 0 { random_u64() } else { request.producer_id };
-        let deadline = Instant::now() + HEAR_WAIT_MAX;
-        loop {
-            match self.send_to_partition_of_now(&request, any, send).await {
-                // Nothing was stored.
-                Err(status) if status::is_not_heard_yet(&status) && Instant::now() < deadline => {
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
-                }
-                sent => return sent,
-            }
-        }
+        until_heard(|| self.send_to_partition_of_now(&request, any, send)).await
     }
 
     /// Tries each number of partitions there has been, from the first to now: who has the batch already says so.

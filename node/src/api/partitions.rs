@@ -15,7 +15,10 @@ use skein_proto::{
     },
     partitions,
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
 use tonic::Status;
 
 use super::{Api, names::QueueRef, status};
@@ -29,6 +32,16 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// ... and not so often that looking takes more than one part in so many of the time.
 const LOOKS_SHARE: u32 = 10;
+
+/// How long who publishes waits until a partition has heard of those that were created with it or are to come after it,
+/// which takes milliseconds ...
+const HEAR_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// ... and how often it asks.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// How often a call begins anew because there come to be more partitions.
+pub(super) const GROWTHS_MAX: u32 = 8;
 
 /// How long this node's replica of an older partition's shard may lag behind its leader's, before that is asked again.
 const HEARD_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -138,7 +151,7 @@ impl Api {
                 return;
             }
             let took = self.clock.monotonic().saturating_sub(begun);
-            tokio::time::sleep(LOOK_AGAIN_AFTER.max(took * LOOKS_SHARE)).await;
+            time::sleep(LOOK_AGAIN_AFTER.max(took * LOOKS_SHARE)).await;
         }
     }
 
@@ -163,7 +176,7 @@ impl Api {
             let group = self.groups.get(shard)?;
             let index = self.read_index(group).await?;
             let applied = group.replica().wait_applied(index);
-            tokio::time::timeout(HEARD_WAIT_MAX, applied).await.ok().map(drop)
+            time::timeout(HEARD_WAIT_MAX, applied).await.ok().map(drop)
         });
         future::join_all(heard).await.iter().all(Option::is_some)
     }
@@ -218,6 +231,22 @@ impl MorePartitions {
             }
         }
         std::future::pending().await
+    }
+}
+
+/// Asks a partition again that has not heard yet how many there are, and has done nothing.
+pub(super) async fn until_heard<T, F>(ask: impl Fn() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let deadline = Instant::now() + HEAR_WAIT_MAX;
+    loop {
+        match ask().await {
+            Err(status) if status::is_not_heard_yet(&status) && Instant::now() < deadline => {
+                time::sleep(ASK_AGAIN_AFTER).await;
+            }
+            answer => return answer,
+        }
     }
 }
 

@@ -349,8 +349,10 @@ impl Catalog {
             0 => vec![name.to_owned()],
             partitions => (0..partitions).map(|partition| partitions::name(name, partition)).collect(),
         };
-        let as_whole = names.iter().map(String::as_str).chain([name]);
-        if let Some(refused) = as_whole.into_iter().find_map(|name| self.refuse_to_delete(name)) {
+        // Others name it as a whole, or one of its partitions.
+        let refused =
+            names.iter().map(String::as_str).chain([name]).find_map(|name| self.refuse_to_delete(name));
+        if let Some(refused) = refused {
             return refused;
         }
         self.revision += 1;

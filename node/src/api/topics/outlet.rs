@@ -6,7 +6,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,7 +15,6 @@ use skein_proto::{
     node::{Confirm, Reason, Routed, RoutedBatch},
     partitions,
 };
-use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
@@ -24,13 +22,7 @@ use super::{
     spread::{Shares, Spread},
     target::{Confirmed, Target},
 };
-use crate::api::{Api, names::QueueRef, status};
-
-/// A partition that is about to hear how many there are is asked again for so long ...
-const HEAR_WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// ... and this often.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+use crate::api::{Api, names::QueueRef, partitions::until_heard, status};
 
 /// One queue of a topic.
 pub(super) struct Outlet {
@@ -76,19 +68,10 @@ impl Outlet {
     /// Opens the way to one queue, which was deleted when it is not found: a node that only may not have heard of it
     /// says something else.
     async fn way_to(&self, queue: &QueueRef) -> Result<(Way, Vec<RoutedBatch>), Status> {
-        let deadline = Instant::now() + HEAR_WAIT_MAX;
         let spread_over = self.spread.as_ref().map_or(0, Spread::partitions);
-        loop {
-            match Target::open(&self.api, queue.clone(), self.producer, spread_over).await {
-                Err(status) if status::is_not_heard_yet(&status) && Instant::now() < deadline => {
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
-                }
-                opened => {
-                    let (target, stored) = opened?;
-                    return Ok((Way { target, last_sequence: 0, confirmed: Arc::default() }, stored));
-                }
-            }
-        }
+        let open = || Target::open(&self.api, queue.clone(), self.producer, spread_over);
+        let (target, stored) = until_heard(open).await?;
+        Ok((Way { target, last_sequence: 0, confirmed: Arc::default() }, stored))
     }
 
     /// Sends the messages at these places on their way, and adds what will be answered for them to `confirmed`.

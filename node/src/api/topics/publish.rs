@@ -20,15 +20,13 @@ use super::{fan_out::FanOut, outlet::Outlet, routing::RoutingTable, target::Conf
 use crate::{
     api::{
         Api,
+        partitions::GROWTHS_MAX,
         publish::{self, Responses},
         status,
     },
     batch::{self, Checked, MessageLimits},
     tasks,
 };
-
-/// How often a single batch is spread anew because there come to be more partitions.
-const GROWTHS_MAX: u32 = 8;
 
 /// Passes one producer's batches on to the queues of a topic.
 struct TopicRouter {

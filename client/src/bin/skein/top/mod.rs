@@ -94,7 +94,7 @@ async fn look(
     let shown = busy.len().min(args.queues);
     let left_out = busy.len() - shown;
     busy.truncate(shown);
-    add_what_leaders_know(client, &mut busy).await?;
+    add_what_leaders_know(client, &mut busy).await;
     let topology = client.topology_of_leaders().await?;
     let (value, text) = (view::value(&topology, &busy), view::text(&topology, &busy, left_out));
     Ok((after, value, text))
@@ -106,12 +106,11 @@ async fn sample(client: &Client) -> Result<Sample, Error> {
 }
 
 /// Consumers and what they hold are known to the leaders alone. A queue that is gone meanwhile keeps what is known.
-async fn add_what_leaders_know(client: &Client, busy: &mut [Busy]) -> Result<(), Error> {
+async fn add_what_leaders_know(client: &Client, busy: &mut [Busy]) {
     let asked = future::join_all(busy.iter().map(|busy| client.get_queue(&busy.name))).await;
     for (busy, answer) in busy.iter_mut().zip(asked) {
         if let Ok(Queue { groups, .. }) = answer {
             busy.take_in(&groups);
         }
     }
-    Ok(())
 }

@@ -21,12 +21,8 @@ struct Counted {
     published: u64,
     messages: u64,
     bytes: u64,
-    groups: BTreeMap<String, CountedGroup>,
-}
-
-#[derive(Debug, Default)]
-struct CountedGroup {
-    unacked: u64,
+    /// What each group has not acked.
+    groups: BTreeMap<String, u64>,
 }
 
 /// A queue, and how busy it was between two times.
@@ -62,7 +58,7 @@ impl Sample {
             counted.messages += queue.message_count;
             counted.bytes += queue.message_bytes;
             for group in queue.groups {
-                counted.groups.entry(group.name).or_default().unacked += group.unacked_count;
+                *counted.groups.entry(group.name).or_default() += group.unacked_count;
             }
         }
         Self { at, queues }
@@ -93,13 +89,12 @@ pub(super) fn between(before: &Sample, after: &Sample) -> Vec<Busy> {
     let nothing = Counted::default();
     let busy = after.queues.iter().map(|(name, now)| {
         let then = before.queues.get(name).unwrap_or(&nothing);
-        let groups = now.groups.iter().map(|(name, group)| {
+        let groups = now.groups.iter().map(|(name, &unacked)| {
             let done = |counted: &Counted, unacked: u64| counted.published.saturating_sub(unacked);
             // A group that was not there had everything before it. One that was moved back has less done than before.
-            let unacked_then = then.groups.get(name).map_or(then.published, |group| group.unacked);
-            let done_meanwhile = done(now, group.unacked).saturating_sub(done(then, unacked_then));
-            let (done_per_s, unacked) = (rate(done_meanwhile), group.unacked);
-            BusyGroup { name: name.clone(), done_per_s, unacked, known: None }
+            let unacked_then = then.groups.get(name).copied().unwrap_or(then.published);
+            let done_meanwhile = done(now, unacked).saturating_sub(done(then, unacked_then));
+            BusyGroup { name: name.clone(), done_per_s: rate(done_meanwhile), unacked, known: None }
         });
         Busy {
             name: name.clone(),
@@ -138,9 +133,7 @@ mod tests {
 
     fn sample(at: Instant, queues: &[Given<'_>]) -> Sample {
         let counted = queues.iter().map(|(name, published, groups)| {
-            let groups =
-                groups.iter().map(|(name, unacked)| ((*name).to_owned(), CountedGroup { unacked: *unacked }));
-            let groups = groups.collect();
+            let groups = groups.iter().map(|(name, unacked)| ((*name).to_owned(), *unacked)).collect();
             ((*name).to_owned(), Counted { published: *published, messages: *published, bytes: 0, groups })
         });
         Sample { at, queues: counted.collect() }
