@@ -93,11 +93,28 @@ impl<T: Clone + PartialEq> OffsetRuns<T> {
 
     /// Gives every offset of `range` this value, whatever it had before.
     pub fn insert(&mut self, range: OffsetRange, value: T) {
-        let (mut first, mut end) = (range.first, range.end());
+        let (first, end) = (range.first, range.end());
         if first >= end {
             return;
         }
+        // Most ranges lie in a gap, or at the end of a run: only the last run before their end is looked at.
+        match self.runs.range_mut(..=end).next_back() {
+            Some((&before, run)) if before < first && run.end == first && run.value == value => {
+                run.end = end;
+                self.offset_count += end.since(first);
+            }
+            Some((&before, run)) if before >= first || run.end >= first => self.insert_over(range, value),
+            _ => {
+                self.runs.insert(first, Run { end, value });
+                self.offset_count += end.since(first);
+            }
+        }
+    }
+
+    /// Gives a range that touches runs this value.
+    fn insert_over(&mut self, range: OffsetRange, value: T) {
         self.remove(range);
+        let (mut first, mut end) = (range.first, range.end());
         self.offset_count += end.since(first);
         if let Some((&before, run)) = self.runs.range(..first).next_back()
             && run.end == first
@@ -118,26 +135,24 @@ impl<T: Clone + PartialEq> OffsetRuns<T> {
     /// Takes the value from every offset of `range` that has one.
     pub fn remove(&mut self, range: OffsetRange) {
         let (first, end) = (range.first, range.end());
-        if first >= end || self.runs.is_empty() {
+        if first >= end {
             return;
         }
-        let mut tail = None;
-        if let Some((_, run)) = self.runs.range_mut(..first).next_back()
+        // From the last one back, since most ranges have none or one.
+        while let Some((&start, run)) = self.runs.range_mut(..end).next_back()
             && run.end > first
         {
-            self.offset_count -= cmp::min(run.end, end).since(first);
-            tail = (run.end > end).then(|| run.clone());
-            run.end = first;
-        }
-        while let Some((&inside, _)) = self.runs.range(first..end).next() {
-            let Some(run) = self.runs.remove(&inside) else {
-                break;
-            };
-            self.offset_count -= cmp::min(run.end, end).since(inside);
-            tail = (run.end > end).then_some(run);
-        }
-        if let Some(tail) = tail {
-            self.runs.insert(end, tail);
+            let removed = OffsetRange::between(start, run.end).intersect(range);
+            self.offset_count -= removed.count;
+            let tail = (run.end > end).then(|| run.clone());
+            if start < first {
+                run.end = first;
+            } else {
+                self.runs.remove(&start);
+            }
+            if let Some(tail) = tail {
+                self.runs.insert(end, tail);
+            }
         }
     }
 
