@@ -117,7 +117,7 @@ impl Blocks {
     /// The blocks that hold messages from `offset` on.
     pub(super) fn ending_after(&self, offset: Offset) -> impl Iterator<Item = Block> {
         let page = self.pages.partition_point(|page| page.last_place().end <= offset);
-        self.pages.range(page..).flat_map(move |page| page.blocks_after(move |place| place.end <= offset))
+        self.pages.range(page..).flat_map(move |page| page.blocks_from(offset))
     }
 
     /// The first block that was published at this time or later.

@@ -196,7 +196,8 @@ impl Group {
 
     /// Whether all of `range` is acked.
     pub(super) fn has_acked(&self, range: OffsetRange) -> bool {
-        self.acked_in(range).map(|part| part.count).sum::<u64>() == range.count
+        let (_, above) = range.split_at(self.acked_floor);
+        above.is_empty() || self.acked.first_gap(above.first) >= above.end()
     }
 
     pub(super) fn ack(&mut self, range: OffsetRange, next_offset: Offset) {

@@ -130,6 +130,11 @@ impl Page {
         self.blocks_from_row(self.rows.partition_point(is_before))
     }
 
+    /// The kept blocks that hold messages from `offset` on.
+    pub(super) fn blocks_from(&self, offset: Offset) -> impl Iterator<Item = Block> {
+        self.blocks_from_row(self.rows.first_ending_after(offset))
+    }
+
     /// Appends a block to a page that was never closed.
     pub(super) fn push(&mut self, block: Block) {
         let Rows::Open(rows) = &mut self.rows else {
@@ -151,9 +156,10 @@ impl Page {
 
     /// Drops the blocks that lie entirely in `range`. A checkpoint has to hear of it.
     pub(super) fn drop_inside(&mut self, range: OffsetRange) {
-        let first_row = self.rows.partition_point(|block| block.first < range.first);
+        let row = self.rows.first_ending_after(range.first);
+        let is_cut = row < self.rows.len() && self.rows.place(row).first < range.first;
         let before = self.sums;
-        self.drop_rows(first_row, range.end());
+        self.drop_rows(row + usize::from(is_cut), range.end());
         if self.sums != before {
             self.touch();
         }
@@ -253,9 +259,27 @@ impl Rows {
         }
     }
 
+    /// The first row that has messages from `offset` on.
+    fn first_ending_after(&self, offset: Offset) -> usize {
+        let Some(last) = self.len().checked_sub(1) else { return 0 };
+        // Each row begins at least one offset after the one before it: the row looked for is this one or one before it.
+        // It is this one where each row is one message.
+        let highest = offset.get().saturating_sub(self.place(0).first.get());
+        let highest = usize::try_from(highest).map_or(last, |row| row.min(last));
+        let place = self.place(highest);
+        if place.first > offset {
+            return self.partition_point_below(highest, |place| place.end <= offset);
+        }
+        highest + usize::from(place.end <= offset)
+    }
+
     /// The first row for which `is_before`, which is true up to some row, is false.
     fn partition_point(&self, is_before: impl Fn(&Place) -> bool) -> usize {
-        let (mut low, mut high) = (0, self.len());
+        self.partition_point_below(self.len(), is_before)
+    }
+
+    fn partition_point_below(&self, end: usize, is_before: impl Fn(&Place) -> bool) -> usize {
+        let (mut low, mut high) = (0, end);
         while low < high {
             let middle = usize::midpoint(low, high);
             if is_before(&self.place(middle)) {

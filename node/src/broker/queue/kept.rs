@@ -8,10 +8,7 @@ use super::{
     },
     Batch, GiveUpReason, Group, Offset, OffsetRange, Queue,
 };
-use crate::{
-    offsets::OffsetSet,
-    planted::{Bug, is_planted},
-};
+use crate::planted::{Bug, is_planted};
 
 impl Queue {
     /// Whether it may keep a batch as well. Where the oldest messages make room there always is.
@@ -176,19 +173,31 @@ impl Queue {
             return;
         }
         let kept = OffsetRange::between(self.first_offset, self.next_offset);
+        let mut acked: Vec<_> = acked.into_iter().map(|range| range.intersect(kept)).collect();
+        acked.sort_unstable_by_key(|range| range.first);
         // Whole blocks, each once: acks of single messages come many to a block.
-        let mut touched = OffsetSet::new();
+        let mut touched: Vec<OffsetRange> = Vec::new();
         for range in acked {
-            let range = range.intersect(kept);
+            let is_touched = touched.last().is_some_and(|last| range.end() <= last.end());
             if range.is_empty()
-                || touched.gaps(range).next().is_none()
+                || is_touched
                 || self.groups.values().any(|group| group.acked_end() <= range.first)
             {
                 continue;
             }
-            touched.insert(self.whole_blocks(range));
+            let whole = self.whole_blocks(range);
+            match touched.last_mut() {
+                Some(last) if whole.first <= last.end() => {
+                    *last = OffsetRange::between(last.first, whole.end());
+                }
+                _ => touched.push(whole),
+            }
         }
-        for range in touched.iter() {
+        for range in touched {
+            if self.groups.values().all(|group| group.has_acked(range)) {
+                self.blocks.drop_inside(range);
+                continue;
+            }
             for free in self.free_blocks(range) {
                 self.blocks.drop_inside(free);
             }
@@ -215,10 +224,14 @@ impl Queue {
 
     /// The range, and whatever else is in the blocks that its ends are in.
     fn whole_blocks(&self, range: OffsetRange) -> OffsetRange {
-        let first = self.blocks.find(range.first).map_or(range.first, |block| block.first);
-        let last = Offset::new(range.end().get() - 1);
-        let end = self.blocks.find(last).map_or(range.end(), |block| block.end());
-        OffsetRange::between(first, end)
+        let first = self.blocks.find(range.first);
+        // Most acks are within one block.
+        let last = first.filter(|block| block.end() >= range.end());
+        let last = last.or_else(|| self.blocks.find(Offset::new(range.end().get() - 1)));
+        OffsetRange::between(
+            first.map_or(range.first, |block| block.first),
+            last.map_or(range.end(), |block| block.end()),
+        )
     }
 
     /// The parts of `range` that every group has acked.
