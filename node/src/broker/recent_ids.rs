@@ -15,6 +15,21 @@ const PAGE_IDS: u64 = 1_024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdHash(pub [u8; 16]);
 
+impl IdHash {
+    /// Its first eight bytes and its last eight, as numbers.
+    #[must_use]
+    pub const fn halves(self) -> (u64, u64) {
+        let both = u128::from_be_bytes(self.0);
+        ((both >> 64) as u64, both as u64)
+    }
+
+    /// The other way round.
+    #[must_use]
+    pub const fn from_halves(high: u64, low: u64) -> Self {
+        Self((((high as u128) << 64) | low as u128).to_be_bytes())
+    }
+}
+
 /// The ids of a queue, oldest first. They are numbered 0, 1, 2, ... over the life of the queue, and id `n` is saved on
 /// page `n / PAGE_IDS`.
 #[derive(Debug, Default)]
@@ -22,7 +37,7 @@ pub(super) struct RecentIds {
     /// Not a tree: among a million ids that takes a step for each of some five cache lines, which was a quarter of what
     /// such messages cost.
     #[expect(clippy::disallowed_types, reason = "it is never walked, so that its order cannot matter")]
-    known: std::collections::HashSet<IdHash>,
+    known: std::collections::HashSet<IdHash, foldhash::fast::RandomState>,
     /// The same ones, with the core's time when they were published.
     order: VecDeque<(u64, IdHash)>,
     /// The number of the first one.

@@ -10,12 +10,12 @@ use skein_proto::{
 };
 
 use super::{
-    DecodeError, catalog, id_from_wire, range_from_wire, range_to_wire, required_range,
+    DecodeError, catalog, range_from_wire, range_to_wire, required_range,
     settings::{properties_from_wire, properties_to_wire, settings_from_wire, settings_to_wire},
 };
 use crate::broker::{
-    BatchRun, BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, Position, PublishPart, Return,
-    Routed,
+    BatchRun, BlockSpan, CatalogCommand, Command, EachMessage, EntryMeta, IdHash, Position, PublishPart,
+    Return, Routed,
 };
 
 /// The tags of `EntryBody`'s fields. An entry is written field by field, since commands come encoded one by one.
@@ -95,12 +95,11 @@ impl Proposed {
     ) -> Self {
         let producer = producer
             .map(|(id, sequence)| wire::ProducerBatch { producer_id: id.get(), sequence: sequence.get() });
-        let messages = messages.iter().map(|message| wire::EachMessage {
-            place: message.place,
-            length: message.length,
-            properties: properties_to_wire(message.properties),
-            delay_ms: message.delay_ms,
-            id_hash: message.id.map(|id| Bytes::copy_from_slice(&id.0)).unwrap_or_default(),
+        let messages = messages.iter().map(|message| {
+            let (id_hash_high, id_hash_low) = message.id.map_or((0, 0), IdHash::halves);
+            let EachMessage { place, length, properties, delay_ms, .. } = *message;
+            let properties = properties_to_wire(properties);
+            wire::EachMessage { place, length, properties, delay_ms, id_hash_high, id_hash_low }
         });
         let routed = routed.map(|routed| wire::Routed { follows: routed.follows.map_or(0, Sequence::get) });
         Self::of(WireCommand::PublishEach(wire::PublishEach {
@@ -427,9 +426,10 @@ fn runs_from_wire(publish: &wire::Publish) -> Result<Vec<BatchRun>, DecodeError>
 /// The messages' places rise, and together they are the batch.
 fn messages_from_wire(publish: &wire::PublishEach) -> Result<Vec<EachMessage>, DecodeError> {
     let messages = publish.messages.iter().map(|message| {
-        let wire::EachMessage { place, length, properties, delay_ms, ref id_hash } = *message;
+        let wire::EachMessage { place, length, properties, delay_ms, id_hash_high, id_hash_low } = *message;
         let properties = properties_from_wire(properties)?;
-        let id = if id_hash.is_empty() { None } else { Some(id_from_wire(id_hash)?) };
+        let has_id = (id_hash_high, id_hash_low) != (0, 0);
+        let id = has_id.then(|| IdHash::from_halves(id_hash_high, id_hash_low));
         Ok(EachMessage { place, length, properties, delay_ms, id })
     });
     let messages = messages.collect::<Result<Vec<_>, DecodeError>>()?;
