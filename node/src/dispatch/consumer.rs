@@ -7,6 +7,10 @@ use skein_proto::ids::Offset;
 use super::{Credit, GroupKey};
 use crate::offsets::OffsetRange;
 
+/// Leases of neighbours become one up to this many bytes. When part of one ends, the rest is counted as if all its
+/// messages were of one size: so much may that be off.
+const JOINED_BYTES_MAX: u64 = 64 << 10;
+
 /// One consumer of one group.
 #[derive(Debug)]
 pub(super) struct Consumer {
@@ -79,6 +83,22 @@ impl Consumer {
         self.held_messages += lease.range.count;
         self.held_bytes += lease.bytes;
         self.leases.insert(lease.range.first, lease);
+    }
+
+    /// Grants a lease as part of the one right before it, where they end together and are small. False, and nothing is
+    /// granted, when there is none such.
+    pub(super) fn grant_behind(&mut self, lease: Lease) -> bool {
+        let Some((_, before)) = self.leases.range_mut(..lease.range.first).next_back() else { return false };
+        let joins = (before.range.end(), before.until_ms, before.attempt)
+            == (lease.range.first, lease.until_ms, lease.attempt)
+            && before.bytes.saturating_add(lease.bytes) <= JOINED_BYTES_MAX;
+        if joins {
+            before.range.count += lease.range.count;
+            before.bytes += lease.bytes;
+            self.held_messages += lease.range.count;
+            self.held_bytes += lease.bytes;
+        }
+        joins
     }
 
     /// Ends the lease that begins at `first`.

@@ -1,6 +1,6 @@
 //! What a group can deliver of messages with keys: of each key one at a time, in order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque, btree_map::Entry};
 
 use skein_proto::ids::Offset;
 
@@ -17,123 +17,174 @@ pub(super) const LOOKAHEAD_MESSAGES_MAX: u64 = 100_000;
 /// Messages in lines, one for each slot that keys fall into.
 #[derive(Debug, Default)]
 pub(super) struct KeyLines {
-    waiting: BTreeMap<Offset, Waits>,
-    /// The same ones, line by line.
-    lines: BTreeSet<(u16, Offset)>,
-    /// The first of each line that nothing holds up.
-    open: BTreeSet<Offset>,
-    /// Messages that hold up their line: with a consumer, on their way back from one, or held back after that.
-    out: BTreeMap<Offset, u16>,
-    /// How many of them each line has. None of them 0.
-    out_counts: BTreeMap<u16, u32>,
+    messages: BTreeMap<Offset, Member>,
+    /// None of them without messages.
+    lines: BTreeMap<u16, Line>,
+    /// The first of each line that nothing holds up, with its attempts.
+    open: BTreeMap<Offset, u32>,
+    waiting_count: u64,
+}
+
+/// A message of a line.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    slot: u16,
+    place: Place,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Waits {
-    slot: u16,
-    attempts: u32,
+enum Place {
+    /// It waits, and was delivered so often.
+    Waits { attempts: u32 },
+    /// It holds up its line: with a consumer, on its way back from one, or held back after that.
+    Out,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// Those that wait, in order.
+    waiting: VecDeque<Offset>,
+    out_count: u64,
 }
 
 impl KeyLines {
     /// How many messages wait in all lines.
-    pub(super) fn len(&self) -> u64 {
-        self.waiting.len() as u64
+    pub(super) const fn len(&self) -> u64 {
+        self.waiting_count
     }
 
     /// What comes next, with its attempts.
     pub(super) fn first(&self) -> Option<(Offset, u32)> {
-        let &first = self.open.first()?;
-        Some((first, self.waiting.get(&first)?.attempts))
+        self.open.first_key_value().map(|(&first, &attempts)| (first, attempts))
     }
 
     /// The messages of a range that wait, with their attempts.
     pub(super) fn overlapping(&self, range: OffsetRange) -> impl Iterator<Item = (Offset, u32)> {
-        self.waiting.range(offsets(range)).map(|(&offset, waits)| (offset, waits.attempts))
+        self.messages.range(offsets(range)).filter_map(|(&offset, member)| match member.place {
+            Place::Waits { attempts } => Some((offset, attempts)),
+            Place::Out => None,
+        })
     }
 
     /// The messages of a range that wait and could go now, with their attempts.
     pub(super) fn open_in(&self, range: OffsetRange) -> impl Iterator<Item = (Offset, u32)> {
-        let open = self.open.range(offsets(range));
-        open.filter_map(|&offset| Some((offset, self.waiting.get(&offset)?.attempts)))
+        self.open.range(offsets(range)).map(|(&offset, &attempts)| (offset, attempts))
     }
 
     /// Puts messages into their line, where they wait. Whichever of them held it up does so no more.
     pub(super) fn insert(&mut self, slot: u16, range: OffsetRange, attempts: u32) {
-        self.close(slot);
         for offset in each(range) {
-            self.let_go(offset);
-            self.waiting.insert(offset, Waits { slot, attempts });
-            self.lines.insert((slot, offset));
+            self.forget(offset);
+            self.messages.insert(offset, Member { slot, place: Place::Waits { attempts } });
+            self.waiting_count += 1;
+            self.change_line(slot, |line| line.add(offset));
         }
-        self.open(slot);
     }
 
     /// Lets messages hold up their line, whether they wait there or not.
     pub(super) fn hold(&mut self, slot: u16, range: OffsetRange) {
-        self.close(slot);
         for offset in each(range) {
-            self.waiting.remove(&offset);
-            self.lines.remove(&(slot, offset));
-            if !is_planted(Bug::KeyNotHeld) && self.out.insert(offset, slot).is_none() {
-                *self.out_counts.entry(slot).or_default() += 1;
+            if is_planted(Bug::KeyNotHeld) {
+                self.forget(offset);
+                continue;
+            }
+            match self.messages.insert(offset, Member { slot, place: Place::Out }).map(|was| was.place) {
+                Some(Place::Out) => {}
+                Some(Place::Waits { .. }) => {
+                    self.waiting_count -= 1;
+                    self.change_line(slot, |line| {
+                        line.remove(offset);
+                        line.out_count += 1;
+                    });
+                }
+                None => self.change_line(slot, |line| line.out_count += 1),
             }
         }
-        self.open(slot);
     }
 
     /// Takes a waiting message out, which holds up its line from now on. False when it does not wait.
     pub(super) fn take(&mut self, offset: Offset) -> bool {
-        let Some(&Waits { slot, .. }) = self.waiting.get(&offset) else { return false };
+        let member = self.messages.get(&offset);
+        let Some(&Member { slot, place: Place::Waits { .. } }) = member else { return false };
         self.hold(slot, OffsetRange::new(offset, 1));
         true
     }
 
     /// The messages of a range that hold up their lines do so no more: they are done.
     pub(super) fn finish(&mut self, range: OffsetRange) {
-        while let Some((&offset, &slot)) = self.out.range(offsets(range)).next() {
-            self.let_go(offset);
-            self.open(slot);
-        }
+        self.forget_those(range, |place| matches!(place, Place::Out));
     }
 
     /// Takes out the messages of a range that wait.
     pub(super) fn remove(&mut self, range: OffsetRange) {
-        while let Some((&offset, &Waits { slot, .. })) = self.waiting.range(offsets(range)).next() {
-            self.close(slot);
-            self.waiting.remove(&offset);
-            self.lines.remove(&(slot, offset));
-            self.open(slot);
-        }
+        self.forget_those(range, |place| matches!(place, Place::Waits { .. }));
     }
 
-    /// The first message of a line is not to go.
-    fn close(&mut self, slot: u16) {
-        if let Some(first) = self.first_of(slot) {
-            self.open.remove(&first);
-        }
+    fn forget_those(&mut self, range: OffsetRange, is_meant: impl Fn(Place) -> bool) {
+        let members = self.messages.range(offsets(range));
+        let meant: Vec<_> =
+            members.filter(|(_, member)| is_meant(member.place)).map(|(&offset, _)| offset).collect();
+        meant.into_iter().for_each(|offset| self.forget(offset));
     }
 
-    /// The first message of a line may go, if nothing holds it up.
-    fn open(&mut self, slot: u16) {
-        if let Some(first) = self.first_of(slot)
-            && !self.out_counts.contains_key(&slot)
-        {
-            self.open.insert(first);
-        }
-    }
-
-    fn first_of(&self, slot: u16) -> Option<Offset> {
-        let line = (slot, Offset::ZERO)..=(slot, Offset::new(u64::MAX));
-        self.lines.range(line).next().map(|&(_, offset)| offset)
-    }
-
-    fn let_go(&mut self, offset: Offset) {
-        let Some(slot) = self.out.remove(&offset) else { return };
-        if let Some(count) = self.out_counts.get_mut(&slot) {
-            *count -= 1;
-            if *count == 0 {
-                self.out_counts.remove(&slot);
+    /// Takes a message out of its line, if it is in one.
+    fn forget(&mut self, offset: Offset) {
+        let Some(Member { slot, place }) = self.messages.remove(&offset) else { return };
+        match place {
+            Place::Waits { .. } => {
+                self.waiting_count -= 1;
+                self.change_line(slot, |line| line.remove(offset));
             }
+            Place::Out => self.change_line(slot, |line| line.out_count -= 1),
+        }
+    }
+
+    /// Changes a line, and with it which of its messages may go.
+    fn change_line(&mut self, slot: u16, change: impl FnOnce(&mut Line)) {
+        let mut entry = match self.lines.entry(slot) {
+            Entry::Occupied(entry) => entry,
+            Entry::Vacant(entry) => entry.insert_entry(Line::default()),
+        };
+        let line = entry.get_mut();
+        let before = line.open();
+        change(line);
+        let after = line.open();
+        if line.is_empty() {
+            entry.remove();
+        }
+        if before == after {
+            return;
+        }
+        if let Some(before) = before {
+            self.open.remove(&before);
+        }
+        if let Some(after) = after
+            && let Some(&Member { place: Place::Waits { attempts }, .. }) = self.messages.get(&after)
+        {
+            self.open.insert(after, attempts);
+        }
+    }
+}
+
+impl Line {
+    /// The message that may go.
+    fn open(&self) -> Option<Offset> {
+        self.waiting.front().copied().filter(|_| self.out_count == 0)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.out_count == 0
+    }
+
+    /// Mostly at the end; one that comes back mostly at the front.
+    fn add(&mut self, offset: Offset) {
+        let place = self.waiting.partition_point(|other| *other < offset);
+        self.waiting.insert(place, offset);
+    }
+
+    fn remove(&mut self, offset: Offset) {
+        if let Ok(place) = self.waiting.binary_search(&offset) {
+            self.waiting.remove(place);
         }
     }
 }

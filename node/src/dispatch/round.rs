@@ -100,9 +100,13 @@ impl Round<'_> {
         let lease_ms = if is_planted(Bug::LeaseCutShort) { lease_ms / 1_000 } else { lease_ms };
         let until_ms = self.steady_ms.saturating_add(u64::from(lease_ms));
         self.group.lease(range);
-        consumer.grant(Lease { range, until_ms, attempt: work.attempt, bytes });
-        self.lease_ends.insert((until_ms, id, range.first));
         let attempt = work.attempt;
+        let lease = Lease { range, until_ms, attempt, bytes };
+        // Neighbours are mostly settled together.
+        if !consumer.grant_behind(lease) {
+            consumer.grant(lease);
+            self.lease_ends.insert((until_ms, id, range.first));
+        }
         Attempt::Delivered(Delivery {
             consumer: id,
             key: self.key,
