@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     batch::{self, Fields},
-    dispatch::GroupKey,
+    dispatch::{ConsumerId, GroupKey},
     offsets::OffsetRange,
     planted::{Bug, is_planted},
     raft::Replica,
@@ -65,33 +65,41 @@ impl WantedReader {
             .unwrap_or(self.seek_count)
     }
 
-    /// The messages of a delivery that the group wants. None are left of one that was purged after it was handed out;
-    /// its lease ends by itself.
+    /// The messages of a delivery that the group wants. What was purged after it was handed out is left out; its lease
+    /// ends by itself.
     pub(super) async fn read(&mut self, item: &OutboxItem) -> Result<Vec<Wanted>, Status> {
-        let batch = match self.bodies.read(self.key.queue, &item.slice).await {
-            Ok(batch) => batch,
-            Err(BodyError::Gone { .. }) => return Ok(Vec::new()),
-            Err(error) => return Err(status::from_body(&error)),
+        let (queue, slice) = (self.key.queue, &item.slice);
+        let read = match self.bodies.read(queue, slice).await {
+            Ok(batch) => Ok(vec![(item.delivery.first, item.delivery.count, batch)]),
+            Err(BodyError::Gone { .. }) => self.bodies.read_left(queue, slice).await,
+            Err(error) => Err(error),
         };
-        let (mut first, count) = (item.delivery.first, item.delivery.count);
-        let Some(filter) = self.filter(item.filter.as_ref()) else {
-            return Ok(vec![Wanted { first, count, batch }]);
+        let parts = read.map_err(|error| status::from_body(&error))?;
+        let parts = parts.into_iter().map(|(first, count, batch)| Wanted { first, count, batch });
+        Ok(match self.filter(item.filter.as_ref()).is_some() {
+            true => parts.flat_map(|part| self.wanted_of(item.delivery.consumer, &part)).collect(),
+            false => parts.collect(),
+        })
+    }
+
+    /// What the group's filter wants of some messages. Of the others it takes note.
+    fn wanted_of(&mut self, consumer: ConsumerId, all: &Wanted) -> Vec<Wanted> {
+        let wants = |message: &[u8]| {
+            self.filter.as_ref().is_none_or(|filter| filter.wants(&Fields::of(message)))
+                || is_planted(Bug::FilterIgnored)
         };
-        let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
-        for (is_wanted, count, batch) in batch::split(&batch, |message| {
-            filter.wants(&Fields::of(message)) || is_planted(Bug::FilterIgnored)
-        }) {
+        let mut first = all.first;
+        let mut wanted = Vec::new();
+        for (is_wanted, count, batch) in batch::split(&all.batch, wants) {
             if is_wanted {
                 wanted.push(Wanted { first, count, batch });
             } else {
                 let range = OffsetRange::new(first, count.into());
-                let consumer = item.delivery.consumer;
-                unwanted.push(SettleItem { consumer, range, kind: SettleKind::Ack });
+                self.unwanted.push(SettleItem { consumer, range, kind: SettleKind::Ack });
             }
             first = first.plus(count.into());
         }
-        self.unwanted.extend(unwanted);
-        Ok(wanted)
+        wanted
     }
 
     /// The group's filter, which may be another one than the last time.

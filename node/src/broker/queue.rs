@@ -201,6 +201,20 @@ impl Queue {
         })
     }
 
+    /// Where the messages of a range that are kept are stored, block by block.
+    #[must_use]
+    pub fn locate_kept(&self, range: OffsetRange) -> Vec<BlockSlice> {
+        let mut slices = Vec::new();
+        let mut from = range.first;
+        while let Some(first) = self.next_kept(from).filter(|first| *first < range.end()) {
+            let count_max = u32::try_from(range.end().since(first)).unwrap_or(u32::MAX);
+            let Some(slice) = self.locate(first, count_max) else { break };
+            from = first.plus(u64::from(slice.take));
+            slices.push(slice);
+        }
+        slices
+    }
+
     /// The offset of the first message from `from` on that is kept.
     #[must_use]
     pub fn next_kept(&self, from: Offset) -> Option<Offset> {

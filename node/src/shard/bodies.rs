@@ -6,12 +6,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use skein_proto::ids::{QueueId, ShardId};
+use skein_proto::ids::{Offset, QueueId, ShardId};
 
 use crate::{
     batch,
-    broker::BlockSlice,
+    broker::{BlockSlice, Shard},
     log::{KeptEntry, Log, Part, ReadError},
+    offsets::OffsetRange,
     planted::{Bug, is_planted},
     raft::Group,
     tasks,
@@ -154,21 +155,13 @@ impl Bodies {
         }
     }
 
-    /// The blocks of a slice, as far as the core still keeps all of its messages.
-    fn located(&self, queue: QueueId, slice: &BlockSlice) -> Vec<BlockSlice> {
-        let mut first = slice.block_first.plus(u64::from(slice.skip));
-        let mut left = slice.take;
-        let mut blocks = Vec::new();
-        self.group.replica().with_messages(|shard| {
-            while left > 0 {
-                let located = shard.locate(queue, first, left).filter(|block| block.index == slice.index);
-                let Some(block) = located.filter(|block| block.take > 0) else { return Vec::new() };
-                left -= block.take;
-                first = first.plus(u64::from(block.take));
-                blocks.push(block);
-            }
-            blocks
-        })
+    /// The blocks of a slice that the core still keeps.
+    fn kept(&self, queue: QueueId, slice: &BlockSlice) -> Vec<BlockSlice> {
+        let first = slice.block_first.plus(u64::from(slice.skip));
+        let range = OffsetRange::new(first, slice.take.into());
+        let locate = |shard: &mut Shard| Some(shard.queue(queue)?.locate_kept(range));
+        let kept = self.group.replica().with_messages(locate).unwrap_or_default();
+        kept.into_iter().filter(|block| block.index == slice.index).collect()
     }
 }
 
@@ -180,8 +173,10 @@ impl BodyReader {
     pub async fn read(&mut self, queue: QueueId, slice: &BlockSlice) -> Result<Bytes, BodyError> {
         let (shard, index) = (self.bodies.group.shard(), slice.index);
         let block = match self.block(slice).await {
-            Err(BodyError::Gone { shard, index }) => match &self.bodies.located(queue, slice)[..] {
-                [] => return Err(BodyError::Gone { shard, index }),
+            Err(BodyError::Gone { shard, index }) => match &self.bodies.kept(queue, slice)[..] {
+                kept if kept.iter().map(|block| block.take).sum::<u32>() < slice.take => {
+                    return Err(BodyError::Gone { shard, index });
+                }
                 [_] => return Err(BodyError::Lost { shard, index }),
                 // Blocks that lay side by side, and were since kept each for itself.
                 blocks => match self.concatenated(blocks).await {
@@ -197,6 +192,28 @@ impl BodyReader {
         let skip =
             if is_planted(Bug::NeighbourDelivered) { slice.skip.saturating_sub(1) } else { slice.skip };
         batch::cut(&block, skip, slice.take).ok_or(BodyError::Mismatch { shard, index })
+    }
+
+    /// What is left of a slice that is gone as a whole, since some of its blocks are not kept any more: the offsets of
+    /// each part's first message and how many they are, with their batch.
+    ///
+    /// # Errors
+    /// See [`BodyError`].
+    pub async fn read_left(
+        &mut self,
+        queue: QueueId,
+        slice: &BlockSlice,
+    ) -> Result<Vec<(Offset, u32, Bytes)>, BodyError> {
+        let mut left = Vec::new();
+        for block in self.bodies.kept(queue, slice) {
+            let first = block.block_first.plus(u64::from(block.skip));
+            match self.read(queue, &block).await {
+                Ok(batch) => left.push((first, block.take, batch)),
+                Err(BodyError::Gone { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(left)
     }
 
     /// Whole blocks, one behind the other.

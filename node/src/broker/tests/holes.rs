@@ -247,3 +247,18 @@ fn a_hole_that_a_group_needs_is_refused() {
         assert!(matches!(with(change), Some(RestoreError::Contradiction { .. })));
     }
 }
+
+#[test]
+fn what_is_left_of_a_range_is_found_block_by_block() {
+    let mut shard = shard(4, None);
+    let left = |shard: &Shard, first, count| -> Vec<_> {
+        let slices = queue(shard).locate_kept(range_of(first, count)).into_iter();
+        slices.map(|slice| (slice.index, slice.skip, slice.take)).collect()
+    };
+    assert_eq!(left(&shard, 1, 6), [(10, 1, 1), (11, 0, 2), (12, 0, 2), (13, 0, 1)]);
+    ack(&mut shard, FIRST, 2, 2);
+    assert_eq!(left(&shard, 1, 6), [(10, 1, 1), (12, 0, 2), (13, 0, 1)]);
+    assert_eq!(left(&shard, 2, 2), []);
+    ack(&mut shard, FIRST, 0, 1);
+    assert_eq!(left(&shard, 0, 100), [(10, 1, 1), (12, 0, 2), (13, 0, 2)]);
+}
