@@ -217,10 +217,6 @@ impl Node {
         let led: Vec<_> = self.groups.iter().filter(|group| group.is_leader()).collect();
         let moves = led.iter().map(|group| async {
             let Some(to) = group.hand_over().await else { return };
-            let mut leadership = group.leadership();
-            // An error means that the group has stopped, and leads no more.
-            let _ =
-                leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != self.owner.node())).await;
             tracing::info!(shard = %group.shard(), %to, "handed leadership over");
         });
         if tokio::time::timeout(self.config.drain, futures::future::join_all(moves)).await.is_err() {

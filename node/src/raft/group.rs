@@ -22,6 +22,7 @@ use super::{
     leadership::{Leadership, LeadershipWatch},
     log_store::LogStore,
     network::{Network, Transport},
+    pause::{Pause, pause},
     proposer::{CommandOutcome, MAILBOX_MAX, Proposal, ProposeError, Proposer},
     repair::{self, Repairs},
     replica::Replica,
@@ -107,6 +108,7 @@ pub struct Group {
     raft: Raft,
     saved: Saved,
     proposals: mpsc::Sender<Proposal>,
+    pause: Pause,
     leadership: watch::Receiver<Leadership>,
     replicated_index: Arc<AtomicU64>,
     /// How far raft was last asked to purge the log.
@@ -136,12 +138,14 @@ impl Group {
 
         let replicated_index = Arc::new(AtomicU64::new(0));
         let (proposals, mailbox) = mpsc::channel(MAILBOX_MAX);
+        let (pause, pause_watch) = pause();
         let (leadership_sender, leadership) = watch::channel(Leadership { term: 0, leader: None });
         let proposer = Proposer::new(
             (node, raft.clone()),
             leadership.clone(),
             (clock.clone(), confirm_times),
             Arc::clone(&replicated_index),
+            pause_watch,
         );
         tasks::spawn(proposer.run(mailbox));
         let lease = timers.lease();
@@ -156,6 +160,7 @@ impl Group {
             raft,
             saved,
             proposals,
+            pause,
             leadership,
             replicated_index,
             purge_asked: AtomicU64::new(u64::MAX),
@@ -173,6 +178,11 @@ impl Group {
     /// openraft's handle.
     pub(super) fn raft(&self) -> &Raft {
         &self.raft
+    }
+
+    /// Makes its proposer wait.
+    pub(super) fn pause(&self) -> &Pause {
+        &self.pause
     }
 
     /// The shard.
@@ -317,7 +327,7 @@ impl Group {
     pub(super) async fn step_back(&self) {
         self.raft.runtime_config().elect(false);
         if self.is_leader()
-            && let Some(to) = self.hand_over().await
+            && let Some(to) = self.hand_over_at_once().await
         {
             tracing::warn!(shard = %self.shard, %to, "handed leadership over: this node's log is damaged");
         }

@@ -18,6 +18,7 @@ mod log_store;
 mod membership;
 mod network;
 mod offline;
+mod pause;
 mod proposer;
 mod records;
 mod repair;

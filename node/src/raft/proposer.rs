@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use super::{
     codec::{self, EntryHead, Proposed},
     leadership::Leadership,
+    pause::PauseWatch,
     state_machine::Outcomes,
     types::{Body, Raft, TypeConfig},
 };
@@ -109,6 +110,7 @@ pub(super) struct Proposer {
     /// When what is queued is proposed at the latest.
     due: Duration,
     in_flight: FuturesOrdered<BoxFuture<'static, Finished>>,
+    pause: PauseWatch,
 }
 
 impl Proposer {
@@ -117,8 +119,10 @@ impl Proposer {
         leadership: watch::Receiver<Leadership>,
         (clock, confirm_times): (Clock, Arc<Histogram>),
         replicated_index: Arc<AtomicU64>,
+        pause: PauseWatch,
     ) -> Self {
         Self {
+            pause,
             node,
             raft,
             leadership,
@@ -147,15 +151,18 @@ impl Proposer {
                     None => open = false,
                 },
                 () = tokio::time::sleep(patience_left), if !self.queued.is_empty() && !patience_left.is_zero() => {}
+                // An error means that the group is going, and with it whoever wanted a pause.
+                Ok(()) = self.pause.changed() => {}
             }
             while self.wants_more()
                 && let Ok(proposal) = mailbox.try_recv()
             {
                 self.on_proposal(proposal);
             }
-            while self.is_worthwhile() {
+            while self.is_worthwhile() && !self.pause.is_wanted() {
                 self.propose().await;
             }
+            self.pause.tell(self.in_flight.is_empty());
         }
     }
 

@@ -7,7 +7,7 @@ use openraft::{Instant as _, RaftMetrics, async_runtime::watch::WatchReceiver as
 use skein_proto::ids::NodeId;
 use tokio::time;
 
-use super::{group::Group, network::Transport, types::TypeConfig};
+use super::{group::Group, network::Transport, pause::Paused, types::TypeConfig};
 
 /// Entries that a replica may lack and still be handed leadership: nobody leads until it has them.
 const LACKING_ENTRIES_MAX: u64 = 1_024;
@@ -17,6 +17,9 @@ const LACKING_BYTES_MAX: u64 = 16 << 20;
 
 /// A replica that was handed leadership leads within this, or somebody else does.
 const TAKEN_WITHIN: Duration = Duration::from_secs(3);
+
+/// What is under way when leadership is handed over is waited for this long.
+const QUIET_WITHIN: Duration = Duration::from_millis(100);
 
 /// Why another node does not lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +115,7 @@ impl Group {
         if !self.fit_among(&[to].into(), transport).await.contains(&to) {
             return Err(TransferError::NotFit);
         }
+        let _paused = self.quiesce(to).await;
         let asked = self.raft().trigger().transfer_leader(to.get()).await;
         asked.map_err(|_| TransferError::NotLeader)?;
         let taken = leadership.wait_for(|now| now.leader == Some(to));
@@ -122,9 +126,25 @@ impl Group {
     }
 
     /// Hands leadership to the follower that has most of the log, if this node leads and there is one; of those that
-    /// answer in time, if any does.
-    /// Returns whom it asked.
+    /// answer in time, if any does. Waits until this node does not lead any more, and returns whom it asked.
     pub async fn hand_over(&self) -> Option<NodeId> {
+        let to = self.nearest_follower()?;
+        let mut leadership = self.leadership();
+        let _paused = self.quiesce(to).await;
+        self.raft().trigger().transfer_leader(to.get()).await.ok()?;
+        // An error means that the group has stopped, and leads no more.
+        let _ = leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != self.node())).await;
+        Some(to)
+    }
+
+    /// Asks the follower that has most of the log to lead, whatever is under way. Returns whom it asked.
+    pub(super) async fn hand_over_at_once(&self) -> Option<NodeId> {
+        let to = self.nearest_follower()?;
+        self.raft().trigger().transfer_leader(to.get()).await.ok()?;
+        Some(to)
+    }
+
+    fn nearest_follower(&self) -> Option<NodeId> {
         let metrics = self.raft().metrics().borrow_watched().clone();
         let (voters, answering) = (self.voters(), self.answering(&metrics));
         let followers = metrics.replication?;
@@ -135,7 +155,26 @@ impl Group {
                 (answering.contains(&NodeId::new(**id)), matched.as_ref().map(|id| id.index()))
             })?;
         matched.as_ref()?;
-        self.raft().trigger().transfer_leader(to).await.ok()?;
         Some(NodeId::new(to))
+    }
+
+    /// Proposes nothing new, and waits until what is under way is done and another replica has all of it, up to
+    /// [`QUIET_WITHIN`]: nobody confirms anything between the moment when this node ceases to lead and the one when
+    /// the other has written what it lacks. What comes meanwhile is kept until the other leads, and refused then.
+    async fn quiesce(&self, to: NodeId) -> Paused<'_> {
+        let paused = self.pause().begin();
+        let is_quiet = async {
+            paused.wait_idle().await;
+            let has_all = |metrics: &RaftMetrics<TypeConfig>| {
+                let matched =
+                    metrics.replication.as_ref().and_then(|followers| followers.get(&to.get())?.as_ref());
+                metrics.replication.is_none() || matched.map(|id| id.index()) >= metrics.last_log_index
+            };
+            let mut metrics = self.raft().metrics();
+            while !has_all(&metrics.borrow_watched()) && metrics.changed().await.is_ok() {}
+        };
+        // When it does not become quiet, the other one catches up afterwards.
+        let _ = time::timeout(QUIET_WITHIN, is_quiet).await;
+        paused
     }
 }
