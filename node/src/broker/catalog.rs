@@ -1,6 +1,7 @@
 //! The state of shard 0: which queues there are, which shard carries each, and which nodes the cluster has.
 
 mod partitioned;
+mod recent;
 mod topics;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use skein_proto::{
     partitions,
 };
 
+use self::recent::RecentChanges;
 use super::{
     CatalogCommand, CatalogOutcome, CatalogQueueRecord, CatalogRecord, ClusterNode, EntryMeta, NodeCommand,
     NodeOutcome, Record, RecordKey, RestoreError, Settings, Topic, nodes::Nodes, topics::Topics,
@@ -33,6 +35,7 @@ pub struct Catalog {
     head_changed: bool,
     /// Queues created, changed or deleted since the last checkpoint.
     changed: BTreeMap<QueueId, Option<CatalogQueueRecord>>,
+    recent: RecentChanges,
 }
 
 /// A queue as the catalog knows it.
@@ -64,6 +67,7 @@ impl Catalog {
             dead_letter_sources: BTreeMap::new(),
             head_changed: false,
             changed: BTreeMap::new(),
+            recent: RecentChanges::default(),
         }
     }
 
@@ -111,6 +115,12 @@ impl Catalog {
         use std::ops::Bound::{Excluded, Unbounded};
         let later = self.queues.range::<str, _>((Excluded(after), Unbounded));
         later.map(|(name, queue)| (name.as_str(), queue))
+    }
+
+    /// The queues that were created, changed or deleted after a revision; nothing when that is too long ago to tell.
+    #[must_use]
+    pub fn queues_changed_since(&self, revision: u64) -> Option<BTreeSet<QueueId>> {
+        self.recent.since(revision).map(Iterator::collect)
     }
 
     /// The name of a queue.
@@ -239,6 +249,7 @@ impl Catalog {
                 _ => return Err(RestoreError::Misplaced(key)),
             }
         }
+        catalog.recent = RecentChanges::starting_at(catalog.revision);
         Ok(catalog)
     }
 
@@ -285,7 +296,7 @@ impl Catalog {
         self.next_queue = QueueId::new(queue.get() + 1);
         let settings = settings.clone();
         let created = CatalogQueue { queue, shard, settings, settings_revision: self.revision };
-        self.changed.insert(queue, Some(created.record(name)));
+        self.note_change(queue, Some(created.record(name)));
         self.insert(name.to_owned(), created);
         queue
     }
@@ -330,7 +341,7 @@ impl Catalog {
         let Some(mut updated) = self.remove(name) else { return };
         updated.settings.clone_from(settings);
         updated.settings_revision = self.revision;
-        self.changed.insert(updated.queue, Some(updated.record(name)));
+        self.note_change(updated.queue, Some(updated.record(name)));
         self.insert(name.to_owned(), updated);
     }
 
@@ -358,11 +369,17 @@ impl Catalog {
         self.revision += 1;
         for name in names {
             if let Some(CatalogQueue { queue, .. }) = self.remove(&name) {
-                self.changed.insert(queue, None);
+                self.note_change(queue, None);
                 self.topics.unbind_queue(queue, self.revision);
             }
         }
         CatalogOutcome::Deleted { queue, shard }
+    }
+
+    /// Notes what a queue becomes at this revision; nothing when it is deleted.
+    fn note_change(&mut self, queue: QueueId, record: Option<CatalogQueueRecord>) {
+        self.changed.insert(queue, record);
+        self.recent.push(self.revision, queue);
     }
 
     /// Whether others need a queue.

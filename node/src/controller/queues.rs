@@ -3,26 +3,35 @@
 //! The catalog decides where a queue is; its shard has to open it. Between the two a node can fail, so nobody relies on
 //! the one who created the queue to see to it: whoever leads the shard does.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{
     StreamExt as _,
     stream::{self},
 };
-use skein_proto::ids::QueueId;
+use skein_proto::ids::{QueueId, ShardId};
 use tokio_stream::wrappers::WatchStream;
 
 use crate::{
     broker::{CatalogQueue, Command, Queue},
+    clock::Clock,
     raft::{Group, Groups, Proposed},
 };
 
 /// The pause after a proposal failed, for leadership to settle.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// The pause after each look at all queues, so that many changes are met by few. Whoever creates a queue and uses it
+/// The pause after each look, so that many changes are met by few. Whoever creates a queue and uses it
 /// has it opened at once, by the API.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// All queues are looked at now and then, and not only those that have changed: one may be opened for somebody who had
+/// not heard yet that it was deleted.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(10);
 
 /// How long one shard may take before the others are looked at again.
 const SHARD_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -33,15 +42,25 @@ const IN_FLIGHT_MAX: usize = 256;
 /// What the catalog says of a queue, as far as its shard must know.
 type Wanted<'a> = (QueueId, &'a str, &'a CatalogQueue);
 
+/// Up to where a shard's queues are as the catalog says: what this node has seen to since it leads the shard.
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    term: u64,
+    revision: u64,
+    /// When all of them were looked at, by the monotonic clock.
+    all_at: Duration,
+}
+
 /// Reconciles for as long as it is polled.
-pub async fn reconcile_queues(groups: Arc<Groups>) {
+pub async fn reconcile_queues(groups: Arc<Groups>, clock: Clock) {
     let catalog = groups.catalog();
     let catalog_changes = WatchStream::new(catalog.replica().applied_index()).map(drop).boxed();
     let leader_changes =
         groups.iter().map(|group| WatchStream::from_changes(group.leadership()).map(drop).boxed());
     let mut changes = stream::select_all(leader_changes.chain([catalog_changes]));
+    let mut reached = BTreeMap::new();
     while changes.next().await.is_some() {
-        while !reconcile(&groups).await {
+        while !reconcile(&groups, &mut reached, clock.monotonic()).await {
             tokio::time::sleep(RETRY_AFTER).await;
         }
         tokio::time::sleep(LOOK_AGAIN_AFTER).await;
@@ -49,29 +68,69 @@ pub async fn reconcile_queues(groups: Arc<Groups>) {
 }
 
 /// False when some shard is not as it should be yet.
-async fn reconcile(groups: &Groups) -> bool {
+async fn reconcile(groups: &Groups, reached: &mut BTreeMap<ShardId, Reached>, now: Duration) -> bool {
     let catalog = groups.catalog();
-    let led = groups.iter().skip(1).filter(|group| group.is_leader());
+    let led: Vec<_> = groups.iter().skip(1).filter(|group| group.is_leader()).collect();
     // All at once and each for a while: a shard without a majority holds up no other.
-    let shards = led.map(|group| tokio::time::timeout(SHARD_WAIT_MAX, reconcile_shard(catalog, group)));
-    futures::future::join_all(shards).await.into_iter().all(|done| done.is_ok_and(|done| done))
+    let shards = led.iter().map(|group| {
+        let before = reached.get(&group.shard()).copied();
+        tokio::time::timeout(SHARD_WAIT_MAX, reconcile_shard(catalog, group, before, now))
+    });
+    let done = futures::future::join_all(shards).await;
+    let mut all_done = true;
+    for (group, done) in led.iter().zip(done) {
+        match done {
+            Ok(Some(now)) => drop(reached.insert(group.shard(), now)),
+            Ok(None) | Err(_) => all_done = false,
+        }
+    }
+    all_done
 }
 
-/// False when a proposal failed.
-async fn reconcile_shard(catalog: &Group, group: &Group) -> bool {
-    // First, so that the catalog is the newer of the two: opening an open queue and closing a closed one do no harm.
-    let revision = |queue: &Queue| (queue.id(), queue.settings_revision());
-    let actual: Vec<_> = group.replica().with_messages(|shard| shard.queues().map(revision).collect());
-    let commands = catalog.replica().with_catalog(|catalog| {
-        let here = catalog.queues().filter(|(_, queue)| queue.shard == group.shard());
-        let wanted = here.map(|(name, queue)| (queue.queue, name, queue));
-        difference(wanted, &actual, catalog.next_queue())
+/// Brings a shard's queues from where they were to what the catalog says now: those that have changed since, or all of
+/// them when nobody can tell which those are. Nothing when a proposal failed.
+async fn reconcile_shard(
+    catalog: &Group,
+    group: &Group,
+    before: Option<Reached>,
+    now: Duration,
+) -> Option<Reached> {
+    let term = group.leadership().borrow().term;
+    let before = before.filter(|before| before.term == term && now < before.all_at + LOOK_AT_ALL_EVERY);
+    let (changed, revision) = catalog.replica().with_catalog(|catalog| {
+        (before.and_then(|before| catalog.queues_changed_since(before.revision)), catalog.revision())
+    });
+    // Before the catalog is asked, so that that is the newer of the two: opening an open queue and closing a closed
+    // one do no harm.
+    let revision_of = |queue: &Queue| (queue.id(), queue.settings_revision());
+    let actual: Vec<_> = group.replica().with_messages(|shard| match &changed {
+        Some(changed) => changed.iter().filter_map(|queue| shard.queue(*queue)).map(revision_of).collect(),
+        None => shard.queues().map(revision_of).collect(),
+    });
+    let shard = group.shard();
+    let commands = catalog.replica().with_catalog(|catalog| match &changed {
+        Some(changed) => {
+            let name_of = |queue: &QueueId| catalog.queue_name(*queue);
+            let known =
+                changed.iter().filter_map(name_of).filter_map(|name| Some((name, catalog.queue(name)?)));
+            difference(known.filter_map(|queue| wanted_in(shard, queue)), &actual, catalog.next_queue())
+        }
+        None => {
+            let wanted = catalog.queues().filter_map(|queue| wanted_in(shard, queue));
+            difference(wanted, &actual, catalog.next_queue())
+        }
     });
     let outcomes = stream::iter(commands.iter().map(Proposed::shard).map(|proposed| group.propose(proposed)))
         .buffered(IN_FLIGHT_MAX)
         .collect::<Vec<_>>()
         .await;
-    outcomes.iter().all(Result::is_ok)
+    let all_at = before.filter(|_| changed.is_some()).map_or(now, |before| before.all_at);
+    outcomes.iter().all(Result::is_ok).then_some(Reached { term, revision, all_at })
+}
+
+/// A queue as this shard must know it, if it carries it.
+fn wanted_in<'a>(shard: ShardId, (name, queue): (&'a str, &'a CatalogQueue)) -> Option<Wanted<'a>> {
+    (queue.shard == shard).then_some((queue.queue, name, queue))
 }
 
 /// What it takes to get from the open queues, each with the revision of its settings, to the wanted ones. A queue from

@@ -37,7 +37,7 @@ impl Controllers<'_> {
     ) -> (watch::Receiver<Sightings>, watch::Receiver<Activities>) {
         let node = self.owner.node();
         let (activities, activities_watch) = watch::channel(Activities::new());
-        tasks::spawn(controller::reconcile_queues(Arc::clone(groups)));
+        tasks::spawn(controller::reconcile_queues(Arc::clone(groups), clock.clone()));
         let roster = RosterKeeper {
             groups: Arc::clone(groups),
             connections: Arc::clone(connections),
