@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use skein_client::Client;
+use skein_client::{Client, Message};
 use skein_cluster_tests::{cluster::Cluster, scenario};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines},
@@ -71,12 +71,16 @@ async fn publisher_stores_each_order_once(python: &Python, cluster: &Cluster, cl
 }
 
 async fn worker_does_all_there_is(python: &Python, cluster: &Cluster, client: &Client) -> Result<()> {
+    let impossible = Message::new("a picture").header("task", "frame");
+    client.send("workshop", vec![impossible]).await?;
     let printed = python.example(&cluster.addresses(), &["worker.py"]).await?.succeeded()?;
     printed.has("50 orders done")?;
+    printed.has("a picture: nobody here can frame; rejected")?;
     printed.has("order 7: the label printer jams")?;
     printed.has("order 25 is engraved")?;
     let group = client.get_group("workshop", "workers").await?;
     ensure!(group.unacked_count == 0, "{} orders are not acked", group.unacked_count);
+    ensure!(group.dropped_count == 1, "one order is given up, not {}", group.dropped_count);
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 """Works on the orders that publisher.py publishes, in a group that several workers can share.
 
 A message comes with a lease: until it ends, nobody else in the group gets the message. What is done is acked; what
-failed is given back, to come again after a delay; and before something that takes long, the leases of all that is held
-are extended. A settlement may fail for some of its messages, when their leases are lost: they come again, here or at
+failed is given back, to come again after a delay; what nobody can ever do is rejected, and goes to the queue's
+dead-letter queue, if it has one; and before something that takes long, the leases of all that is held are extended.
+A settlement may fail for some of its messages, when their leases are lost: they come again, here or at
 another worker. So what was done is remembered, and not done twice.
 
 Ends after --count orders, or when none came for a while.
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 
 from skein_client import Client, argument_parser, broker, message, run
 
+TASKS = (b"pack", b"label", b"engrave")
 HELD_MAX = 10
 RECEIVE_SECONDS_MAX = 60  # Nodes answer then in any case.
 ENGRAVING_SECONDS = 3.0
@@ -27,8 +29,14 @@ class WorkFailed(Exception):
     """An order cannot be worked on now."""
 
 
+class WorkImpossible(Exception):
+    """An order cannot be worked on, however often it comes."""
+
+
 def work(task: bytes, attempt: int) -> None:
     """Works on an order. The label printer jams at the first attempt."""
+    if task not in TASKS:
+        raise WorkImpossible(f"nobody here can {task.decode(errors='replace')}")
     if task == b"label" and attempt == 1:
         raise WorkFailed("the label printer jams")
     time.sleep(ENGRAVING_SECONDS if task == b"engrave" else PACKING_SECONDS)
@@ -91,6 +99,10 @@ class Worker:
         except WorkFailed as failure:
             print(f"  {name}: {failure}; again in {RETRY_DELAY_MS} ms")
             settlement.nacks.add(lease_token=token, delay_ms=RETRY_DELAY_MS)
+            return
+        except WorkImpossible as failure:
+            print(f"  {name}: {failure}; rejected")
+            settlement.nacks.add(lease_token=token, reject=True)
             return
         if received.attempt > 1:
             print(f"  {name} is done, at attempt {received.attempt}")
