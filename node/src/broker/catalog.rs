@@ -20,7 +20,8 @@ use super::{
 /// The names, ids, places and settings of all queues; the topics; the nodes.
 #[derive(Debug)]
 pub struct Catalog {
-    queues: BTreeMap<String, CatalogQueue>,
+    /// Boxed, since trees have more room than they use.
+    queues: BTreeMap<String, Box<CatalogQueue>>,
     /// Their names, by id.
     queue_names: BTreeMap<QueueId, String>,
     topics: Topics,
@@ -102,19 +103,19 @@ impl Catalog {
     /// The queue of this name.
     #[must_use]
     pub fn queue(&self, name: &str) -> Option<&CatalogQueue> {
-        self.queues.get(name)
+        self.queues.get(name).map(Box::as_ref)
     }
 
     /// All queues, by name.
     pub fn queues(&self) -> impl Iterator<Item = (&str, &CatalogQueue)> {
-        self.queues.iter().map(|(name, queue)| (name.as_str(), queue))
+        self.queues.iter().map(|(name, queue)| (name.as_str(), queue.as_ref()))
     }
 
     /// The queues whose names come after `after`, by name.
     pub fn queues_after(&self, after: &str) -> impl Iterator<Item = (&str, &CatalogQueue)> {
         use std::ops::Bound::{Excluded, Unbounded};
         let later = self.queues.range::<str, _>((Excluded(after), Unbounded));
-        later.map(|(name, queue)| (name.as_str(), queue))
+        later.map(|(name, queue)| (name.as_str(), queue.as_ref()))
     }
 
     /// The queues that were created, changed or deleted after a revision; nothing when that is too long ago to tell.
@@ -329,8 +330,7 @@ impl Catalog {
         }
         self.revision += 1;
         self.change_settings(name, settings);
-        let Some(CatalogQueue { queue, shard, settings_revision: revision, .. }) = self.queues.get(name)
-        else {
+        let Some(CatalogQueue { queue, shard, settings_revision: revision, .. }) = self.queue(name) else {
             return CatalogOutcome::NotFound;
         };
         CatalogOutcome::Updated { queue: *queue, shard: *shard, revision: *revision }
@@ -430,7 +430,7 @@ impl Catalog {
                 self.dead_letter_sources.remove(dead_letter_queue);
             }
         }
-        Some(queue)
+        Some(*queue)
     }
 
     fn insert(&mut self, name: String, queue: CatalogQueue) {
@@ -439,7 +439,7 @@ impl Catalog {
             self.dead_letter_sources.entry(dead_letter_queue.clone()).or_default().insert(name.clone());
         }
         self.queue_names.insert(queue.queue, name.clone());
-        self.queues.insert(name, queue);
+        self.queues.insert(name, Box::new(queue));
     }
 
     /// The shard with the fewest queues; of several, the one with the lowest id.

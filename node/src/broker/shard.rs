@@ -30,7 +30,8 @@ pub struct Shard {
     replicated_index: u64,
     /// Ids are not used again: whoever opens one of these has not heard that the queue was deleted.
     closed_queues: ClosedQueues,
-    queues: BTreeMap<QueueId, Queue>,
+    /// Boxed, since a tree that is added to at its end has almost as much room as it uses.
+    queues: BTreeMap<QueueId, Box<Queue>>,
     /// The queues that let go of messages in time, or go themselves. Follows from `queues`.
     aging_queues: BTreeSet<QueueId>,
     observer: Option<Observed>,
@@ -68,12 +69,12 @@ impl Shard {
     /// The queue with this id.
     #[must_use]
     pub fn queue(&self, id: QueueId) -> Option<&Queue> {
-        self.queues.get(&id)
+        self.queues.get(&id).map(Box::as_ref)
     }
 
     /// All queues, by id.
     pub fn queues(&self) -> impl Iterator<Item = &Queue> {
-        self.queues.values()
+        self.queues.values().map(Box::as_ref)
     }
 
     /// Where the message at `first` is stored, with up to `count_max` messages of the same block. Nothing when there is
@@ -85,7 +86,7 @@ impl Shard {
 
     /// The queues that age: that let go of messages in time, or that go themselves when nobody uses them.
     pub fn aging_queues(&self) -> impl Iterator<Item = &Queue> {
-        self.aging_queues.iter().filter_map(|id| self.queues.get(id))
+        self.aging_queues.iter().filter_map(|id| self.queue(*id))
     }
 
     /// The queues that keep something for longer than they may.
@@ -97,8 +98,7 @@ impl Shard {
     /// The parts of these entries that some group may still need, by rising index and position.
     #[must_use]
     pub fn live_parts(&self, entries: Range<u64>) -> Vec<LivePart> {
-        let mut parts: Vec<_> =
-            self.queues.values().flat_map(|queue| queue.live_parts(entries.clone())).collect();
+        let mut parts: Vec<_> = self.queues().flat_map(|queue| queue.live_parts(entries.clone())).collect();
         parts.sort_unstable();
         parts
     }
@@ -118,7 +118,7 @@ impl Shard {
     #[must_use]
     pub fn next_live_index(&self, from: u64) -> Option<u64> {
         let next_of = |queue: &Queue| queue.live_parts(from..u64::MAX).next();
-        self.queues.values().filter_map(next_of).map(|part| part.index).min()
+        self.queues().filter_map(next_of).map(|part| part.index).min()
     }
 
     /// The highest index that is known to be on the disks of all replicas.
@@ -151,7 +151,7 @@ impl Shard {
 
     /// The whole state, in key order, for a snapshot.
     pub fn records(&self) -> impl Iterator<Item = (RecordKey, Record)> {
-        [(RecordKey::Shard, self.head())].into_iter().chain(self.queues.values().flat_map(Queue::records))
+        [(RecordKey::Shard, self.head())].into_iter().chain(self.queues().flat_map(Queue::records))
     }
 
     /// What changed since the last call, or since the state was restored, in key order; nothing for what is gone.
@@ -187,7 +187,7 @@ impl Shard {
                 }
                 (RecordKey::Queue { queue, part: QueuePart::Head }, Record::Queue(record)) => {
                     message_counts.insert(queue, record.message_count);
-                    shard.queues.insert(queue, Queue::restore_head(queue, record)?);
+                    shard.queues.insert(queue, Box::new(Queue::restore_head(queue, record)?));
                     shard.note_aging(queue);
                 }
                 (RecordKey::Queue { queue, part }, record) => {
@@ -260,7 +260,7 @@ impl Shard {
             }
             None => {
                 let queue = Queue::new(id, name.to_owned(), settings.clone(), revision, time_ms);
-                self.queues.insert(id, queue);
+                self.queues.insert(id, Box::new(queue));
                 self.changed_queues.insert(id);
             }
         }
@@ -428,7 +428,7 @@ impl Shard {
     }
 
     fn note_aging(&mut self, id: QueueId) {
-        let settings = self.queues.get(&id).map(Queue::settings);
+        let settings = self.queue(id).map(Queue::settings);
         let ages = |settings: &Settings| {
             let Settings { max_age_ms, message_ttl_ms, expires_ms, dedup_window_ms, .. } = settings;
             max_age_ms.or(*message_ttl_ms).or(*expires_ms).or(*dedup_window_ms).is_some()

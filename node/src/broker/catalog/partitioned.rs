@@ -14,11 +14,11 @@ impl Catalog {
 
     /// A queue of this name, or the first partition of one.
     pub(super) fn queue_or_first_partition(&self, name: &str) -> Option<&CatalogQueue> {
-        self.queues.get(name).or_else(|| self.first_partition(name))
+        self.queue(name).or_else(|| self.first_partition(name))
     }
 
     fn first_partition(&self, name: &str) -> Option<&CatalogQueue> {
-        self.queues.get(&partitions::name(name, 0)).filter(|first| first.settings.partitions > 0)
+        self.queue(&partitions::name(name, 0)).filter(|first| first.settings.partitions > 0)
     }
 
     /// The partitioned queue whose partition has this name, or would have it if there were more of them.
@@ -38,7 +38,7 @@ impl Catalog {
         }
         self.revision += 1;
         self.add_partitions(name, 0, settings, shard_count);
-        match self.queues.get(&partitions::name(name, 0)) {
+        match self.queue(&partitions::name(name, 0)) {
             Some(&CatalogQueue { queue, shard, .. }) => CatalogOutcome::Created { queue, shard },
             None => CatalogOutcome::NotFound,
         }
@@ -59,7 +59,7 @@ impl Catalog {
             self.change_settings(&partitions::name(name, partition), settings);
         }
         self.add_partitions(name, existing, settings, shard_count);
-        match self.queues.get(&partitions::name(name, 0)) {
+        match self.queue(&partitions::name(name, 0)) {
             Some(&CatalogQueue { queue, shard, settings_revision: revision, .. }) => {
                 CatalogOutcome::Updated { queue, shard, revision }
             }
