@@ -135,16 +135,18 @@ pub async fn run(course: &Course) -> Result<Report, (Report, String)> {
         let unleashed = chaos.unleash(scenario, course, &mut report.events).await;
         report.take_waits(&probes.iter().map(Probe::confirmed).collect::<Vec<_>>());
         drop(probes);
+        let mut is_judged = false;
         let finished = async {
             unleashed?;
             load.stop().await?;
             // What was published is judged when all of it was to be delivered, also where another check failed.
             let keyed = chaos.keyed.finish().await.context("the queue with partitions");
+            is_judged = true;
             scenario.finish(work).await?;
             keyed
         };
         let finished = finished.await;
-        report.take_counts(&scenario.recorder);
+        report.take_counts(&scenario.recorder, is_judged);
         finished
     })
     .await;

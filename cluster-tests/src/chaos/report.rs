@@ -38,20 +38,23 @@ pub struct Report {
     pub unknown: usize,
     /// Promises that were broken.
     pub violations: usize,
+    /// Runs that broke off: of them nobody can say whether what is missing was yet to come.
+    pub unjudged: usize,
     /// The longest wait between two confirms of the queue that was meant, during each fault that happened alone; of
     /// any queue, while nothing happened.
     pub waits: BTreeMap<Option<Fault>, Vec<Duration>>,
 }
 
 impl Report {
-    /// Adds what was recorded.
-    pub(super) fn take_counts(&mut self, recorder: &Recorder) {
+    /// Adds what was recorded, of a run that was judged or broke off before.
+    pub(super) fn take_counts(&mut self, recorder: &Recorder, is_judged: bool) {
+        self.unjudged += usize::from(!is_judged);
         recorder.with(|history| {
             self.published += history.publishes.len();
             self.confirmed += history.confirmed_count();
             let unknown = history.publishes.iter().filter(|call| matches!(call.outcome, Outcome::Unknown(_)));
             self.unknown += unknown.count();
-            if let Verdict::Violated(violations) = judge(history) {
+            if is_judged && let Verdict::Violated(violations) = judge(history) {
                 self.violations += violations.len();
             }
         });
@@ -91,6 +94,7 @@ impl Report {
         self.confirmed += other.confirmed;
         self.unknown += other.unknown;
         self.violations += other.violations;
+        self.unjudged += other.unjudged;
         for (fault, waits) in other.waits {
             self.waits.entry(fault).or_default().extend(waits);
         }
@@ -129,7 +133,11 @@ impl fmt::Display for Report {
             f,
             "{} published, {} confirmed, {} of unknown outcome; {} promises broken",
             self.published, self.confirmed, self.unknown, self.violations
-        )
+        )?;
+        match self.unjudged {
+            0 => Ok(()),
+            count => write!(f, " as far as runs were judged; {count} broke off"),
+        }
     }
 }
 
