@@ -43,7 +43,7 @@ pub enum TransferError {
     #[error("it does not answer, or not in time, that it could")]
     NotFit,
     /// The other one was asked, and did nothing.
-    #[error("it did not take over within {TAKEN_WITHIN:?}")]
+    #[error("it did not take over within {TAKEN_WITHIN:?}, or another one was faster")]
     NotTaken,
 }
 
@@ -118,9 +118,10 @@ impl Group {
         let _paused = self.quiesce(to).await;
         let asked = self.raft().trigger().transfer_leader(to.get()).await;
         asked.map_err(|_| TransferError::NotLeader)?;
-        let taken = leadership.wait_for(|now| now.leader == Some(to));
+        // What waits meanwhile waits no longer than until anybody leads.
+        let taken = leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != self.node()));
         match time::timeout(TAKEN_WITHIN, taken).await {
-            Ok(Ok(now)) => Ok(now.term),
+            Ok(Ok(now)) if now.leader == Some(to) => Ok(now.term),
             _ => Err(TransferError::NotTaken),
         }
     }
