@@ -50,7 +50,15 @@ async fn main() -> ExitCode {
     let mut left = Duration::from_secs(60) * arguments.minutes;
     for seed in (0..).map(|piece| seed.wrapping_add(piece)) {
         let Some(course) = arguments.course(seed, left, &total) else { break };
-        if !run(&course, &mut total, &arguments).await {
+        // What is dropped ends its nodes and removes what it made.
+        let passed = tokio::select! {
+            passed = run(&course, &mut total, &arguments) => passed,
+            _ = tokio::signal::ctrl_c() => {
+                print("interrupted");
+                false
+            }
+        };
+        if !passed {
             return ExitCode::FAILURE;
         }
         left = left.saturating_sub(course.length);
