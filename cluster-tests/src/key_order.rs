@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use skein_client::{Client, Consumer, Delivery, Message, Producer};
 use tokio::time;
 
-use crate::by_hand::body;
+use crate::{by_hand::body, wait};
 
 /// How long a consumer waits for a message before it looks whether all is done.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -98,10 +98,28 @@ impl KeyOrder {
         Ok(())
     }
 
-    /// What came too early, since it was asked for last.
-    #[must_use]
-    pub fn take_violations(&self) -> Vec<String> {
-        self.with(|progress| std::mem::take(&mut progress.violations))
+    /// Judges what was delivered since this was asked for last.
+    ///
+    /// # Errors
+    /// When messages came before those that their keys had before them.
+    pub fn check(&self) -> Result<()> {
+        let violations = self.with(|progress| std::mem::take(&mut progress.violations));
+        ensure!(violations.is_empty(), "keys are out of order: {violations:#?}");
+        Ok(())
+    }
+
+    /// Judges like [`KeyOrder::check`], and waits until all messages of the queue count as acked.
+    ///
+    /// # Errors
+    /// Like [`KeyOrder::check`], and when some are not acked in time.
+    pub async fn finish(&self, client: &Client, queue: &str, group: &str, limit: Duration) -> Result<()> {
+        self.check()?;
+        wait::until("all of them to count as acked", limit, async || {
+            let group = client.get_group(queue, group).await?;
+            ensure!(group.unacked_count == 0, "{group:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// Takes nothing for done any more: another group, or the same once more, is to get all from the first one on.

@@ -78,8 +78,7 @@ impl Keyed {
             time::timeout(DRAIN_LIMIT, self.publishing).await.context("publishing does not end")???;
         self.order.end_at(published);
         let drained = time::timeout(DRAIN_LIMIT, join_all(&mut self.workers)).await;
-        let violations = self.order.take_violations();
-        ensure!(violations.is_empty(), "keys are out of order: {violations:#?}");
+        self.order.check()?;
         let done = self.order.done_count();
         drained.with_context(|| {
             format!("{done} are handled, of {published} messages of each of {KEYS} keys")

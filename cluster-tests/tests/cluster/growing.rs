@@ -95,8 +95,7 @@ async fn new_groups_get_keys_in_order_from_a_node_that_has_not_heard_of_them() {
         for group in ["mail", "stock", "tax", "audit"] {
             order.forget();
             work(&client, &order, group, usize::MAX).await??;
-            let violations = order.take_violations();
-            ensure!(violations.is_empty(), "{group}: {violations:#?}");
+            order.check().context(group)?;
         }
         Ok(())
     })
@@ -124,8 +123,7 @@ async fn a_group_is_moved_back_while_partitions_become_more() {
             let mut partitions = 2;
             for count_max in [50, 100, 150] {
                 work(&client, &order, GROUP, count_max).await??;
-                let violations = order.take_violations();
-                ensure!(violations.is_empty(), "of {partitions}: {violations:#?}");
+                order.check().with_context(|| format!("of {partitions}"))?;
                 let (grown, moved) = tokio::join!(
                     grow(&client, partitions + 2),
                     other.seek_group(QUEUE, GROUP, Position::First)
@@ -141,8 +139,7 @@ async fn a_group_is_moved_back_while_partitions_become_more() {
             for worker in workers {
                 worker.await??;
             }
-            let violations = order.take_violations();
-            ensure!(violations.is_empty(), "{violations:#?}");
+            order.check()?;
             ensure!(client.get_group(QUEUE, GROUP).await?.unacked_count == 0, "some are left");
             Ok(())
         },

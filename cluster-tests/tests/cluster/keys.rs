@@ -9,7 +9,7 @@ use skein_cluster_tests::{
     by_hand::body,
     faults::kill::{KILL_LEADER, kill_leader},
     key_order::KeyOrder,
-    scenario, wait,
+    scenario,
 };
 use tokio::task::JoinSet;
 
@@ -53,14 +53,7 @@ async fn messages_of_a_key_are_handled_in_order_through_failovers() {
         while let Some(worker) = workers.join_next().await {
             worker??;
         }
-        let violations = order.take_violations();
-        ensure!(violations.is_empty(), "{violations:#?}");
-        wait::until("all of them to count as acked", LIMIT, async || {
-            let group = client.get_group(QUEUE, GROUP).await?;
-            ensure!(group.unacked_count == 0, "{group:?}");
-            Ok(())
-        })
-        .await
+        order.finish(&client, QUEUE, GROUP, LIMIT).await
     })
     .await;
 }

@@ -78,14 +78,7 @@ pub(super) async fn grow_under_keys(
     while let Some(worker) = workers.join_next().await {
         worker??;
     }
-    let violations = order.take_violations();
-    ensure!(violations.is_empty(), "{violations:#?}");
-    wait::until("all of them to count as acked", LIMIT, async || {
-        let group = client.get_group(QUEUE, GROUP).await?;
-        ensure!(group.unacked_count == 0, "{group:?}");
-        Ok(())
-    })
-    .await?;
+    order.finish(&client, QUEUE, GROUP, LIMIT).await?;
     let used = published(&client, 9).await?;
     ensure!(used.iter().sum::<u64>() == ALL_KEYED, "{used:?}");
     Ok(used)

@@ -162,3 +162,37 @@ impl Lease {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use skein_proto::ids::{GroupId, QueueId};
+
+    use super::*;
+
+    fn lease(first: u64, bytes: u64) -> Lease {
+        Lease { range: OffsetRange::new(Offset::new(first), 1), until_ms: 30, attempt: 1, bytes }
+    }
+
+    #[test]
+    fn neighbours_are_one_lease_until_that_is_large() {
+        let key = GroupKey { queue: QueueId::new(1), group: GroupId::new(1) };
+        let mut consumer = Consumer::new(key, Credit { messages: 10, bytes: 1 << 20 }, 0);
+        assert!(!consumer.grant_behind(lease(4, 10)), "there is none before it");
+        consumer.grant(lease(4, 10));
+        for other in [
+            lease(6, 10),
+            Lease { until_ms: 31, ..lease(5, 10) },
+            Lease { attempt: 2, ..lease(5, 10) },
+            lease(5, JOINED_BYTES_MAX - 9),
+        ] {
+            assert!(!consumer.grant_behind(other), "{other:?}");
+            assert_eq!(consumer.held(), (1, 10), "what is refused is not granted");
+        }
+        assert!(consumer.grant_behind(lease(5, JOINED_BYTES_MAX - 10)));
+        assert_eq!(consumer.held(), (2, JOINED_BYTES_MAX));
+        // Each of the two counts for half of their bytes then.
+        let ended = consumer.end_in(OffsetRange::new(Offset::new(5), 1)).unwrap();
+        assert_eq!((ended.ended.range.first, ended.ended.bytes), (Offset::new(5), JOINED_BYTES_MAX / 2));
+        assert_eq!(consumer.held(), (1, JOINED_BYTES_MAX / 2));
+    }
+}

@@ -122,7 +122,6 @@ impl Proposer {
         pause: PauseWatch,
     ) -> Self {
         Self {
-            pause,
             node,
             raft,
             leadership,
@@ -133,6 +132,7 @@ impl Proposer {
             queued_bytes: 0,
             due: Duration::MAX,
             in_flight: FuturesOrdered::new(),
+            pause,
         }
     }
 

@@ -173,16 +173,15 @@ impl Queue {
             return;
         }
         let kept = OffsetRange::between(self.first_offset, self.next_offset);
-        let mut acked: Vec<_> = acked.into_iter().map(|range| range.intersect(kept)).collect();
+        // Mostly none is left, since acks come in order: what lies below all groups' floors is free already.
+        let acked = acked.into_iter().map(|range| range.intersect(kept));
+        let mut acked: Vec<_> = acked.filter(|range| !range.is_empty()).collect();
         acked.sort_unstable_by_key(|range| range.first);
         // Whole blocks, each once: acks of single messages come many to a block.
         let mut touched: Vec<OffsetRange> = Vec::new();
         for range in acked {
             let is_touched = touched.last().is_some_and(|last| range.end() <= last.end());
-            if range.is_empty()
-                || is_touched
-                || self.groups.values().any(|group| group.acked_end() <= range.first)
-            {
+            if is_touched || self.groups.values().any(|group| group.acked_end() <= range.first) {
                 continue;
             }
             let whole = self.whole_blocks(range);
