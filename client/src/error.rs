@@ -246,7 +246,7 @@ pub enum SettleError {
     /// It certainly did not take effect: the node refused it.
     #[error("{0}")]
     NotAccepted(Cause),
-    /// The stream ended before the answer came. Either it took effect, or the message is delivered again.
+    /// The stream ended before the answer came, and no other told. It took effect, or the message is delivered again.
     #[error("it is unknown whether it took effect: {0}")]
     OutcomeUnknown(Cause),
 }

@@ -18,7 +18,10 @@ use skein_proto::{
 };
 use tonic::Code;
 
-use super::held::Held;
+use super::{
+    held::Held,
+    ranges::{end, merge, push},
+};
 use crate::{
     error::{Cause, SettleError, reason_of},
     outcome::{Outcome, WaiterSlot},
@@ -110,10 +113,21 @@ pub(super) struct Settlements {
 struct Settlement {
     request: StreamSettle,
     outcome: Arc<Outcome<Answer>>,
-    /// What of it could not be resumed, when its stream was lost.
+    /// What of it cannot be settled any more, since its stream was lost.
     lost: Vec<SettleFailure>,
     /// It was sent before, on a stream that was lost.
     was_sent: bool,
+}
+
+/// What a node says of messages whose stream was lost, when another one begins.
+#[derive(Debug, Default)]
+pub(super) struct Resumed {
+    /// What it was asked about.
+    pub(super) asked: Held,
+    /// What goes on.
+    pub(super) held: Held,
+    /// What the group is done with.
+    pub(super) settled: Held,
 }
 
 /// Whom to tell what.
@@ -160,8 +174,12 @@ impl Settlements {
         Some(request)
     }
 
-    /// Takes an answer. Returns whom to tell what. An answer to what was never asked is passed over.
+    /// Takes an answer. Returns whom to tell what. An answer to what was never asked is passed over, and so is one that
+    /// says nothing but that the node leads no more: the stream ends with it, and the next one goes on.
     pub(super) fn answer(&mut self, result: SettleResult) -> Option<Told> {
+        if result.failures.iter().any(|failure| failure.offsets.is_none()) {
+            return None;
+        }
         let index = self.unanswered.iter().position(|sent| sent.request.settle_id == result.settle_id)?;
         let Settlement { outcome, lost, .. } = self.unanswered.remove(index)?;
         Some((outcome, Answer::Answered(result.failures.into_iter().chain(lost).collect())))
@@ -183,11 +201,11 @@ impl Settlements {
         }
     }
 
-    /// Another stream goes on with what is held. Returns whom to tell what: nothing is left to be sent for them.
-    pub(super) fn resume(&mut self, held: &Held) -> Vec<Told> {
+    /// Another stream goes on. Returns whom to tell what: nothing is left to be sent for them.
+    pub(super) fn resume(&mut self, resumed: &Resumed) -> Vec<Told> {
         let mut told = Vec::new();
         for mut settlement in mem::take(&mut self.next).into_iter().chain(self.gathering.take()) {
-            settlement.keep(held);
+            settlement.keep(resumed);
             if settlement.is_empty() {
                 told.push((settlement.outcome, Answer::Answered(settlement.lost)));
             } else {
@@ -213,33 +231,40 @@ impl Settlements {
 }
 
 impl Settlement {
-    /// Leaves only what is held. What was sent and is not held any more may have been settled.
-    fn keep(&mut self, held: &Held) {
-        let (reason, message) = match self.was_sent {
-            true => (Reason::OutcomeUnknown, "the stream was lost before the answer came"),
-            false => (Reason::LeaseLost, "the stream was lost, and the message delivered again"),
-        };
-        let lost = &mut self.lost;
-        let mut split = |range: &OffsetRange| {
-            let (kept, missing) = held.split(range);
-            lost.extend(missing.into_iter().map(|offsets| SettleFailure {
-                offsets: Some(offsets),
-                reason: reason.into(),
-                message: message.to_owned(),
-            }));
-            kept
-        };
+    /// Leaves what can still be settled. What was sent may have been settled by that.
+    fn keep(&mut self, resumed: &Resumed) {
         let StreamSettle { acks, nacks, extends, .. } = mem::take(&mut self.request);
-        self.request.acks = acks.iter().flat_map(&mut split).collect();
+        for ack in acks {
+            let (kept, missing) = resumed.held.split(&ack);
+            self.request.acks.extend(kept);
+            self.lose(missing.iter().flat_map(|part| resumed.settled.split(part).1), resumed);
+        }
         for nack in nacks {
-            let kept = nack.offsets.as_ref().map(&mut split).unwrap_or_default();
-            let parts = kept.into_iter().map(|offsets| StreamNack { offsets: Some(offsets), ..nack });
-            self.request.nacks.extend(parts);
+            let (kept, missing) = resumed.held.split(&nack.offsets.unwrap_or_default());
+            let kept = kept.into_iter().map(|offsets| StreamNack { offsets: Some(offsets), ..nack });
+            self.request.nacks.extend(kept);
+            // What came back and is not held here is, or will be, delivered again: all that was asked for.
+            if nack.reject || !self.was_sent {
+                self.lose(missing.iter().flat_map(|part| resumed.settled.split(part).1), resumed);
+            }
         }
         for extend in extends {
-            let kept = extend.offsets.as_ref().map(&mut split).unwrap_or_default();
-            let parts = kept.into_iter().map(|offsets| StreamExtend { offsets: Some(offsets), ..extend });
-            self.request.extends.extend(parts);
+            let (kept, missing) = resumed.held.split(&extend.offsets.unwrap_or_default());
+            let kept = kept.into_iter().map(|offsets| StreamExtend { offsets: Some(offsets), ..extend });
+            self.request.extends.extend(kept);
+            self.lose(missing, resumed);
+        }
+    }
+
+    /// Gives up what is neither held nor settled.
+    fn lose(&mut self, parts: impl IntoIterator<Item = OffsetRange>, resumed: &Resumed) {
+        for offsets in parts {
+            let (reason, message) = match self.was_sent && !resumed.asked.has_all(&offsets) {
+                true => (Reason::OutcomeUnknown, "the stream was lost before the answer came"),
+                false => (Reason::LeaseLost, "the stream was lost, and the message delivered again"),
+            };
+            let message = message.to_owned();
+            self.lost.push(SettleFailure { offsets: Some(offsets), reason: reason.into(), message });
         }
     }
 
@@ -281,42 +306,6 @@ fn split_off(request: &mut StreamSettle, parts_max: usize) -> Option<StreamSettl
     (!is_empty).then(|| StreamSettle { acks, nacks, extends, ..StreamSettle::default() })
 }
 
-/// Appends a range, joined to the last one where it follows it.
-fn push(ranges: &mut Vec<OffsetRange>, range: OffsetRange) {
-    if let Some(last) = ranges.last_mut()
-        && end(last) == range.first
-        && let Some(count) = last.count.checked_add(range.count)
-    {
-        last.count = count;
-    } else {
-        ranges.push(range);
-    }
-}
-
-/// Sorts ranges, and joins those that touch or overlap.
-fn merge(ranges: &mut Vec<OffsetRange>) {
-    if ranges.len() < 2 {
-        return;
-    }
-    ranges.sort_unstable_by_key(|range| range.first);
-    let mut merged: Vec<OffsetRange> = Vec::with_capacity(ranges.len());
-    for mut range in ranges.drain(..) {
-        let seen_up_to = merged.last().map_or(0, end);
-        if end(&range) <= seen_up_to {
-            continue;
-        }
-        let overlap = seen_up_to.saturating_sub(range.first);
-        range.first += overlap;
-        range.count -= u32::try_from(overlap).expect("an overlap is shorter than the range");
-        push(&mut merged, range);
-    }
-    *ranges = merged;
-}
-
-fn end(range: &OffsetRange) -> u64 {
-    range.first + u64::from(range.count)
-}
-
 fn hits(failure: &SettleFailure, range: OffsetRange) -> bool {
     // Without offsets it is about the whole settlement.
     failure.offsets.as_ref().is_none_or(|failed| failed.first < end(&range) && range.first < end(failed))
@@ -334,31 +323,10 @@ fn refused(failure: &SettleFailure) -> SettleError {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::{collection, prelude::*};
-
     use super::*;
 
     fn range(first: u64, count: u32) -> OffsetRange {
         OffsetRange { first, count }
-    }
-
-    fn offsets(ranges: &[OffsetRange]) -> BTreeSet<u64> {
-        ranges.iter().flat_map(|range| range.first..end(range)).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn merging_keeps_the_offsets_and_leaves_nothing_to_merge(
-            ranges in collection::vec((0_u64..200, 1_u32..20), 0..30),
-        ) {
-            let mut ranges: Vec<_> = ranges.into_iter().map(|(first, count)| range(first, count)).collect();
-            let before = offsets(&ranges);
-            merge(&mut ranges);
-            prop_assert_eq!(offsets(&ranges), before);
-            prop_assert!(ranges.windows(2).all(|pair| end(&pair[0]) < pair[1].first));
-        }
     }
 
     #[test]
@@ -409,11 +377,22 @@ mod tests {
     #[tokio::test]
     async fn what_is_resumed_is_sent_again_and_the_rest_is_told_apart() {
         let mut settlements = Settlements::default();
-        let sent = [0, 1].map(|offset| settlements.add(Settle::Ack, Offset::new(offset), 1));
+        let nack = Settle::Nack { delay: None };
+        let kinds = [Settle::Ack, Settle::Ack, Settle::Ack, nack, Settle::Reject, Settle::Ack];
+        let add = |settlements: &mut Settlements, offset: u64| {
+            let kinds = kinds[usize::try_from(offset % 10).unwrap()];
+            settlements.add(kinds, Offset::new(offset), 1)
+        };
+        let sent = [0, 1, 2, 3, 4, 5].map(|offset| add(&mut settlements, offset));
         settlements.next_to_send().unwrap();
-        let unsent = [2, 3].map(|offset| settlements.add(Settle::Ack, Offset::new(offset), 1));
+        let unsent = [10, 11, 12, 13, 14].map(|offset| add(&mut settlements, offset));
         settlements.suspend();
-        let told = settlements.resume(&Held::of(&[range(1, 2)]));
+        let resumed = Resumed {
+            asked: Held::of(&[range(0, 5), range(10, 5)]),
+            held: Held::of(&[range(1, 1), range(11, 1)]),
+            settled: Held::of(&[range(2, 1), range(12, 1)]),
+        };
+        let told = settlements.resume(&resumed);
         assert!(told.is_empty(), "of both something is left to be sent");
         let mut resent = Vec::new();
         while let Some(request) = settlements.next_to_send() {
@@ -422,12 +401,28 @@ mod tests {
             let (outcome, answer) = settlements.answer(result).unwrap();
             outcome.set(answer);
         }
-        assert_eq!(resent, [range(1, 1), range(2, 1)]);
-        let sent = futures::future::join_all(sent).await;
-        assert!(matches!(&sent[..], [Err(SettleError::OutcomeUnknown(_)), Ok(())]), "{sent:?}");
-        let unsent = futures::future::join_all(unsent).await;
-        assert!(matches!(&unsent[..], [Ok(()), Err(SettleError::LeaseLost(_))]), "{unsent:?}");
+        assert_eq!(resent, [range(1, 1), range(11, 1)]);
+        let reason = |settled: Result<(), SettleError>| settled.err().map(|error| error.cause().reason);
+        let reasons = |all: Vec<_>| all.into_iter().map(reason).collect::<Vec<_>>();
+        let (lost, unknown) = (Some(Reason::LeaseLost), Some(Reason::OutcomeUnknown));
+        let sent = reasons(futures::future::join_all(sent).await);
+        assert_eq!(sent, [lost, None, None, None, lost, unknown]);
+        let unsent = reasons(futures::future::join_all(unsent).await);
+        assert_eq!(unsent, [lost, None, None, lost, lost]);
         assert!(settlements.is_idle());
+    }
+
+    #[test]
+    fn who_leads_no_more_answers_nothing() {
+        let mut settlements = Settlements::default();
+        drop(settlements.add(Settle::Ack, Offset::ZERO, 1));
+        let settle_id = settlements.next_to_send().unwrap().settle_id;
+        for reason in [Reason::NoLeader, Reason::OutcomeUnknown] {
+            let failure = SettleFailure { reason: reason.into(), ..SettleFailure::default() };
+            assert!(settlements.answer(SettleResult { settle_id, failures: vec![failure] }).is_none());
+        }
+        settlements.suspend();
+        assert_eq!(settlements.next_to_send().unwrap().acks, [range(0, 1)]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use skein_proto::{broker::Reason, ids::Offset, node};
 use tonic::Code;
 
 use super::{
-    acks::{Settle, Settled, Settlements, Told},
+    acks::{Resumed, Settle, Settled, Settlements, Told},
     held::Held,
 };
 use crate::error::{Cause, ConsumeError, SettleError};
@@ -27,6 +27,8 @@ pub(super) struct Inbox {
     held: Held,
     /// The last stream is lost, and the next one has not yet said what of it goes on.
     is_suspended: bool,
+    /// What the next one was asked to go on with.
+    asked: Held,
     error: Option<ConsumeError>,
     is_closed: bool,
     /// What nobody had looked at when it was closed.
@@ -81,6 +83,7 @@ impl Inbox {
     pub(super) fn begin_stream(&mut self) -> (u64, Option<node::Resume>) {
         self.stream += 1;
         let resume = self.is_suspended.then(|| node::Resume { held: self.unanswered().ranges() });
+        self.asked = Held::of(resume.as_ref().map_or(&[], |resume| &resume.held));
         (self.stream, resume)
     }
 
@@ -101,7 +104,7 @@ impl Inbox {
         {
             return Poll::Ready(Some(settle));
         }
-        if self.is_closed && self.settlements.is_idle() {
+        if self.is_over() {
             return Poll::Ready(None);
         }
         self.sender = Some(sender.clone());
@@ -110,7 +113,7 @@ impl Inbox {
 
     /// What is to be said last on `stream`, once everything is settled that is to be: what somebody has looked at.
     pub(super) fn take_leave(&mut self, stream: u64) -> Option<node::Leave> {
-        let is_over = stream == self.stream && self.is_closed && self.settlements.is_idle();
+        let is_over = stream == self.stream && self.is_over();
         if !is_over || mem::replace(&mut self.has_left, true) {
             return None;
         }
@@ -128,7 +131,12 @@ impl Inbox {
     pub(super) fn receive(&mut self, response: node::ConsumeResponse) -> (Answers, [Option<Waker>; 2]) {
         let mut answers = Answers::default();
         if let Some(subscribed) = response.subscribed.filter(|_| self.is_suspended) {
-            answers.0 = self.resume(&Held::of(&subscribed.resumed));
+            let resumed = Resumed {
+                asked: mem::take(&mut self.asked),
+                held: Held::of(&subscribed.resumed),
+                settled: Held::of(&subscribed.settled),
+            };
+            answers.0 = self.resume(&resumed);
         }
         for result in response.settled {
             answers.0.extend(self.settlements.answer(result));
@@ -147,6 +155,7 @@ impl Inbox {
     pub(super) fn suspend(&mut self) -> Option<Waker> {
         self.stream += 1;
         self.is_suspended = true;
+        self.has_left = false;
         self.settlements.suspend();
         self.sender.take()
     }
@@ -160,11 +169,11 @@ impl Inbox {
         (Answers(self.settlements.lose(cause)), self.sender.take())
     }
 
-    /// Another stream goes on with what is held there. Everything else is delivered again, to whomever.
-    fn resume(&mut self, resumed: &Held) -> Vec<Told> {
+    /// Another stream goes on with what is held there. Everything else is delivered again, to whomever, or done with.
+    fn resume(&mut self, resumed: &Resumed) -> Vec<Told> {
         self.is_suspended = false;
         let told = self.settlements.resume(resumed);
-        self.held.retain(resumed);
+        self.held.retain(&resumed.held);
         for batch in mem::take(&mut self.batches) {
             let offsets = offsets_of(&batch);
             if self.held.has_all(&offsets) {
@@ -181,9 +190,9 @@ impl Inbox {
         told
     }
 
-    /// There will be no more messages.
+    /// There will be no more messages. Whoever has closed it need not be told.
     pub(super) fn fail(&mut self, error: ConsumeError) -> Option<Waker> {
-        self.error = Some(error);
+        self.error = Some(error).filter(|_| !self.is_closed);
         self.reader.take()
     }
 
@@ -195,8 +204,14 @@ impl Inbox {
         self.sender.take()
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.is_closed
+    /// It was closed, and nothing that was to be settled waits for its answer.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_closed && self.settlements.is_idle()
+    }
+
+    /// It is over, and there is no stream that could tell the node.
+    pub(super) fn is_over_between_streams(&self) -> bool {
+        self.is_over() && self.is_suspended
     }
 
     /// Ending the stream would cause no message to be delivered again.
@@ -205,7 +220,7 @@ impl Inbox {
     }
 
     fn sender_if_sendable(&mut self) -> Option<Waker> {
-        let may_end = self.is_closed && self.settlements.is_idle();
+        let may_end = self.is_over();
         let may_send = !self.is_suspended && self.settlements.is_sendable();
         if may_end || may_send { self.sender.take() } else { None }
     }

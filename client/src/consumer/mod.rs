@@ -5,6 +5,7 @@ mod delivery;
 mod held;
 mod inbox;
 mod lane;
+mod ranges;
 mod session;
 
 use std::{

@@ -57,10 +57,27 @@ impl Session {
 
     /// Runs until the consumer is closed and its acks are answered, or it cannot go on.
     pub(super) async fn run(mut self) {
-        while !self.shared.lock().is_closed() {
-            let cause = self.stream_until_closed().await;
+        let shared = Arc::clone(&self.shared);
+        let is_in_time = {
+            let mut going_on = std::pin::pin!(self.go_on());
+            tokio::select! {
+                () = &mut going_on => return,
+                () = shared.closing.notified() => {}
+            }
+            let is_over = shared.lock().is_over_between_streams();
+            !is_over && time::timeout(CLOSE_TIMEOUT, going_on).await.is_ok()
+        };
+        if !is_in_time {
+            self.lose(&closed());
+        }
+    }
+
+    /// One stream after the other.
+    async fn go_on(&mut self) {
+        loop {
+            let cause = self.stream().await;
             tracing::debug!(queue = self.subscribe.queue, %cause, "the consume stream ended");
-            if self.shared.lock().is_closed() {
+            if self.shared.lock().is_over() {
                 return self.lose(&cause);
             }
             if cause.reason == Reason::GroupMoved {
@@ -77,7 +94,6 @@ impl Session {
             wake(sender);
             self.wait().await;
         }
-        self.lose(&closed());
     }
 
     fn lose(&self, cause: &Cause) {
@@ -88,18 +104,6 @@ impl Session {
         };
         answers.publish();
         wake(sender);
-    }
-
-    /// Runs one stream, but gives up waiting for its orderly end.
-    async fn stream_until_closed(&mut self) -> Cause {
-        let shared = Arc::clone(&self.shared);
-        let mut stream = std::pin::pin!(self.stream());
-        tokio::select! {
-            cause = &mut stream => return cause,
-            () = shared.closing.notified() => {}
-        }
-        let ended = time::timeout(CLOSE_TIMEOUT, stream).await;
-        ended.unwrap_or_else(|_| closed())
     }
 
     /// One stream, from connecting to its end.
@@ -188,7 +192,6 @@ impl Session {
         let deadline = Instant::now() + self.backoff.next_delay(rand::random());
         tokio::select! {
             () = time::sleep_until(deadline) => {}
-            () = self.shared.closing.notified() => {}
             _ = self.topology.changed() => self.backoff.reset(),
         }
     }

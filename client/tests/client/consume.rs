@@ -187,8 +187,7 @@ fn serve(
                     Some(Consume::Subscribe(request)) => {
                         node.shared.state().subscribed.push(request.clone());
                         subscribe = request;
-                        let resumed = resumed(&node, &subscribe, &mut held);
-                        let subscribed = node::Subscribed { shard_id: SHARD, lease_ms: 30_000, resumed };
+                        let subscribed = subscribed(&node, &subscribe, &mut held);
                         Ok(node::ConsumeResponse { subscribed: Some(subscribed), ..Default::default() })
                     }
                     Some(Consume::Settle(settle)) => Ok(settled(&node, &subscribe, &settle, &mut held)),
@@ -244,15 +243,23 @@ fn give_back_unseen(node: &Node, subscribe: &node::Subscribe, leave: &node::Leav
     });
 }
 
-/// What a consumer holds again of what it held on a stream that ended.
-fn resumed(node: &Node, subscribe: &node::Subscribe, held: &mut Vec<u64>) -> Vec<node::OffsetRange> {
+/// What has become of what a consumer held on a stream that ended.
+fn subscribed(node: &Node, subscribe: &node::Subscribe, held: &mut Vec<u64>) -> node::Subscribed {
     let state = node.shared.state();
+    let mut subscribed = node::Subscribed { shard_id: SHARD, lease_ms: 30_000, ..Default::default() };
     let group = state.queues.get(&subscribe.queue).and_then(|queue| queue.groups.get(&subscribe.group));
-    let Some(group) = group.filter(|_| state.resumes) else { return Vec::new() };
+    let Some(group) = group else { return subscribed };
     let claimed = subscribe.resume.iter().flat_map(|resume| &resume.held);
-    let claimed = claimed.flat_map(|range| range.first..range.first + u64::from(range.count));
-    held.extend(claimed.filter(|offset| group.leased.contains_key(offset)));
-    held.iter().map(|offset| node::OffsetRange { first: *offset, count: 1 }).collect()
+    for offset in claimed.flat_map(|range| range.first..range.first + u64::from(range.count)) {
+        let range = node::OffsetRange { first: offset, count: 1 };
+        if group.acked.contains(&offset) {
+            subscribed.settled.push(range);
+        } else if state.resumes && group.leased.contains_key(&offset) {
+            held.push(offset);
+            subscribed.resumed.push(range);
+        }
+    }
+    subscribed
 }
 
 fn deliver(

@@ -1,6 +1,6 @@
 //! Who leads next, and what of a consumer's work goes on with whom: without waiting for timers, only with a majority.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future;
@@ -28,6 +28,11 @@ const PAUSE_FOLLOWERS: &str = "stop the followers for a while";
 const QUEUE: &str = "orders";
 const GROUP: &str = "mail";
 const MESSAGES: usize = 200;
+
+/// Handovers while messages are settled one by one, each a while after the one before: a new leader holds messages back
+/// for a moment.
+const HANDOVERS: u64 = 30;
+const HANDOVER_INTERVAL: Duration = Duration::from_millis(400);
 
 /// Timers that nobody would wait for: twenty seconds of silence.
 fn without_timers() -> Setup {
@@ -124,6 +129,48 @@ async fn consumers_keep_what_they_hold(
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn no_settlement_fails_because_leadership_is_handed_over() {
+    let name = "no_settlement_fails_because_leadership_is_handed_over";
+    scenario::run(name, LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue(QUEUE, QueueSettings::default()).await?;
+        let mut consumer = client.consumer(QUEUE, GROUP).build().await?;
+        let handing_over = tokio::spawn(hand_over_again_and_again(client.clone()));
+        let (mut acked, mut given_back) = (BTreeSet::new(), BTreeSet::new());
+        while !handing_over.is_finished() || acked.len() % MESSAGES > 0 {
+            if acked.len() % MESSAGES == 0 {
+                publish(&client, MESSAGES).await?;
+            }
+            let delivery = take(&mut consumer, 1).await?.remove(0);
+            let Delivery { offset, attempt, .. } = delivery;
+            ensure!(attempt == 1 || given_back.contains(&offset), "{offset} came again");
+            let settled = match offset.get() % 10 == 7 && given_back.insert(offset) {
+                true => delivery.nack(),
+                false => {
+                    ensure!(acked.insert(offset), "{offset} was acked, and came again");
+                    delivery.ack()
+                }
+            };
+            let settled =
+                time::timeout(GO_ON_LIMIT, settled).await.context("a settlement is not answered")?;
+            settled.with_context(|| format!("settling {offset} in attempt {attempt}"))?;
+        }
+        handing_over.await?
+    })
+    .await;
+}
+
+/// Lets one node lead after the other.
+async fn hand_over_again_and_again(client: Client) -> Result<()> {
+    let shard = client.get_queue(QUEUE).await?.shard;
+    for handover in 0..HANDOVERS {
+        client.transfer_leader(shard, NodeId::new(1 + handover % 3)).await?;
+        time::sleep(HANDOVER_INTERVAL).await;
+    }
+    Ok(())
 }
 
 #[tokio::test]

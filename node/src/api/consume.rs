@@ -140,12 +140,14 @@ impl Api {
         let (key, delivery, subscription) = self.subscribe(&queue, &group, credit, priority, resume).await?;
         let consumer = subscription.consumer();
         let more_partitions = MorePartitions::of(&self, &queue);
+        let resumed = subscription.resumed();
         let first = ConsumeResponse {
             partitions: more_partitions.known,
             subscribed: Some(Subscribed {
                 shard_id: queue.shard.get(),
                 lease_ms: queue.settings.lease_ms,
-                resumed: subscription.resumed().iter().flat_map(range_requests).collect(),
+                resumed: resumed.held.iter().flat_map(range_requests).collect(),
+                settled: resumed.settled.iter().flat_map(range_requests).collect(),
             }),
             ..ConsumeResponse::default()
         };

@@ -189,6 +189,11 @@ impl Group {
         (!below.is_empty()).then_some(below).into_iter().chain(self.acked.overlapping(above))
     }
 
+    /// The parts of `range` that are not to be delivered again: acked, or given up. They may overlap.
+    pub fn done_in(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> {
+        self.acked_in(range).chain(self.dead_letters.offsets.overlapping(range))
+    }
+
     /// Whether the floor is where it belongs: at the first message that is not acked.
     pub(super) fn has_true_floor(&self) -> bool {
         self.acked.iter().next().is_none_or(|range| range.first > self.acked_floor)

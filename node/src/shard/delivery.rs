@@ -9,21 +9,27 @@ mod settle;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, ready},
+    stream::FuturesOrdered,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use self::settle::{Settling, later, on_settled, redelivery_delay_ms};
 use super::{
-    handle::{DeliveryHandle, GroupCounts, Request, SettleError, SubscribeError, Unsettled},
+    handle::{
+        DeliveryHandle, GroupCounts, Request, Resumed, SettleError, Subscribe, SubscribeError, Unsettled,
+    },
     idle::{IdleQueues, Unused},
-    outbox::{Outbox, OutboxItem, OutboxSender, outbox},
+    outbox::{OutboxItem, OutboxSender, outbox},
     stored::{StoredMessages, group_start, rules},
 };
 use crate::{
     broker::{self, Command, Event, Queue, Shard},
     clock::{Clock, millis},
-    dispatch::{ConsumerId, Credit, Delivery, Dispatcher, GroupKey, Now},
-    offsets::{OffsetRange, OffsetSet},
+    dispatch::{ConsumerId, Delivery, Dispatcher, GroupKey, Now},
+    offsets::OffsetRange,
     raft::Group,
     random::random_u64,
     tasks,
@@ -53,6 +59,13 @@ type SettleReply = oneshot::Sender<Result<Vec<Unsettled>, SettleError>>;
 /// The longest sleep when nothing is due, so that arithmetic on far-off deadlines needs no care.
 const IDLE_SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// Whose turn it is once everything before it has been replicated.
+enum Turn {
+    Settled(Settling),
+    /// A consumer that has come back is told what of its settlements took effect.
+    Resumes(Subscribe),
+}
+
 pub(super) struct Deliverer {
     group: Arc<Group>,
     clock: Clock,
@@ -61,7 +74,8 @@ pub(super) struct Deliverer {
     next_consumer: u64,
     gone: mpsc::UnboundedSender<ConsumerId>,
     gone_receiver: mpsc::UnboundedReceiver<ConsumerId>,
-    settling: FuturesOrdered<BoxFuture<'static, Settling>>,
+    /// What is being replicated, in its order, and those who wait for that.
+    settling: FuturesOrdered<BoxFuture<'static, Turn>>,
     /// Told of groups whose given-up messages wait to be moved.
     dead_letters: mpsc::UnboundedSender<GroupKey>,
     /// When to ask queues whether they keep something for too long, by the steady clock; nothing while none would.
@@ -71,14 +85,15 @@ pub(super) struct Deliverer {
     unused: mpsc::UnboundedSender<Unused>,
 }
 
-/// Starts delivering. The task ends when the returned handle and its clones are gone, or when a settlement cannot
-/// be replicated.
+/// Starts delivering. The task ends when `deposed` says so or its sender is gone, when the returned handle and its
+/// clones are gone, or when a settlement cannot be replicated.
 pub(super) fn start(
     group: Arc<Group>,
     clock: Clock,
     term: u64,
     dead_letters: mpsc::UnboundedSender<GroupKey>,
     unused: mpsc::UnboundedSender<Unused>,
+    deposed: oneshot::Receiver<()>,
 ) -> (DeliveryHandle, tokio::task::JoinHandle<()>) {
     let (requests, mailbox) = mpsc::channel(MAILBOX_MAX);
     let (gone, gone_receiver) = mpsc::unbounded_channel();
@@ -97,12 +112,12 @@ pub(super) fn start(
         group,
         clock,
     };
-    let task = tasks::spawn(deliverer.run(mailbox));
+    let task = tasks::spawn(deliverer.run(mailbox, deposed));
     (DeliveryHandle::new(requests, term), task)
 }
 
 impl Deliverer {
-    async fn run(mut self, mut mailbox: mpsc::Receiver<Request>) {
+    async fn run(mut self, mut mailbox: mpsc::Receiver<Request>, mut deposed: oneshot::Receiver<()>) {
         let mut applied = self.group.replica().applied_index();
         self.begin();
         let mut requests = Vec::new();
@@ -111,11 +126,16 @@ impl Deliverer {
             let sleep = self.sleep_until_due();
             tokio::select! {
                 biased;
-                Some(settling) = self.settling.next(), if !self.settling.is_empty() => {
-                    if !on_settled(settling) {
+                _ = &mut deposed => break,
+                Some(turn) = self.settling.next(), if !self.settling.is_empty() => match turn {
+                    Turn::Settled(settling) => if !on_settled(settling) {
                         break;
+                    },
+                    Turn::Resumes(subscribe) => {
+                        self.on_events();
+                        self.on_subscribe(subscribe);
                     }
-                }
+                },
                 count = mailbox.recv_many(&mut requests, REQUESTS_PER_TURN),
                     if self.settling.len() < SETTLES_IN_FLIGHT_MAX =>
                 {
@@ -135,6 +155,27 @@ impl Deliverer {
             self.on_time().await;
             self.deliver(&mut deliveries).await;
         }
+        self.end(mailbox);
+    }
+
+    /// Lets go of everything, and tells those who wait for a settlement what became of it.
+    fn end(self, mut mailbox: mpsc::Receiver<Request>) {
+        mailbox.close();
+        while let Ok(request) = mailbox.try_recv() {
+            if let Request::Settle { reply, .. } = request {
+                // Whoever asked may have gone.
+                let _ = reply.send(Err(SettleError::Ended));
+            }
+        }
+        // A proposal has an outcome soon after its leader was deposed, if only that it is unknown.
+        let mut settling = self.settling;
+        tasks::spawn(async move {
+            while let Some(turn) = settling.next().await {
+                if let Turn::Settled(settling) = turn {
+                    on_settled(settling);
+                }
+            }
+        });
     }
 
     /// Takes over what the replicated state says is not acked, and hears of changes from here on.
@@ -226,10 +267,11 @@ impl Deliverer {
 
     async fn on_request(&mut self, request: Request) {
         match request {
-            Request::Subscribe { key, credit, priority, resume, reply } => {
-                // When the caller has gone away, the outbox is dropped here or there, and says so.
-                let _ = reply.send(self.subscribe(key, credit, priority, resume));
+            Request::Subscribe(subscribe) if subscribe.resume.is_some() && !self.settling.is_empty() => {
+                // What it asks for may be among them.
+                self.settling.push_back(ready(Turn::Resumes(subscribe)).boxed());
             }
+            Request::Subscribe(subscribe) => self.on_subscribe(subscribe),
             Request::SetCredit { consumer, credit } => self.dispatcher.set_credit(consumer, credit),
             Request::Leave { consumer, seen, done } => {
                 let replica = Arc::clone(self.group.replica());
@@ -256,28 +298,33 @@ impl Deliverer {
         }
     }
 
-    fn subscribe(
-        &mut self,
-        key: GroupKey,
-        credit: Credit,
-        priority: i32,
-        resume: Option<Vec<OffsetRange>>,
-    ) -> Result<(ConsumerId, Outbox, OffsetSet), SubscribeError> {
+    fn on_subscribe(&mut self, subscribe: Subscribe) {
+        let Subscribe { key, credit, priority, resume, reply } = subscribe;
         let consumer = ConsumerId::new(self.next_consumer);
-        self.dispatcher.add_consumer(key, consumer, credit, priority)?;
-        self.next_consumer += 1;
-        let resumed = resume.map(|held| self.resume(consumer, &held)).unwrap_or_default();
-        let (sender, receiver) = outbox(consumer, self.gone.clone());
-        self.outboxes.insert(consumer, sender);
-        Ok((consumer, receiver, resumed))
+        let added = self.dispatcher.add_consumer(key, consumer, credit, priority);
+        let subscribed = added.map_err(SubscribeError::from).map(|()| {
+            self.next_consumer += 1;
+            let resumed = resume.map(|held| self.resume(key, consumer, &held)).unwrap_or_default();
+            let (sender, receiver) = outbox(consumer, self.gone.clone());
+            self.outboxes.insert(consumer, sender);
+            (consumer, receiver, resumed)
+        });
+        // When the caller has gone away, the outbox is dropped here or there, and says so.
+        let _ = reply.send(subscribed);
     }
 
-    fn resume(&mut self, consumer: ConsumerId, held: &[OffsetRange]) -> OffsetSet {
+    fn resume(&mut self, key: GroupKey, consumer: ConsumerId, held: &[OffsetRange]) -> Resumed {
         let now = self.now();
         let others_until_ms = now.steady_ms + millis(OTHERS_COME_WITHIN);
         let replica = Arc::clone(self.group.replica());
         replica.with_messages(|shard| {
-            self.dispatcher.resume(consumer, held, now, others_until_ms, &StoredMessages(shard))
+            let group = shard.queue(key.queue).and_then(|queue| queue.group(key.group));
+            let settled =
+                held.iter().flat_map(|range| group.into_iter().flat_map(|group| group.done_in(*range)));
+            let settled = settled.collect();
+            let stored = StoredMessages(shard);
+            let held = self.dispatcher.resume(consumer, held, now, others_until_ms, &stored);
+            Resumed { held, settled }
         })
     }
 

@@ -30,8 +30,17 @@ pub enum SubscribeError {
 pub struct Subscription {
     consumer: ConsumerId,
     outbox: Outbox,
-    resumed: OffsetSet,
+    resumed: Resumed,
     delivery: DeliveryHandle,
+}
+
+/// What has become of the messages that a consumer held on a stream that was lost.
+#[derive(Debug, Default)]
+pub struct Resumed {
+    /// It holds them again.
+    pub held: OffsetSet,
+    /// The group is done with them.
+    pub settled: OffsetSet,
 }
 
 /// What to do with messages that a consumer holds.
@@ -97,16 +106,19 @@ pub struct GroupCounts {
     pub consumers: u32,
 }
 
+/// Somebody wants to consume.
+pub(super) struct Subscribe {
+    pub(super) key: GroupKey,
+    pub(super) credit: Credit,
+    pub(super) priority: i32,
+    /// What the consumer holds, should it have come back.
+    pub(super) resume: Option<Vec<OffsetRange>>,
+    pub(super) reply: oneshot::Sender<Result<(ConsumerId, Outbox, Resumed), SubscribeError>>,
+}
+
 /// What the delivery task is asked.
 pub(super) enum Request {
-    Subscribe {
-        key: GroupKey,
-        credit: Credit,
-        priority: i32,
-        /// What the consumer holds, should it have come back.
-        resume: Option<Vec<OffsetRange>>,
-        reply: oneshot::Sender<Result<(ConsumerId, Outbox, OffsetSet), SubscribeError>>,
-    },
+    Subscribe(Subscribe),
     SetCredit {
         consumer: ConsumerId,
         credit: Credit,
@@ -156,7 +168,7 @@ impl DeliveryHandle {
         resume: Option<Vec<OffsetRange>>,
     ) -> Result<Subscription, SubscribeError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Subscribe { key, credit, priority, resume, reply }).await;
+        self.send(Request::Subscribe(Subscribe { key, credit, priority, resume, reply })).await;
         let (consumer, outbox, resumed) = answer.await.unwrap_or(Err(SubscribeError::Ended))?;
         Ok(Subscription { consumer, outbox, resumed, delivery: self.clone() })
     }
@@ -218,9 +230,9 @@ impl Subscription {
         self.consumer
     }
 
-    /// What it holds again of what it held before.
+    /// What has become of what it held before.
     #[must_use]
-    pub fn resumed(&self) -> &OffsetSet {
+    pub fn resumed(&self) -> &Resumed {
         &self.resumed
     }
 

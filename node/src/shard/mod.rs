@@ -17,7 +17,8 @@ mod stored;
 
 pub use bodies::{Bodies, BodyError, BodyReader};
 pub use handle::{
-    DeliveryHandle, GroupCounts, SettleError, SettleItem, SettleKind, SubscribeError, Subscription, Unsettled,
+    DeliveryHandle, GroupCounts, Resumed, SettleError, SettleItem, SettleKind, SubscribeError, Subscription,
+    Unsettled,
 };
 pub use leases::{LeaseToken, MalformedToken};
 pub use outbox::{Outbox, OutboxItem};

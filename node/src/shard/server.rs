@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use skein_proto::ids::{QueueId, ShardId};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     bodies::Bodies,
@@ -106,8 +106,9 @@ impl ShardServer {
         tracing::info!(shard = %self.group.shard(), term = held.term, "serving as leader");
         let (dead_letters, pending) = mpsc::unbounded_channel();
         let (unused, to_delete) = mpsc::unbounded_channel();
-        let (handle, mut task) =
-            delivery::start(Arc::clone(&self.group), self.clock.clone(), held.term, dead_letters, unused);
+        let (depose, deposed) = oneshot::channel();
+        let (group, clock) = (Arc::clone(&self.group), self.clock.clone());
+        let (handle, mut task) = delivery::start(group, clock, held.term, dead_letters, unused, deposed);
         let janitor = tasks::spawn(idle::run(Arc::clone(courier), to_delete));
         let mover = tasks::spawn(dead_letters::run(
             Arc::clone(&self.group),
@@ -116,7 +117,7 @@ impl ShardServer {
             pending,
         ));
         self.delivery.send_replace(Some(handle));
-        let deposed = tokio::select! {
+        let is_deposed = tokio::select! {
             // An error means that the group is gone, and the leadership with it.
             _ = leadership.wait_for(|now| *now != held) => true,
             _ = &mut task => false,
@@ -124,8 +125,9 @@ impl ShardServer {
         self.delivery.send_replace(None);
         mover.abort();
         janitor.abort();
-        if deposed {
-            task.abort();
+        if is_deposed {
+            // Fails when it has ended by itself.
+            let _ = depose.send(());
             // Only once it has ended may a successor hear of events.
             let _ = task.await;
         }

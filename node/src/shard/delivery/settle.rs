@@ -9,7 +9,7 @@ use super::{
         ended::Ended,
         handle::{SettleError, SettleItem, SettleKind, Unsettled},
     },
-    Deliverer, SettleReply,
+    Deliverer, SettleReply, Turn,
 };
 use crate::{
     broker::{Command, Outcome, Return},
@@ -138,7 +138,7 @@ impl Deliverer {
         let outcome = self.group.propose_patiently(Proposed::shard(command)).await;
         let settling = async move {
             let result = outcome.await.unwrap_or(Err(ProposeError::OutcomeUnknown));
-            Settling { result, unsettled, reply }
+            Turn::Settled(Settling { result, unsettled, reply })
         };
         self.settling.push_back(settling.boxed());
     }
