@@ -29,6 +29,8 @@ pub(super) struct Inbox {
     is_suspended: bool,
     /// What the next one was asked to go on with.
     asked: Held,
+    /// How many consumers the group had, as was told last.
+    group_consumers: u32,
     error: Option<ConsumeError>,
     is_closed: bool,
     /// What nobody had looked at when it was closed.
@@ -82,7 +84,9 @@ impl Inbox {
     /// Begins a stream; the one before must have been lost. Returns what to resume, if there was one.
     pub(super) fn begin_stream(&mut self) -> (u64, Option<node::Resume>) {
         self.stream += 1;
-        let resume = self.is_suspended.then(|| node::Resume { held: self.unanswered().ranges() });
+        let group_consumers = self.group_consumers;
+        let resume =
+            self.is_suspended.then(|| node::Resume { held: self.unanswered().ranges(), group_consumers });
         self.asked = Held::of(resume.as_ref().map_or(&[], |resume| &resume.held));
         (self.stream, resume)
     }
@@ -137,6 +141,9 @@ impl Inbox {
                 settled: Held::of(&subscribed.settled),
             };
             answers.0 = self.resume(&resumed);
+        }
+        if response.group_consumers > 0 {
+            self.group_consumers = response.group_consumers;
         }
         for result in response.settled {
             answers.0.extend(self.settlements.answer(result));
@@ -284,14 +291,15 @@ mod tests {
     async fn what_is_resumed_goes_on_as_if_nothing_had_happened() {
         let mut inbox = Inbox::default();
         assert_eq!(inbox.begin_stream().1, None);
+        inbox.receive(node::ConsumeResponse { group_consumers: 2, ..Default::default() }).0.publish();
         for first in [0, 10, 20] {
             inbox.receive(delivery(first, 10)).0.publish();
         }
         assert_eq!(first_of_next(&mut inbox), Some(0));
         drop(inbox.suspend());
         let (stream, resume) = inbox.begin_stream();
-        let all = node::OffsetRange { first: 0, count: 30 };
-        assert_eq!(resume.unwrap().held, [all]);
+        let held = vec![node::OffsetRange { first: 0, count: 30 }];
+        assert_eq!(resume, Some(node::Resume { held, group_consumers: 2 }));
         let (acked, _) = inbox.settle(Settle::Ack, Offset::ZERO, 1);
         assert!(inbox.poll_send(stream, Waker::noop()).is_pending(), "the node has not said what goes on");
 

@@ -16,8 +16,8 @@ use skein_proto::{
     limits,
     node::{
         ConsumeRequest, ConsumeResponse, Credit as CreditRequest, DeliveryBatch, Leave,
-        OffsetRange as RangeRequest, SettleFailure, SettleResult, StreamSettle, Subscribe, Subscribed,
-        consume_request::Request as Inbound,
+        OffsetRange as RangeRequest, Resume, SettleFailure, SettleResult, StreamSettle, Subscribe,
+        Subscribed, consume_request::Request as Inbound,
     },
 };
 use tokio::sync::mpsc;
@@ -33,10 +33,11 @@ use super::{
 };
 use crate::{
     broker::{Outcome, Position},
-    dispatch::{ConsumerId, Credit, GroupKey},
+    dispatch::{Claim, ConsumerId, Credit, GroupKey},
     offsets::OffsetRange,
     shard::{
-        DeliveryHandle, Outbox, OutboxItem, SettleError, SettleItem, SettleKind, Subscription, Unsettled,
+        Company, DeliveryHandle, Outbox, OutboxItem, SettleError, SettleItem, SettleKind, Subscription,
+        Unsettled,
     },
     tasks,
 };
@@ -75,7 +76,7 @@ impl Api {
         group_name: &str,
         credit: Credit,
         priority: i32,
-        resume: Option<Vec<OffsetRange>>,
+        resume: Option<Claim>,
     ) -> Result<(GroupKey, DeliveryHandle, Subscription), Status> {
         names::check_group_name(group_name)?;
         self.ensure_open(queue).await?;
@@ -135,7 +136,7 @@ impl Api {
         responses: Responses,
     ) -> Result<(), Status> {
         let credit = subscribe.credit.map_or(Ok(CREDIT_DEFAULT), check_credit)?;
-        let resume = subscribe.resume.map(|resume| ranges("resume.held", resume.held)).transpose()?;
+        let resume = subscribe.resume.map(claim).transpose()?;
         let Subscribe { group, priority, .. } = subscribe;
         let (key, delivery, subscription) = self.subscribe(&queue, &group, credit, priority, resume).await?;
         let consumer = subscription.consumer();
@@ -143,6 +144,7 @@ impl Api {
         let resumed = subscription.resumed();
         let first = ConsumeResponse {
             partitions: more_partitions.known,
+            group_consumers: subscription.company().told(),
             subscribed: Some(Subscribed {
                 shard_id: queue.shard.get(),
                 lease_ms: queue.settings.lease_ms,
@@ -163,6 +165,7 @@ impl Api {
                 .clamp(STALLED_MIN, STALLED_MAX),
             stopping: self.stopping.clone(),
             more_partitions,
+            company: subscription.company(),
         };
         let taker = Taker { delivery, key, consumer, settling };
         tasks::spawn(sender.run(subscription, reader, settled));
@@ -227,6 +230,7 @@ struct Sender {
     stalled_after: Duration,
     stopping: tokio::sync::watch::Receiver<bool>,
     more_partitions: MorePartitions,
+    company: Company,
 }
 
 impl Sender {
@@ -279,6 +283,7 @@ impl Sender {
                     return Some(if reader.was_moved() { status::group_moved() } else { status::leader_moved() });
                 },
                 partitions = self.more_partitions.next() => response.partitions = partitions,
+                consumers = self.company.next() => response.group_consumers = consumers,
             }
             if let Err(end) = self.send(response, &mut items, reader).await {
                 return end;
@@ -373,6 +378,11 @@ fn settle_failure(unsettled: Unsettled) -> SettleFailure {
         reason: reason.into(),
         message: message.to_owned(),
     }
+}
+
+fn claim(resume: Resume) -> Result<Claim, Status> {
+    let Resume { held, group_consumers } = resume;
+    Ok(Claim { held: ranges("resume.held", held)?, group_consumers })
 }
 
 /// What a client says that it holds.

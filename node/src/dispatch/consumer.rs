@@ -22,6 +22,8 @@ pub(super) struct Consumer {
     pub(super) detached: bool,
     /// It stands in its group's order of turns.
     pub(super) in_turn: bool,
+    /// It was there with an earlier leader.
+    pub(super) is_back: bool,
     leases: BTreeMap<Offset, Lease>,
     held_messages: u64,
     held_bytes: u64,
@@ -45,6 +47,7 @@ impl Consumer {
             priority,
             detached: false,
             in_turn: false,
+            is_back: false,
             leases: BTreeMap::new(),
             held_messages: 0,
             held_bytes: 0,

@@ -1,5 +1,6 @@
 //! Hands out messages, and keeps the leases on them.
 
+mod resume;
 mod settle;
 
 use std::{
@@ -8,7 +9,7 @@ use std::{
 };
 
 use skein_proto::{
-    ids::{GroupId, Offset, QueueId},
+    ids::{Offset, QueueId},
     limits::GROUP_CONSUMERS_MAX,
 };
 
@@ -17,12 +18,12 @@ use super::{
     AddConsumerError, ConsumerId, Credit, Delivery, Expired, GroupCounts, GroupKey, GroupStart, Now, Ready,
     Returned, Rules, Stored,
     alarms::AlarmClock,
-    consumer::{Consumer, Lease},
-    group::{Group, Work, waiting_parts},
+    consumer::Consumer,
+    group::{Group, waiting_parts},
     round::Round,
 };
 use crate::{
-    offsets::{OffsetRange, OffsetSet},
+    offsets::OffsetRange,
     planted::{Bug, is_planted},
 };
 
@@ -68,7 +69,7 @@ impl Dispatcher {
 
     /// Takes note of how a queue behaves from now on.
     pub fn change_queue(&mut self, queue: QueueId, rules: Rules, stored: &dyn Stored) {
-        let keys: Vec<_> = self.groups.range(groups_of(queue)).map(|(key, _)| *key).collect();
+        let keys: Vec<_> = self.groups.range(GroupKey::all_of(queue)).map(|(key, _)| *key).collect();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
             let alarms = group.change_rules(queue, rules, stored);
@@ -101,13 +102,13 @@ impl Dispatcher {
 
     /// Forgets all groups of a queue with their consumers, and says who they were.
     pub fn remove_queue(&mut self, queue: QueueId) -> Vec<ConsumerId> {
-        let keys: Vec<_> = self.groups.range(groups_of(queue)).map(|(key, _)| *key).collect();
+        let keys: Vec<_> = self.groups.range(GroupKey::all_of(queue)).map(|(key, _)| *key).collect();
         keys.into_iter().flat_map(|key| self.remove_group(key)).collect()
     }
 
     /// Takes note of the end of a queue.
     pub fn handle_appended(&mut self, queue: QueueId, next_offset: Offset, stored: &dyn Stored) {
-        for (&key, group) in self.groups.range_mut(groups_of(queue)) {
+        for (&key, group) in self.groups.range_mut(GroupKey::all_of(queue)) {
             if next_offset > group.next_offset {
                 group.next_offset = next_offset;
                 self.work.insert(key);
@@ -144,7 +145,7 @@ impl Dispatcher {
 
     /// Delivers nothing below an offset any more. What consumers hold, they keep until they settle it.
     pub fn handle_purged(&mut self, queue: QueueId, below: Offset) {
-        for (&key, group) in self.groups.range_mut(groups_of(queue)) {
+        for (&key, group) in self.groups.range_mut(GroupKey::all_of(queue)) {
             group.purge(below);
             self.work.insert(key);
         }
@@ -177,42 +178,6 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Gives a consumer that has come back what it held on a stream that is lost, where nobody else has it and it is
-    /// not settled; no more than its credit allows. Says what that is. A group that is held back is from now on held
-    /// back until `others_until_ms` at most, by the steady clock, for the others to come back as well.
-    pub fn resume(
-        &mut self,
-        id: ConsumerId,
-        held: &[OffsetRange],
-        now: Now,
-        others_until_ms: u64,
-        stored: &dyn Stored,
-    ) -> OffsetSet {
-        let mut resumed = OffsetSet::new();
-        // It may hold what was not due yet when this leader took over.
-        self.release_due(now.wall_ms, stored);
-        let Some(consumer) = self.consumers.get_mut(&id) else { return resumed };
-        let key = consumer.key;
-        let Some(group) = self.groups.get_mut(&key) else { return resumed };
-        let until_ms = now.steady_ms.saturating_add(u64::from(group.rules().lease_ms));
-        for range in held {
-            // What it held was within its credit.
-            for Work { range, attempt } in group.resume(*range, consumer.messages_left()) {
-                for (part, bytes) in kept_parts(group, key.queue, range, stored) {
-                    consumer.grant(Lease { range: part, until_ms, attempt, bytes });
-                    self.lease_ends.insert((until_ms, id, part.first));
-                    resumed.insert(part);
-                }
-            }
-        }
-        if group.held_back_until_ms > others_until_ms {
-            self.holds.remove(&(group.held_back_until_ms, key));
-            group.held_back_until_ms = others_until_ms;
-            self.holds.insert((others_until_ms, key));
-        }
-        resumed
-    }
-
     /// Sets how much a consumer holds at most. What it holds above that, it keeps.
     pub fn set_credit(&mut self, id: ConsumerId, credit: Credit) {
         if let Some(consumer) = self.consumers.get_mut(&id) {
@@ -238,6 +203,7 @@ impl Dispatcher {
         if let Some(group) = self.groups.get_mut(&key) {
             group.consumers.remove(&id);
             group.attached_count -= usize::from(!consumer.detached);
+            group.back_count -= u32::from(consumer.is_back);
             if consumer.in_turn {
                 group.turns.remove(id, consumer.priority);
             }
@@ -363,7 +329,7 @@ impl Dispatcher {
     /// Whether anybody takes messages of a queue, or holds any.
     #[must_use]
     pub fn is_in_use(&self, queue: QueueId) -> bool {
-        self.groups.range(groups_of(queue)).any(|(_, group)| !group.consumers.is_empty())
+        self.groups.range(GroupKey::all_of(queue)).any(|(_, group)| !group.consumers.is_empty())
     }
 
     /// The group that a consumer takes messages of, or took them before it was detached.
@@ -444,10 +410,6 @@ impl Dispatcher {
             self.remove_consumer(id);
         }
     }
-}
-
-fn groups_of(queue: QueueId) -> std::ops::RangeInclusive<GroupKey> {
-    GroupKey { queue, group: GroupId::new(0) }..=GroupKey { queue, group: GroupId::new(u32::MAX) }
 }
 
 /// The parts of a leased range that are kept, a block each at most, and their bytes. The lease on the others ends:

@@ -29,6 +29,10 @@ pub(super) struct Group {
     pub(super) next_offset: Offset,
     /// Nothing is delivered before.
     pub(super) held_back_until_ms: u64,
+    /// How many consumers have come back from an earlier leader, ...
+    pub(super) back_count: u32,
+    /// ... and how many there were, as those say.
+    pub(super) back_expected: u32,
     ready: Lanes,
     /// Those whose order by key matters.
     keys: KeyLines,
@@ -62,6 +66,8 @@ impl Group {
             fresh_from: start.fresh_from,
             next_offset: start.next_offset.max(start.fresh_from),
             held_back_until_ms: start.held_back_until_ms,
+            back_count: 0,
+            back_expected: 0,
             ready: Lanes::new(start.rules.lower_percent),
             keys: KeyLines::default(),
             delayed: OffsetRuns::new(),

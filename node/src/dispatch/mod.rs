@@ -29,6 +29,14 @@ pub struct GroupKey {
     pub group: GroupId,
 }
 
+impl GroupKey {
+    /// Those of all groups that a queue may have.
+    #[must_use]
+    pub const fn all_of(queue: QueueId) -> std::ops::RangeInclusive<Self> {
+        Self { queue, group: GroupId::new(0) }..=Self { queue, group: GroupId::new(u32::MAX) }
+    }
+}
+
 /// A consumer, by a number that the caller gives it and never uses again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConsumerId(u64);
@@ -152,6 +160,15 @@ pub struct GroupStart {
     pub held_back_until_ms: u64,
     /// How often the core has moved the group.
     pub seek_count: u32,
+}
+
+/// What a consumer says that comes back from an earlier leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// What it was delivered, and has not settled as far as it knows.
+    pub held: Vec<OffsetRange>,
+    /// How many consumers its group had, itself included; 0 when it does not know.
+    pub group_consumers: u32,
 }
 
 /// How messages below the fresh ones may be delivered.

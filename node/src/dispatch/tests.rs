@@ -10,8 +10,8 @@ use skein_proto::ids::{GroupId, Offset, QueueId};
 
 use self::model::Model;
 use super::{
-    AddConsumerError, ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupCounts, GroupKey, GroupStart,
-    Now, Ready, Refusal, Returned, Rules, Stored, Waiting,
+    AddConsumerError, Claim, ConsumerId, Credit, Delivery, Dispatcher, Expired, GroupCounts, GroupKey,
+    GroupStart, Now, Ready, Refusal, Returned, Rules, Stored, Waiting,
 };
 use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 

@@ -18,8 +18,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::settle::{Settling, later, on_settled, redelivery_delay_ms};
 use super::{
+    company::Companies,
     handle::{
-        DeliveryHandle, GroupCounts, Request, Resumed, SettleError, Subscribe, SubscribeError, Unsettled,
+        DeliveryHandle, GroupCounts, Request, Resumed, SettleError, Subscribe, SubscribeError, Subscribed,
+        Unsettled,
     },
     idle::{IdleQueues, Unused},
     outbox::{OutboxItem, OutboxSender, outbox},
@@ -28,8 +30,7 @@ use super::{
 use crate::{
     broker::{self, Command, Event, Queue, Shard},
     clock::{Clock, millis},
-    dispatch::{ConsumerId, Delivery, Dispatcher, GroupKey, Now},
-    offsets::OffsetRange,
+    dispatch::{Claim, ConsumerId, Delivery, Dispatcher, GroupKey, Now},
     raft::Group,
     random::random_u64,
     tasks,
@@ -71,6 +72,7 @@ pub(super) struct Deliverer {
     clock: Clock,
     dispatcher: Dispatcher,
     outboxes: BTreeMap<ConsumerId, OutboxSender>,
+    companies: Companies,
     next_consumer: u64,
     gone: mpsc::UnboundedSender<ConsumerId>,
     gone_receiver: mpsc::UnboundedReceiver<ConsumerId>,
@@ -100,6 +102,7 @@ pub(super) fn start(
     let deliverer = Deliverer {
         dispatcher: Dispatcher::new(),
         outboxes: BTreeMap::new(),
+        companies: Companies::default(),
         // Where this task starts counting is random, so that a token of an earlier one names nobody here.
         next_consumer: random_u64() >> 1,
         gone,
@@ -227,6 +230,7 @@ impl Deliverer {
             Event::QueueClosed { queue } => {
                 let consumers = self.dispatcher.remove_queue(queue);
                 self.forget(&consumers);
+                self.companies.end(queue);
             }
             Event::Appended { queue, next_offset } => {
                 self.dispatcher.handle_appended(queue, next_offset, stored);
@@ -235,13 +239,11 @@ impl Deliverer {
             Event::GroupMoved { queue, group } => {
                 // Its consumers come again, with nothing in their hands.
                 let key = GroupKey { queue, group };
-                let consumers = self.dispatcher.remove_group(key);
-                self.forget(&consumers);
+                self.remove_group(key);
                 self.add_group(shard, key, 0);
             }
             Event::GroupDeleted { queue, group } => {
-                let consumers = self.dispatcher.remove_group(GroupKey { queue, group });
-                self.forget(&consumers);
+                self.remove_group(GroupKey { queue, group });
             }
             Event::Returned { queue, group, range, attempts, not_before_ms } => {
                 let key = GroupKey { queue, group };
@@ -256,6 +258,12 @@ impl Deliverer {
                 let _ = self.dead_letters.send(GroupKey { queue, group });
             }
         }
+    }
+
+    fn remove_group(&mut self, key: GroupKey) {
+        let consumers = self.dispatcher.remove_group(key);
+        self.forget(&consumers);
+        self.companies.change(key, 0);
     }
 
     /// Closes the outboxes of consumers that the dispatcher no longer knows: their streams end.
@@ -283,7 +291,9 @@ impl Deliverer {
             }
             Request::Detach { consumer, done } => {
                 self.outboxes.remove(&consumer);
+                let key = self.dispatcher.group_of(consumer);
                 self.dispatcher.detach(consumer);
+                self.tell_company(key);
                 let _ = done.send(());
             }
             Request::Settle { key, items, reply } => self.settle(key, items, reply).await,
@@ -304,34 +314,42 @@ impl Deliverer {
         let added = self.dispatcher.add_consumer(key, consumer, credit, priority);
         let subscribed = added.map_err(SubscribeError::from).map(|()| {
             self.next_consumer += 1;
-            let resumed = resume.map(|held| self.resume(key, consumer, &held)).unwrap_or_default();
-            let (sender, receiver) = outbox(consumer, self.gone.clone());
+            let resumed = resume.map(|claim| self.resume(key, consumer, &claim)).unwrap_or_default();
+            let (sender, outbox) = outbox(consumer, self.gone.clone());
             self.outboxes.insert(consumer, sender);
-            (consumer, receiver, resumed)
+            let company = self.companies.join(key, self.dispatcher.company(key));
+            Subscribed { consumer, outbox, resumed, company }
         });
         // When the caller has gone away, the outbox is dropped here or there, and says so.
         let _ = reply.send(subscribed);
     }
 
-    fn resume(&mut self, key: GroupKey, consumer: ConsumerId, held: &[OffsetRange]) -> Resumed {
+    fn resume(&mut self, key: GroupKey, consumer: ConsumerId, claim: &Claim) -> Resumed {
         let now = self.now();
         let others_until_ms = now.steady_ms + millis(OTHERS_COME_WITHIN);
         let replica = Arc::clone(self.group.replica());
         replica.with_messages(|shard| {
             let group = shard.queue(key.queue).and_then(|queue| queue.group(key.group));
-            let settled =
-                held.iter().flat_map(|range| group.into_iter().flat_map(|group| group.done_in(*range)));
-            let settled = settled.collect();
+            let done_in = |range| group.into_iter().flat_map(move |group| group.done_in(range));
+            let settled = claim.held.iter().copied().flat_map(done_in).collect();
             let stored = StoredMessages(shard);
-            let held = self.dispatcher.resume(consumer, held, now, others_until_ms, &stored);
+            let held = self.dispatcher.resume(consumer, claim, now, others_until_ms, &stored);
             Resumed { held, settled }
         })
+    }
+
+    fn tell_company(&mut self, key: Option<GroupKey>) {
+        if let Some(key) = key {
+            self.companies.change(key, self.dispatcher.company(key));
+        }
     }
 
     /// Takes back what a consumer holds that has dropped its outbox.
     async fn on_gone(&mut self, consumer: ConsumerId) {
         self.outboxes.remove(&consumer);
+        let key = self.dispatcher.group_of(consumer);
         let returned = self.dispatcher.remove_consumer(consumer);
+        self.tell_company(key);
         self.return_all(returned, |_, _| 0).await;
     }
 

@@ -2,9 +2,9 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::outbox::Outbox;
+use super::{company::Company, outbox::Outbox};
 use crate::{
-    dispatch::{AddConsumerError, ConsumerId, Credit, GroupKey, Refusal},
+    dispatch::{AddConsumerError, Claim, ConsumerId, Credit, GroupKey, Refusal},
     offsets::{OffsetRange, OffsetSet},
 };
 
@@ -28,9 +28,7 @@ pub enum SubscribeError {
 
 /// A consumer of a group. Dropping it returns what it holds; detaching it does not.
 pub struct Subscription {
-    consumer: ConsumerId,
-    outbox: Outbox,
-    resumed: Resumed,
+    subscribed: Subscribed,
     delivery: DeliveryHandle,
 }
 
@@ -106,14 +104,22 @@ pub struct GroupCounts {
     pub consumers: u32,
 }
 
+/// What somebody gets who consumes.
+pub(super) struct Subscribed {
+    pub(super) consumer: ConsumerId,
+    pub(super) outbox: Outbox,
+    pub(super) resumed: Resumed,
+    pub(super) company: Company,
+}
+
 /// Somebody wants to consume.
 pub(super) struct Subscribe {
     pub(super) key: GroupKey,
     pub(super) credit: Credit,
     pub(super) priority: i32,
-    /// What the consumer holds, should it have come back.
-    pub(super) resume: Option<Vec<OffsetRange>>,
-    pub(super) reply: oneshot::Sender<Result<(ConsumerId, Outbox, Resumed), SubscribeError>>,
+    /// What the consumer says, should it have come back.
+    pub(super) resume: Option<Claim>,
+    pub(super) reply: oneshot::Sender<Result<Subscribed, SubscribeError>>,
 }
 
 /// What the delivery task is asked.
@@ -165,12 +171,12 @@ impl DeliveryHandle {
         key: GroupKey,
         credit: Credit,
         priority: i32,
-        resume: Option<Vec<OffsetRange>>,
+        resume: Option<Claim>,
     ) -> Result<Subscription, SubscribeError> {
         let (reply, answer) = oneshot::channel();
         self.send(Request::Subscribe(Subscribe { key, credit, priority, resume, reply })).await;
-        let (consumer, outbox, resumed) = answer.await.unwrap_or(Err(SubscribeError::Ended))?;
-        Ok(Subscription { consumer, outbox, resumed, delivery: self.clone() })
+        let subscribed = answer.await.unwrap_or(Err(SubscribeError::Ended))?;
+        Ok(Subscription { subscribed, delivery: self.clone() })
     }
 
     /// Changes what a consumer may hold.
@@ -227,27 +233,34 @@ impl Subscription {
     /// The consumer's id.
     #[must_use]
     pub fn consumer(&self) -> ConsumerId {
-        self.consumer
+        self.subscribed.consumer
     }
 
     /// What has become of what it held before.
     #[must_use]
     pub fn resumed(&self) -> &Resumed {
-        &self.resumed
+        &self.subscribed.resumed
+    }
+
+    /// How many consumers the group has.
+    #[must_use]
+    pub fn company(&self) -> Company {
+        self.subscribed.company.clone()
     }
 
     /// What was handed to the consumer.
     pub fn outbox(&mut self) -> &mut Outbox {
-        &mut self.outbox
+        &mut self.subscribed.outbox
     }
 
     /// Ends the deliveries. What was handed out stays leased, and is in the outbox that is returned.
-    pub async fn detach(mut self) -> Outbox {
+    pub async fn detach(self) -> Outbox {
+        let Subscribed { consumer, mut outbox, .. } = self.subscribed;
         let (done, detached) = oneshot::channel();
-        self.delivery.send(Request::Detach { consumer: self.consumer, done }).await;
+        self.delivery.send(Request::Detach { consumer, done }).await;
         // Fails when the delivery task is gone, and with it everything that was leased.
         let _ = detached.await;
-        self.outbox.keep_leases();
-        self.outbox
+        outbox.keep_leases();
+        outbox
     }
 }

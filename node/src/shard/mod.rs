@@ -5,6 +5,7 @@
 //! ([`dead_letters`]); both end with the leadership, and a new leader starts from the replicated state alone.
 
 mod bodies;
+mod company;
 pub mod dead_letters;
 mod delivery;
 mod ended;
@@ -16,6 +17,7 @@ mod server;
 mod stored;
 
 pub use bodies::{Bodies, BodyError, BodyReader};
+pub use company::Company;
 pub use handle::{
     DeliveryHandle, GroupCounts, Resumed, SettleError, SettleItem, SettleKind, SubscribeError, Subscription,
     Unsettled,

@@ -158,7 +158,8 @@ fn what_a_consumer_may_still_hold_does_not_expire() {
     dispatcher.add_group(key(1), start, &special);
     assert_eq!(dispatcher.take_expired(at(100), &special), []);
     add(&mut dispatcher, 1, 100, 0);
-    let resumed = dispatcher.resume(id(1), &[range_of(3, 1)], at(100), 350, &special);
+    let claim = Claim { held: vec![range_of(3, 1)], group_consumers: 0 };
+    let resumed = dispatcher.resume(id(1), &claim, at(100), 350, &special);
     assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(3, 1)]);
     let expired = dispatcher.take_expired(at(2_000), &special);
     assert_eq!(expired, [Expired { key: key(1), range: range_of(7, 1) }]);

@@ -59,7 +59,8 @@ pub(super) fn resume(
     held: &[OffsetRange],
     now_ms: u64,
 ) -> Vec<OffsetRange> {
-    dispatcher.resume(id(consumer), held, at(now_ms), now_ms + 250, &ALL_KEPT).iter().collect()
+    let claim = Claim { held: held.to_vec(), group_consumers: 0 };
+    dispatcher.resume(id(consumer), &claim, at(now_ms), now_ms + 250, &ALL_KEPT).iter().collect()
 }
 
 #[test]
@@ -85,6 +86,29 @@ fn a_new_leader_waits_for_those_who_hold_messages() {
 }
 
 #[test]
+fn a_new_leader_waits_for_as_many_as_there_were_and_no_longer() {
+    let mut dispatcher = taken_over(6);
+    let comes_back = |dispatcher: &mut Dispatcher, consumer: u64, group_consumers: u32| {
+        dispatcher.add_consumer(key(1), id(consumer), PLENTY, 0).unwrap();
+        let claim = Claim { held: vec![range_of(consumer, 1)], group_consumers };
+        dispatcher.resume(id(consumer), &claim, at(100), 350, &ALL_KEPT);
+        dispatcher.company(key(1))
+    };
+    assert_eq!(comes_back(&mut dispatcher, 1, 3), 3, "two may still come");
+    dispatcher.remove_consumer(id(1));
+    assert_eq!(comes_back(&mut dispatcher, 2, 2), 3);
+    assert_eq!(comes_back(&mut dispatcher, 3, 3), 3);
+    // It has not heard of as many as the others.
+    dispatcher.add_consumer(key(1), id(9), PLENTY, 0).unwrap();
+    assert_eq!(brief(&poll(&mut dispatcher, 100)), [], "who comes for the first time is nobody of those");
+    assert_eq!(comes_back(&mut dispatcher, 4, 3), 4);
+    let delivered: u32 = poll(&mut dispatcher, 100).iter().map(|delivery| delivery.count).sum();
+    assert_eq!(delivered, 2, "what nobody holds, and nobody has given back");
+    dispatcher.remove_consumer(id(4));
+    assert_eq!(dispatcher.company(key(1)), 3);
+}
+
+#[test]
 fn what_is_resumed_is_within_the_credit_and_the_rest_is_delivered() {
     let mut dispatcher = taken_over(20);
     dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, ..PLENTY }, 0).unwrap();
@@ -101,7 +125,8 @@ fn what_is_resumed_and_not_kept_takes_nothing_else_along() {
     dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     // Purged below 7, and the event has not come yet.
     let sizes = TestStored { first: 7, ..ALL_KEPT };
-    let resumed = dispatcher.resume(id(1), &[range_of(2, 8)], at(0), 250, &sizes);
+    let claim = Claim { held: vec![range_of(2, 8)], group_consumers: 0 };
+    let resumed = dispatcher.resume(id(1), &claim, at(0), 250, &sizes);
     assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(7, 3)]);
     assert_eq!(dispatcher.counts(key(1)).leased, 3);
 }
