@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::{Channel, Endpoint};
 
 use self::addresses::{free_addresses, links};
-pub use self::setup::Setup;
+pub use self::setup::{NO_PAGE_MEMORY, Setup};
 use crate::{
     http,
     links::Links,

@@ -76,6 +76,8 @@ pub struct Config {
     pub drain: Duration,
     /// Threads of the async runtime.
     pub threads: usize,
+    /// Bytes of memory for where messages lie that wait in queues.
+    pub page_memory_bytes: u64,
 }
 
 /// Limits on what clients may do.

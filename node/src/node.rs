@@ -285,6 +285,7 @@ async fn open_groups(
         timers: config.timers,
         log: log.clone(),
         lag_bytes_max: config.log.lag_bytes_max,
+        page_memory_bytes: config.page_memory_bytes,
         scrubbing: config.log.scrubbing,
         transport: Arc::clone(transport),
         clock: Clock::real(),

@@ -8,6 +8,9 @@ const NODES: u64 = 3;
 /// Shards of a cluster, unless a test says otherwise. The default of the design.
 const SHARDS: u32 = 8;
 
+/// A part of a node's configuration that leaves no memory for where messages lie: all of it is read from checkpoints.
+pub const NO_PAGE_MEMORY: &str = "[runtime]\npage_memory_bytes = 0\n";
+
 /// What kind of cluster a test wants.
 #[derive(Debug, Clone)]
 pub struct Setup {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use skein_client::{Message, QueueSettings};
 use skein_cluster_tests::{
-    cluster::Setup,
+    cluster::{NO_PAGE_MEMORY, Setup},
     disk_use::segments_gone,
     faults::{
         kill::{KILL_FOLLOWER, KILL_RECEIVER, KILL_SENDER, kill, kill_follower},
@@ -63,7 +63,8 @@ type Applied = BTreeMap<u32, u64>;
 
 /// Small segments, and as little patience with replicas that lag as may be configured.
 fn impatient() -> Setup {
-    let settings = "[log]\nsegment_bytes = 16777216\nlag_bytes_max = 16777216\n".to_owned();
+    let log = "[log]\nsegment_bytes = 16777216\nlag_bytes_max = 16777216\n";
+    let settings = format!("{log}{NO_PAGE_MEMORY}");
     Setup { settings, ..Setup::default() }
 }
 

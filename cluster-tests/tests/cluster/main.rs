@@ -24,6 +24,7 @@ mod replay;
 mod rules;
 mod shop;
 mod space;
+mod spilling;
 mod stalled;
 mod succession;
 mod together;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use skein_cluster_tests::{
-    cluster::Setup,
+    cluster::{NO_PAGE_MEMORY, Setup},
     disk_use::wait_given_back,
     faults::{
         kill::{KILL_ALL, KILL_FOLLOWER, KILL_REWRITER, kill, kill_all, kill_follower},
@@ -52,7 +52,10 @@ const WRITTEN: &str = "skein_log_written_bytes_total";
 const REWRITTEN: &str = "was rewritten";
 
 fn setup() -> Setup {
-    Setup { settings: format!("[log]\nsegment_bytes = {SEGMENT_BYTES}\n"), ..Setup::default() }
+    Setup {
+        settings: format!("[log]\nsegment_bytes = {SEGMENT_BYTES}\n{NO_PAGE_MEMORY}"),
+        ..Setup::default()
+    }
 }
 
 /// The same, with little kept for a node that is away.

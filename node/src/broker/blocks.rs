@@ -1,13 +1,13 @@
 //! A queue's messages, as references to the batches in the log that hold them.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
-use skein_proto::ids::Offset;
+use skein_proto::ids::{Offset, QueueId};
 
 use super::{
-    BlockSpan, PageRecord, Properties,
+    BlockSpan, PageRecord, Properties, SavedPages, Spill,
     live::LiveTally,
-    page::{Page, Sums},
+    page::{Page, Place, Sums},
 };
 use crate::offsets::OffsetRange;
 
@@ -92,12 +92,14 @@ impl Blocks {
         self.sums
     }
 
-    pub(super) fn front(&self) -> Option<Block> {
-        Some(self.pages.front()?.first())
+    /// Where the first block lies.
+    pub(super) fn front(&self) -> Option<Place> {
+        Some(self.pages.front()?.first_place())
     }
 
-    pub(super) fn back(&self) -> Option<Block> {
-        Some(self.pages.back()?.last())
+    /// Where the last block lies.
+    pub(super) fn back(&self) -> Option<Place> {
+        Some(self.pages.back()?.last_place())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Block> {
@@ -223,7 +225,7 @@ impl Blocks {
         if !fits_page || last_number >= Some(number) {
             return Err("a page does not hold the blocks that its number says");
         }
-        let mut previous = self.back().map(|block| (block.index, block.end()));
+        let mut previous = self.back().map(|back| (back.index, back.end));
         for block in &record.blocks {
             let end = block.first.get().checked_add(block.count.into());
             let (index, end) = (block.index, end.map(Offset::new).ok_or("a block has no end")?);
@@ -244,6 +246,11 @@ impl Blocks {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn page_numbers(&self) -> impl Iterator<Item = u64> {
+        self.pages.iter().map(Page::number)
+    }
+
     /// All pages, by number.
     pub(super) fn pages(&self) -> impl Iterator<Item = (u64, PageRecord)> {
         self.pages.iter().map(|page| (page.number(), page.record()))
@@ -261,6 +268,38 @@ impl Blocks {
     pub(super) fn saved_pages(&self) -> impl Iterator<Item = u64> {
         let kept = self.pages.iter().filter(|page| page.is_saved()).map(Page::number);
         kept.chain(self.gone_pages.iter().copied())
+    }
+
+    /// What the pages' rows take in memory.
+    pub(super) fn row_bytes(&self) -> u64 {
+        self.pages.iter().map(|page| page.heap_bytes() as u64).sum()
+    }
+
+    /// Lets go of the memory of saved pages, up to `spill.keep_bytes`: those go first that come last, but for the last
+    /// one. The first ones are wanted next.
+    pub(super) fn spill(&mut self, queue: QueueId, spill: &Spill) {
+        let mut bytes = self.row_bytes();
+        for page in self.pages.iter_mut().rev().skip(1) {
+            if bytes <= spill.keep_bytes {
+                return;
+            }
+            bytes -= page.heap_bytes() as u64;
+            page.spill(queue, &spill.pages);
+            bytes += page.heap_bytes() as u64;
+        }
+    }
+
+    /// Lets go of the memory of the page that was put back last. Gives how much it still takes.
+    pub(super) fn spill_last(&mut self, queue: QueueId, pages: &Arc<dyn SavedPages>) -> u64 {
+        self.pages.back_mut().map_or(0, |page| {
+            page.spill(queue, pages);
+            page.heap_bytes() as u64
+        })
+    }
+
+    /// What the page takes that was put back last.
+    pub(super) fn last_row_bytes(&self) -> u64 {
+        self.pages.back().map_or(0, |page| page.heap_bytes() as u64)
     }
 
     /// What the blocks take in memory.

@@ -21,6 +21,7 @@ mod recent_ids;
 mod record;
 mod settings;
 mod shard;
+mod spill;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -45,4 +46,5 @@ pub use record::{
 };
 pub use settings::{Backoff, Overflow, Retention, Settings};
 pub use shard::Shard;
+pub use spill::{SavedPages, Spill};
 pub use topics::{Binding, Topic};

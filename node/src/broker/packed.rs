@@ -81,7 +81,6 @@ impl Packed {
     }
 
     /// What it takes besides itself.
-    #[cfg(test)]
     pub(super) fn heap_bytes(&self) -> usize {
         size_of_val(&*self.words)
     }

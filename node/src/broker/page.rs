@@ -1,10 +1,13 @@
 //! A page of a queue's blocks: which of them are kept, and what they come to.
 
-use std::ops::{AddAssign, SubAssign};
+use std::{
+    ops::{AddAssign, SubAssign},
+    sync::Arc,
+};
 
-use skein_proto::ids::Offset;
+use skein_proto::ids::{Offset, QueueId};
 
-use super::{Block, Live, PAGE_BLOCKS, PageRecord, packed::Packed};
+use super::{Block, Live, PAGE_BLOCKS, PageRecord, SavedPages, packed::Packed, spill::Spilled};
 use crate::offsets::OffsetRange;
 
 /// Words of a [`RowSet`].
@@ -57,6 +60,8 @@ enum Rows {
     /// Blocks may be appended.
     Open(Vec<Block>),
     Packed(Packed),
+    /// As many of them as are kept, as the newest checkpoint has them.
+    Spilled(Box<Spilled>),
 }
 
 impl Page {
@@ -92,16 +97,6 @@ impl Page {
 
     pub(super) const fn is_empty(&self) -> bool {
         self.sums.blocks == 0
-    }
-
-    /// The first kept block.
-    pub(super) fn first(&self) -> Block {
-        self.rows.get(self.kept.first_from(0).expect("only pages with blocks are asked"))
-    }
-
-    /// The last kept block.
-    pub(super) fn last(&self) -> Block {
-        self.rows.get(self.kept.last().expect("only pages with blocks are asked"))
     }
 
     /// Where the first kept block lies.
@@ -156,6 +151,10 @@ impl Page {
 
     /// Drops the blocks that lie entirely in `range`. A checkpoint has to hear of it.
     pub(super) fn drop_inside(&mut self, range: OffsetRange) {
+        if self.first_place().first >= range.first && self.last_place().end <= range.end() {
+            self.touch();
+            return self.clear();
+        }
         let row = self.rows.first_ending_after(range.first);
         let is_cut = row < self.rows.len() && self.rows.place(row).first < range.first;
         let before = self.sums;
@@ -167,7 +166,21 @@ impl Page {
 
     /// Drops the blocks that have only messages below `first_offset`. A checkpoint need not hear of it.
     pub(super) fn drop_below(&mut self, first_offset: Offset) {
+        if self.last_place().end <= first_offset {
+            return self.clear();
+        }
         self.drop_rows(0, first_offset);
+    }
+
+    /// Lets go of the memory of its rows, if the newest checkpoint, which `pages` reads, has all of them.
+    pub(super) fn spill(&mut self, queue: QueueId, pages: &Arc<dyn SavedPages>) {
+        if self.saved != Saved::Current || matches!(self.rows, Rows::Open(_)) || self.heap_bytes() == 0 {
+            return;
+        }
+        let (first, row_count) = (self.first_place().first, self.kept.len());
+        let spilled = Spilled::new(Arc::clone(pages), queue, self.number, first, row_count);
+        self.rows = Rows::Spilled(Box::new(spilled));
+        self.kept = RowSet::first(row_count);
     }
 
     /// Whether a checkpoint has something under this page's number.
@@ -186,13 +199,20 @@ impl Page {
         PageRecord { blocks: self.blocks().collect() }
     }
 
-    /// What it takes besides itself.
-    #[cfg(test)]
+    /// What its rows take in memory.
     pub(super) fn heap_bytes(&self) -> usize {
         match &self.rows {
             Rows::Open(rows) => rows.capacity() * size_of::<Block>(),
             Rows::Packed(packed) => packed.heap_bytes(),
+            Rows::Spilled(spilled) => spilled.heap_bytes(),
         }
+    }
+
+    /// Drops all blocks, without a look at any.
+    fn clear(&mut self) {
+        self.kept = RowSet::default();
+        self.ends = None;
+        self.sums = Sums::default();
     }
 
     fn blocks_from_row(&self, row: usize) -> impl Iterator<Item = Block> {
@@ -226,7 +246,7 @@ impl Page {
                 self.rows = Rows::Open(self.blocks().collect());
                 self.kept = RowSet::first(self.rows.len());
             }
-            Rows::Packed(_) => self.close(),
+            Rows::Packed(_) | Rows::Spilled(_) => self.close(),
         }
     }
 
@@ -242,6 +262,7 @@ impl Rows {
         match self {
             Self::Open(rows) => rows.len(),
             Self::Packed(packed) => packed.len(),
+            Self::Spilled(spilled) => spilled.len(),
         }
     }
 
@@ -249,6 +270,7 @@ impl Rows {
         match self {
             Self::Open(rows) => rows[row],
             Self::Packed(packed) => packed.get(row),
+            Self::Spilled(spilled) => spilled.rows().get(row),
         }
     }
 
@@ -256,6 +278,7 @@ impl Rows {
         match self {
             Self::Open(rows) => Place::of(&rows[row]),
             Self::Packed(packed) => packed.place(row),
+            Self::Spilled(spilled) => spilled.rows().place(row),
         }
     }
 
@@ -357,6 +380,10 @@ impl RowSet {
             bits = *self.0.get(word)?;
         }
         Some(word * 64 + bits.trailing_zeros() as usize)
+    }
+
+    fn len(&self) -> usize {
+        self.0.iter().map(|bits| bits.count_ones() as usize).sum()
     }
 
     fn last(&self) -> Option<usize> {

@@ -1,5 +1,7 @@
 //! The state of a shard that carries messages.
 
+mod saved;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
@@ -9,7 +11,7 @@ use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 
 use super::{
     BlockSlice, Command, EntryMeta, Event, Live, LivePart, Outcome, Position, PublishPart, PublishedBatch,
-    Queue, QueuePart, Record, RecordKey, RestoreError, Returned, Settings, ShardRecord,
+    Queue, RecordKey, Returned, Settings,
     closed_queues::ClosedQueues,
     group::TakenBack,
     live::LiveTally,
@@ -147,63 +149,6 @@ impl Shard {
         events
             .extend(appended.into_iter().map(|(queue, next_offset)| Event::Appended { queue, next_offset }));
         events
-    }
-
-    /// The whole state, in key order, for a snapshot.
-    pub fn records(&self) -> impl Iterator<Item = (RecordKey, Record)> {
-        [(RecordKey::Shard, self.head())].into_iter().chain(self.queues().flat_map(Queue::records))
-    }
-
-    /// What changed since the last call, or since the state was restored, in key order; nothing for what is gone.
-    pub fn take_changes(&mut self) -> Vec<(RecordKey, Option<Record>)> {
-        let mut changes: BTreeMap<_, _> =
-            std::mem::take(&mut self.gone).into_iter().map(|key| (key, None)).collect();
-        if std::mem::take(&mut self.head_changed) {
-            changes.insert(RecordKey::Shard, Some(self.head()));
-        }
-        for id in std::mem::take(&mut self.changed_queues) {
-            if let Some(queue) = self.queues.get_mut(&id) {
-                changes.extend(queue.take_changes());
-            }
-        }
-        changes.into_iter().collect()
-    }
-
-    /// The state that these records are of. They come in key order.
-    ///
-    /// # Errors
-    /// When they are not the records of a shard, or not all of them.
-    pub fn restore(records: impl Iterator<Item = (RecordKey, Record)>) -> Result<Self, RestoreError> {
-        let mut shard = Self::new();
-        let mut message_counts = BTreeMap::new();
-        for (key, record) in records {
-            match (key, record) {
-                (RecordKey::Shard, Record::Shard(record)) => {
-                    shard.time_ms = record.time_ms;
-                    shard.replicated_index = record.replicated_index;
-                    shard.elapsed_ms = record.elapsed_ms;
-                    shard.closed_queues = ClosedQueues::restore(&record.closed_queues)
-                        .map_err(|what| RestoreError::Contradiction { key, what })?;
-                }
-                (RecordKey::Queue { queue, part: QueuePart::Head }, Record::Queue(record)) => {
-                    message_counts.insert(queue, record.message_count);
-                    shard.queues.insert(queue, Box::new(Queue::restore_head(queue, record)?));
-                    shard.note_aging(queue);
-                }
-                (RecordKey::Queue { queue, part }, record) => {
-                    shard
-                        .queues
-                        .get_mut(&queue)
-                        .ok_or(RestoreError::Orphan(key))?
-                        .restore_part(part, record)?;
-                }
-                _ => return Err(RestoreError::Misplaced(key)),
-            }
-        }
-        for (queue, message_count) in shard.queues.values_mut().zip(message_counts.into_values()) {
-            queue.finish_restore(message_count)?;
-        }
-        Ok(shard)
     }
 
     fn apply_command(&mut self, index: u64, command: &Command) -> Outcome {
@@ -451,15 +396,6 @@ impl Shard {
         if let Some(observer) = &mut self.observer {
             observer.events.push(event);
         }
-    }
-
-    fn head(&self) -> Record {
-        Record::Shard(ShardRecord {
-            time_ms: self.time_ms,
-            replicated_index: self.replicated_index,
-            elapsed_ms: self.elapsed_ms,
-            closed_queues: self.closed_queues.record(),
-        })
     }
 }
 

@@ -6,7 +6,7 @@ mod holes;
 mod model;
 mod scenarios;
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use proptest::{collection::vec, prelude::*};
 use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
@@ -14,7 +14,8 @@ use skein_proto::ids::{GroupId, Offset, ProducerId, QueueId, Sequence};
 use self::model::Model;
 use super::{
     BatchRun, BlockSpan, Command, EachMessage, EntryMeta, IdHash, Outcome, Overflow, PRODUCER_IDLE_MAX_MS,
-    Position, Properties, PublishPart, Record, RecordKey, Retention, Return, Routed, Settings, Shard,
+    PageRecord, Position, Properties, PublishPart, QueuePart, Record, RecordKey, Retention, Return, Routed,
+    SavedPages, Settings, Shard, Spill,
 };
 use crate::offsets::OffsetRange;
 
@@ -38,11 +39,31 @@ impl Checkpointed {
             self.shard.records().map(|(key, _)| key).filter(|key| *key != RecordKey::Shard).collect();
         assert_eq!(stored, live, "the checkpoint holds other records than the state");
         assert!(self.shard.take_changes().is_empty(), "a checkpoint leaves changes behind");
+        self.shard.spill(&self.spill());
     }
 
     fn restart(&mut self) {
         self.checkpoint();
-        self.shard = Shard::restore(self.store.clone().into_iter()).expect("a checkpoint can be restored");
+        let records = self.store.clone().into_iter();
+        self.shard =
+            Shard::restore_within(Some(&self.spill()), records).expect("a checkpoint can be restored");
+    }
+
+    /// Nothing stays in memory that can be spilled.
+    fn spill(&self) -> Spill {
+        Spill { pages: Arc::new(SavedRecords(self.store.clone())), keep_bytes: 0 }
+    }
+}
+
+#[derive(Debug)]
+struct SavedRecords(BTreeMap<RecordKey, Record>);
+
+impl SavedPages for SavedRecords {
+    fn read(&self, queue: QueueId, page: u64) -> PageRecord {
+        match &self.0[&RecordKey::Queue { queue, part: QueuePart::Page(page) }] {
+            Record::Page(page) => page.clone(),
+            other => panic!("{other:?} in the place of a page"),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use skein_proto::ids::ShardId;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use staged::Slot;
-pub use staged::Staged;
+pub use staged::{Retired, Staged};
 
 /// sled's page cache. Records are written once and read at start, so it needs hardly any.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -71,6 +71,25 @@ pub struct Checkpoint {
     gate: Arc<RwLock<()>>,
 }
 
+/// Reads single records of a checkpoint as it is now and as it is saved again, but not of one that
+/// [takes its place](Checkpoint::adopt).
+pub struct CheckpointReader {
+    tree: sled::Tree,
+    shard: ShardId,
+}
+
+impl CheckpointReader {
+    /// Reads a record; `None` when there is no such one.
+    ///
+    /// # Errors
+    /// When sled cannot read it.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, CheckpointError> {
+        let value =
+            self.tree.get(key).map_err(|source| CheckpointError::Read { shard: self.shard, source })?;
+        Ok(value.map(|bytes| bytes.to_vec()))
+    }
+}
+
 /// The right to change a checkpoint: while it is held, nobody reads it from end to end and nobody else changes it.
 pub struct Changing(
     #[expect(dead_code, reason = "what matters is that it is held")] OwnedRwLockWriteGuard<()>,
@@ -119,6 +138,23 @@ impl Checkpoints {
     }
 }
 
+#[cfg(test)]
+impl Checkpoints {
+    /// Opens a store that was closed in this process a moment ago: sled's own threads may hold its lock for a little
+    /// longer.
+    fn reopen(path: &Path) -> Self {
+        for _ in 0..1_000 {
+            match Self::open(path) {
+                Err(CheckpointError::Open { source: sled::Error::Io(error), .. })
+                    if error.to_string().contains("could not acquire lock") => {}
+                opened => return opened.unwrap(),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{} is locked", path.display());
+    }
+}
+
 impl Checkpoint {
     /// The state's records, in the order of their keys. Each is read when it is asked for: all of them are more than
     /// the state that they make.
@@ -138,6 +174,12 @@ impl Checkpoint {
         let position = self.tree().get(POSITION_KEY);
         let position = position.map_err(|source| CheckpointError::Read { shard: self.shard, source })?;
         Ok(position.map(|bytes| bytes.to_vec()))
+    }
+
+    /// Reads single records.
+    #[must_use]
+    pub fn reader(&self) -> CheckpointReader {
+        CheckpointReader { tree: self.tree(), shard: self.shard }
     }
 
     /// Reads records in the order of their keys, from the one after `after` on: up to `bytes_max` of them, but at least
@@ -228,7 +270,7 @@ mod tests {
             checkpoint.save(b"one", vec![put(b"a", b"1"), put(b"b", b"2")]).unwrap();
             checkpoint.save(b"two", vec![(b"a".to_vec(), None), put(b"c", b"3")]).unwrap();
         }
-        let store = Checkpoints::open(dir.path()).unwrap();
+        let store = Checkpoints::reopen(dir.path());
         let (position, records) = store.shard(shard).unwrap().load();
         assert_eq!(position.as_deref(), Some(&b"two"[..]));
         assert_eq!(records, vec![(b"b".to_vec(), b"2".to_vec()), (b"c".to_vec(), b"3".to_vec())]);

@@ -81,6 +81,23 @@ impl Staged {
     }
 }
 
+/// A state that another one has taken the place of. It can be read until it is cleared.
+#[must_use]
+pub struct Retired {
+    tree: sled::Tree,
+    shard: ShardId,
+}
+
+impl Retired {
+    /// Gives its space back. The next state that is staged does so as well.
+    ///
+    /// # Errors
+    /// When sled cannot do that.
+    pub fn clear(self) -> Result<(), CheckpointError> {
+        self.tree.clear().map_err(|source| CheckpointError::Save { shard: self.shard, source })
+    }
+}
+
 impl Checkpoint {
     /// Begins to put another state together. What was left of an earlier attempt is removed.
     ///
@@ -105,7 +122,7 @@ impl Checkpoint {
     ///
     /// # Panics
     /// When the state is another shard's, or was staged before the last one that was adopted.
-    pub fn adopt(&self, staged: Staged, _: &Changing) -> Result<(), CheckpointError> {
+    pub fn adopt(&self, staged: Staged, _: &Changing) -> Result<Retired, CheckpointError> {
         let Staged { tree, slot, shard, .. } = staged;
         let mut current = self.current();
         assert_eq!((shard, slot), (self.shard, current.0.other()), "a state is adopted where it was staged");
@@ -114,10 +131,8 @@ impl Checkpoint {
             self.db.flush()
         };
         switch().map_err(|source| CheckpointError::Save { shard, source })?;
-        let (_, old) = std::mem::replace(&mut *current, (slot, tree));
-        drop(current);
-        // Only its space matters now, and the next one that is staged here clears it as well.
-        old.clear().map_err(|source| CheckpointError::Save { shard, source })
+        let (_, tree) = std::mem::replace(&mut *current, (slot, tree));
+        Ok(Retired { tree, shard })
     }
 }
 
@@ -138,17 +153,25 @@ mod tests {
             let checkpoint = Checkpoints::open(dir.path()).unwrap().shard(shard).unwrap();
             let clone = checkpoint.clone();
             checkpoint.save(b"old", vec![put(b"a", b"1")]).unwrap();
-            for (key, position) in [(b"b", b"one"), (b"c", b"two")] {
+            for (kept, key, position) in [(b"a", b"b", b"one"), (b"b", b"c", b"two")] {
                 let staged = checkpoint.stage().unwrap();
-                staged.add(&[(key.to_vec(), b"2".to_vec())]).unwrap();
+                staged.add(&[(key.to_vec(), b"1".to_vec())]).unwrap();
                 staged.finish(position).unwrap();
-                checkpoint.adopt(staged, &checkpoint.try_change().unwrap()).unwrap();
+                let before = clone.reader();
+                let retired = checkpoint.adopt(staged, &checkpoint.try_change().unwrap()).unwrap();
+                assert_eq!(
+                    before.get(kept).unwrap().as_deref(),
+                    Some(&b"1"[..]),
+                    "whoever reads it, reads it on"
+                );
+                assert_eq!(clone.reader().get(kept).unwrap(), None);
+                retired.clear().unwrap();
                 assert_eq!(clone.load().0.as_deref(), Some(&position[..]));
             }
         }
-        let (position, records) = Checkpoints::open(dir.path()).unwrap().shard(shard).unwrap().load();
+        let (position, records) = Checkpoints::reopen(dir.path()).shard(shard).unwrap().load();
         assert_eq!(position.as_deref(), Some(&b"two"[..]));
-        assert_eq!(records, vec![(b"c".to_vec(), b"2".to_vec())]);
+        assert_eq!(records, vec![(b"c".to_vec(), b"1".to_vec())]);
     }
 
     #[test]
@@ -163,7 +186,7 @@ mod tests {
         assert_eq!(checkpoint.load().0.as_deref(), Some(&b"old"[..]));
         let staged = checkpoint.stage().unwrap();
         staged.finish(b"new").unwrap();
-        checkpoint.adopt(staged, &checkpoint.try_change().unwrap()).unwrap();
+        checkpoint.adopt(staged, &checkpoint.try_change().unwrap()).unwrap().clear().unwrap();
         assert!(checkpoint.load().1.is_empty());
     }
 }

@@ -156,7 +156,7 @@ mod tests {
             store.db.flush().unwrap();
         }
         for _ in 0..2 {
-            let (position, records) = Checkpoints::open(dir.path()).unwrap().shard(SHARD).unwrap().load();
+            let (position, records) = Checkpoints::reopen(dir.path()).shard(SHARD).unwrap().load();
             assert_eq!(position.as_deref(), Some(&b"new"[..]));
             let count = |value: &[u8]| records.iter().filter(|record| record.1 == value).count();
             assert_eq!((count(b"new"), count(b"old")), (400, 99));
@@ -171,7 +171,7 @@ mod tests {
             checkpoint.save(b"large", puts(500, b"large")).unwrap();
             checkpoint.save(b"small", puts(1, b"small")).unwrap();
         }
-        let (position, records) = Checkpoints::open(dir.path()).unwrap().shard(SHARD).unwrap().load();
+        let (position, records) = Checkpoints::reopen(dir.path()).shard(SHARD).unwrap().load();
         assert_eq!((position.as_deref(), records.len()), (Some(&b"small"[..]), 500));
         assert_eq!(records[0].1, b"small");
     }

@@ -105,6 +105,7 @@ struct RaftFile {
 #[serde(deny_unknown_fields, default)]
 struct RuntimeFile {
     threads: Spanned<usize>,
+    page_memory_bytes: u64,
 }
 
 /// A value that the file does not have: it points at the file's beginning.
@@ -133,7 +134,7 @@ impl Default for LimitsFile {
 impl Default for RuntimeFile {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        Self { threads: unwritten((cores / 2).max(1)) }
+        Self { threads: unwritten((cores / 2).max(1)), page_memory_bytes: 128 << 20 }
     }
 }
 
@@ -222,6 +223,7 @@ impl File {
             drain: Duration::from_millis(self.raft.drain_ms),
             timers: self.raft.check()?,
             threads: self.runtime.check()?,
+            page_memory_bytes: self.runtime.page_memory_bytes,
         })
     }
 

@@ -58,6 +58,12 @@ fn tell_of_node(exposition: &mut Exposition, state: &HttpState) {
         ("skein_disk_low", Gauge, "1 when publishes are refused for want of room.", u64::from(disk.is_low)),
         ("skein_log_cache_bytes", Gauge, "Bytes of log entries in memory.", log.cache_bytes as u64),
         (
+            "skein_page_memory_bytes",
+            Gauge,
+            "Bytes of memory for where queued messages lie, at the newest checkpoints.",
+            state.api.groups.page_memory().taken_bytes(),
+        ),
+        (
             "skein_shards_moving",
             Gauge,
             "Shards led here whose replicas are not where they belong yet.",

@@ -100,7 +100,7 @@ pub(crate) fn checkpoint(shard: ShardId, position: &[u8], stored: Vec<StoredReco
     // As the store has them: each key once, in order. The empty one is the position's.
     let stored: BTreeMap<_, _> = stored.into_iter().filter(|(key, _)| !key.is_empty()).collect();
     let position = (!position.is_empty()).then_some(position);
-    let Ok((machine, position)) = load::machine_of(shard, position, stored.into_iter().map(Ok)) else {
+    let Ok((machine, position)) = load::machine_of(shard, position, stored.into_iter().map(Ok), None) else {
         return false;
     };
     if let Some(position) = &position {
@@ -174,7 +174,7 @@ fn ask(replica: &Replica) {
         })
     };
     let stored = saved.iter().cloned().map(Ok);
-    let (machine, _) = load::machine_of(shard, None, stored).expect("it is what a state saves");
+    let (machine, _) = load::machine_of(shard, None, stored, None).expect("it is what a state saves");
     let again = match machine {
         Machine::Catalog(catalog) => encode_records(catalog.records()),
         Machine::Messages(shard) => encode_records(shard.records()),

@@ -22,6 +22,7 @@ use super::{
     leadership::{Leadership, LeadershipWatch},
     log_store::LogStore,
     network::{Network, Transport},
+    pages::PageMemory,
     pause::{Pause, pause},
     proposer::{CommandOutcome, MAILBOX_MAX, Proposal, ProposeError, Proposer},
     repair::{self, Repairs},
@@ -94,6 +95,7 @@ pub(super) struct GroupParts {
     pub log: Log,
     pub replica: Arc<Replica>,
     pub checkpoint: Checkpoint,
+    pub memory: Arc<PageMemory>,
     pub transport: Arc<dyn Transport>,
     pub clock: Clock,
     pub confirm_times: Arc<Histogram>,
@@ -121,10 +123,11 @@ pub struct Group {
 
 impl Group {
     pub(super) async fn start(parts: GroupParts) -> Result<Self, GroupError> {
-        let GroupParts { node, timers, log, replica, checkpoint, transport, clock, repairs, .. } = parts;
+        let GroupParts { node, timers, log, replica, checkpoint, memory, transport, clock, repairs, .. } =
+            parts;
         let (confirm_times, failures) = (parts.confirm_times, parts.failures);
         let shard = replica.shard();
-        let saved = Saved { checkpoint, replica: Arc::clone(&replica), log: log.clone() };
+        let saved = Saved { checkpoint, replica: Arc::clone(&replica), log: log.clone(), memory };
         let (quiet, quiet_watch) = watch::channel(false);
         let raft = Raft::new(
             node.get(),

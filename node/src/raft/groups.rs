@@ -9,6 +9,7 @@ use super::{
     group::{Group, GroupError, GroupFailure, GroupParts, Timers},
     load::{self, LoadError},
     network::Transport,
+    pages::PageMemory,
     repair::{Repairer, Repairs},
     replica::Replica,
     scrub::{Scrubbing, scrub},
@@ -53,6 +54,8 @@ pub struct GroupsParts {
     /// How much of the log is kept for replicas that lag, in bytes, whatever they lack of it. One that is further
     /// behind is sent a snapshot.
     pub lag_bytes_max: u64,
+    /// Bytes of memory for pages of queues' blocks.
+    pub page_memory_bytes: u64,
     /// How the log is scrubbed.
     pub scrubbing: Scrubbing,
     /// Calls to peers.
@@ -96,6 +99,7 @@ pub struct Groups {
     clock: Clock,
     repairs: Repairs,
     confirm_times: Arc<Histogram>,
+    memory: Arc<PageMemory>,
 }
 
 /// When something was done last.
@@ -114,6 +118,7 @@ impl Groups {
     pub async fn open(parts: GroupsParts, checkpoint_dir: &Path) -> Result<Self, OpenGroupsError> {
         let checkpoints = Checkpoints::open(checkpoint_dir)?;
         let repairs = Repairs::default();
+        let memory = PageMemory::new(parts.page_memory_bytes);
         let confirm_times = Arc::new(Histogram::default());
         for (shard, index) in parts.log.damaged() {
             repairs.report(shard, index);
@@ -125,7 +130,7 @@ impl Groups {
         let mut groups = BTreeMap::new();
         for shard in (0..=parts.shard_count).map(ShardId::new) {
             let checkpoint = checkpoints.shard(shard)?;
-            let (machine, position) = load::machine(shard, &checkpoint)?;
+            let (machine, position) = load::machine(shard, &checkpoint, &memory)?;
             let replica = Arc::new(Replica::new(shard, machine, position));
             repairer.add_replica(&replica);
             let group = Group::start(GroupParts {
@@ -134,6 +139,7 @@ impl Groups {
                 log: parts.log.clone(),
                 replica,
                 checkpoint,
+                memory: Arc::clone(&memory),
                 transport: Arc::clone(&parts.transport),
                 clock: parts.clock.clone(),
                 confirm_times: Arc::clone(&confirm_times),
@@ -147,7 +153,7 @@ impl Groups {
         }
         tasks::spawn(scrub(parts.log.clone(), repairs.clone(), parts.scrubbing, parts.clock.clone()));
         let GroupsParts { log, lag_bytes_max, clock, .. } = parts;
-        Ok(Self { groups, log, lag_bytes_max, clock, repairs, confirm_times })
+        Ok(Self { groups, log, lag_bytes_max, clock, repairs, confirm_times, memory })
     }
 
     /// One shard's group, if this node hosts it.
@@ -168,6 +174,12 @@ impl Groups {
     /// All groups, the catalog first.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Group>> {
         self.groups.values()
+    }
+
+    /// The memory that pages of queues' blocks take.
+    #[must_use]
+    pub fn page_memory(&self) -> &PageMemory {
+        &self.memory
     }
 
     /// How long entries took from being proposed here to being applied here, on disk on a majority.

@@ -4,11 +4,12 @@ use skein_proto::ids::ShardId;
 
 use super::{
     codec,
+    pages::PageMemory,
     records::{self, Position},
     replica::Machine,
 };
 use crate::{
-    broker::{Catalog, Record, RecordKey, RestoreError, Shard},
+    broker::{Catalog, Record, RecordKey, RestoreError, Shard, Spill},
     checkpoint::{Checkpoint, CheckpointError, StoredRecord},
 };
 
@@ -44,12 +45,20 @@ pub enum LoadError {
     },
 }
 
-/// The state that a checkpoint holds, and where it stands; an empty state for an empty checkpoint.
+/// The state that a checkpoint holds, and where it stands; an empty state for an empty checkpoint. Pages that there is
+/// no memory for stay in the checkpoint.
 pub(super) fn machine(
     shard: ShardId,
     checkpoint: &Checkpoint,
+    memory: &PageMemory,
 ) -> Result<(Machine, Option<Position>), LoadError> {
-    machine_of(shard, checkpoint.position()?.as_deref(), checkpoint.records())
+    let spill = memory.spill_loading(shard, checkpoint);
+    let position = checkpoint.position()?;
+    let loaded = machine_of(shard, position.as_deref(), checkpoint.records(), Some(&spill))?;
+    if let Machine::Messages(messages) = &loaded.0 {
+        memory.note(shard, messages);
+    }
+    Ok(loaded)
 }
 
 /// The state that these records make. They are taken one by one, and need not all be in memory.
@@ -57,6 +66,7 @@ pub(super) fn machine_of(
     shard: ShardId,
     position: Option<&[u8]>,
     records: impl Iterator<Item = Result<StoredRecord, CheckpointError>>,
+    spill: Option<&Spill>,
 ) -> Result<(Machine, Option<Position>), LoadError> {
     let position = position.map(records::decode_position).transpose();
     let position = position.map_err(|source| LoadError::Position { shard, source })?;
@@ -71,7 +81,7 @@ pub(super) fn machine_of(
     let machine = if shard == ShardId::CATALOG {
         Catalog::restore(records).map(Machine::Catalog)
     } else {
-        Shard::restore(records).map(Machine::Messages)
+        Shard::restore_within(spill, records).map(Machine::Messages)
     };
     // What was made of the records before it is not what was saved.
     match unread {

@@ -18,6 +18,7 @@ mod log_store;
 mod membership;
 mod network;
 mod offline;
+mod pages;
 mod pause;
 mod proposer;
 mod records;
@@ -44,6 +45,7 @@ pub use network::{
     AppendRequests, AppendResults, SnapshotAnswers, SnapshotPieces, Transport, TransportError,
 };
 pub use offline::{SavedStates, SavedStatesError};
+pub use pages::PageMemory;
 pub use proposer::{CommandOutcome, ProposeError};
 pub use repair::Repairs;
 pub use replica::Replica;

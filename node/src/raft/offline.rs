@@ -6,6 +6,7 @@ use skein_proto::ids::ShardId;
 
 use super::{
     load::{self, LoadError},
+    pages::PageMemory,
     replica::Replica,
 };
 use crate::checkpoint::{CheckpointError, Checkpoints};
@@ -33,9 +34,11 @@ impl SavedStates {
     /// When the store or a checkpoint cannot be read.
     pub fn load(dir: &Path, shards: impl Iterator<Item = ShardId>) -> Result<Self, SavedStatesError> {
         let checkpoints = Checkpoints::open(dir)?;
+        // Read once, for sums mostly.
+        let memory = PageMemory::new(0);
         let mut replicas = BTreeMap::new();
         for shard in shards {
-            let (machine, position) = load::machine(shard, &checkpoints.shard(shard)?)?;
+            let (machine, position) = load::machine(shard, &checkpoints.shard(shard)?, &memory)?;
             replicas.insert(shard, Replica::new(shard, machine, position));
         }
         Ok(Self { replicas })

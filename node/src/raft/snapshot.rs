@@ -10,7 +10,7 @@ mod send;
 
 use std::sync::Arc;
 
-use super::replica::Replica;
+use super::{pages::PageMemory, replica::Replica};
 use crate::{
     checkpoint::{Changing, Checkpoint, Staged},
     log::Log,
@@ -39,4 +39,5 @@ pub(super) struct Saved {
     pub checkpoint: Checkpoint,
     pub replica: Arc<Replica>,
     pub log: Log,
+    pub memory: Arc<PageMemory>,
 }

@@ -11,6 +11,7 @@ use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, alias,
     storage::{EntryResponder, RaftStateMachine, Snapshot},
 };
+use skein_proto::ids::ShardId;
 use tokio::sync::oneshot;
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     broker::{CatalogOutcome, Outcome},
-    checkpoint::{Changing, Staged},
+    checkpoint::{Changing, CheckpointError, Staged},
     log::Entry,
     planted::{Bug, is_planted},
     tasks,
@@ -106,11 +107,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 SnapshotData::Received(staged, changing) => (staged, changing),
                 SnapshotData::Saved(other) => saved.copy_without_messages(&other)?,
             };
-            saved.checkpoint.adopt(staged, &changing).map_err(io::Error::other)?;
-            let loaded = load::machine(saved.replica.shard(), &saved.checkpoint);
+            let retired = saved.checkpoint.adopt(staged, &changing).map_err(io::Error::other)?;
+            let loaded = load::machine(saved.replica.shard(), &saved.checkpoint, &saved.memory);
             let (machine, position) = loaded.map_err(io::Error::other)?;
             saved.replica.replace(machine, position);
-            Ok(())
+            // Not before: the state that was replaced may have pages there.
+            retired.clear().map_err(io::Error::other)
         })
         .await
         .map_err(io::Error::other)?
@@ -143,11 +145,15 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointer {
             .map(|(key, record)| (codec::encode_key(*key), record.as_ref().map(codec::encode_record)))
             .collect();
         let position = records::encode_position(&changes.position);
-        let checkpoint = self.saved.checkpoint.clone();
-        tasks::spawn_blocking(move || checkpoint.save(&position, records))
-            .await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)?;
+        let saved = self.saved.clone();
+        let save = move || {
+            saved.checkpoint.save(&position, records)?;
+            if saved.replica.shard() != ShardId::CATALOG {
+                saved.memory.spill(&saved.replica, &saved.checkpoint);
+            }
+            Ok::<_, CheckpointError>(())
+        };
+        tasks::spawn_blocking(save).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
         Ok(snapshot(&changes.position, self.saved.clone()))
     }
 }
@@ -170,7 +176,7 @@ impl Saved {
         // Read once: what is looked at is what is copied.
         let records = other.checkpoint.records().collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
         let stored = records.iter().cloned().map(Ok);
-        let loaded = load::machine_of(self.replica.shard(), position.as_deref(), stored);
+        let loaded = load::machine_of(self.replica.shard(), position.as_deref(), stored, None);
         let (machine, _) = loaded.map_err(io::Error::other)?;
         if machine.holds_messages() {
             let message = "a checkpoint that holds messages was to be installed without them";
@@ -200,7 +206,6 @@ mod tests {
     use std::{path::Path, sync::Arc};
 
     use bytes::Bytes;
-    use skein_proto::ids::ShardId;
 
     use super::*;
     use crate::{
@@ -208,7 +213,10 @@ mod tests {
         checkpoint::Checkpoints,
         disk::faulty::{Fault, FaultyDisk},
         log::{EntryId, Log, LogOptions},
-        raft::replica::{Machine, Replica},
+        raft::{
+            pages::PageMemory,
+            replica::{Machine, Replica},
+        },
     };
 
     /// An entry that a majority has is applied though this node's disk does not have it yet.
@@ -220,7 +228,8 @@ mod tests {
         let log = Log::open(Arc::new(disk.clone()), Path::new("log"), LogOptions::default(), drop).unwrap();
         let checkpoint = Checkpoints::open(dir.path()).unwrap().shard(shard).unwrap();
         let replica = Arc::new(Replica::new(shard, Machine::Messages(Shard::new()), None));
-        let saved = Saved { checkpoint, replica: Arc::clone(&replica), log: log.clone() };
+        let memory = PageMemory::new(0);
+        let saved = Saved { checkpoint, replica: Arc::clone(&replica), log: log.clone(), memory };
         let mut checkpointer = Checkpointer { saved };
 
         // Whatever the log does next on its disk fails, be it this entry or a segment that it prepares.

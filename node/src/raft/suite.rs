@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::{
     log_store::LogStore,
+    pages::PageMemory,
     repair::Repairs,
     replica::{Machine, Replica},
     snapshot::Saved,
@@ -36,7 +37,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
         let checkpoint = Checkpoints::open(&dir.path().join("checkpoint")).unwrap().shard(shard).unwrap();
         let replica = Arc::new(Replica::new(shard, Machine::Messages(Shard::new()), None));
         let store = LogStore::new(log.clone(), shard, Repairs::default());
-        Ok((dir, store, StateMachine::new(Saved { checkpoint, replica, log })))
+        Ok((dir, store, StateMachine::new(Saved { checkpoint, replica, log, memory: PageMemory::new(0) })))
     }
 }
 

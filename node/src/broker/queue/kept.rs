@@ -128,7 +128,7 @@ impl Queue {
         let mut messages = over(messages, self.settings.max_messages);
         let mut bytes = over(bytes, self.settings.max_bytes);
         let mut floor = self.length_floor;
-        let newest_end = self.blocks.back().map_or(floor, |newest| newest.end());
+        let newest_end = self.blocks.back().map_or(floor, |newest| newest.end);
         for block in self.blocks.ending_after(floor) {
             if bytes > 0 && block.end() < newest_end {
                 messages = messages.saturating_sub(block.end().since(block.first.max(floor)));

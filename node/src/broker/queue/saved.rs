@@ -1,7 +1,7 @@
 //! A queue as records: what a checkpoint or a snapshot holds of it, and back.
 
 use super::{
-    super::{QueuePart, QueueRecord, Record, RecordKey, RestoreError, Retention},
+    super::{QueuePart, QueueRecord, Record, RecordKey, RestoreError, Retention, Spill},
     Blocks, Group, OffsetRange, Queue, QueueId, RecentIds,
 };
 
@@ -102,6 +102,26 @@ impl Queue {
         Ok(())
     }
 
+    /// What the pages take in memory that could be spilled.
+    pub(in crate::broker) fn page_bytes(&self) -> u64 {
+        self.blocks.row_bytes()
+    }
+
+    /// Lets go of the memory of pages that the newest checkpoint has.
+    pub(in crate::broker) fn spill(&mut self, spill: &Spill) {
+        self.blocks.spill(self.id, spill);
+    }
+
+    /// Lets go of the memory of the page that was restored last, unless there is room for it besides `taken_bytes`.
+    /// Gives what is taken then.
+    pub(in crate::broker) fn spill_restored(&mut self, spill: &Spill, taken_bytes: u64) -> u64 {
+        let bytes = taken_bytes + self.blocks.last_row_bytes();
+        if bytes <= spill.keep_bytes {
+            return bytes;
+        }
+        taken_bytes + self.blocks.spill_last(self.id, &spill.pages)
+    }
+
     /// Checks what can only be checked when all parts are there.
     pub(in crate::broker) fn finish_restore(&mut self, message_count: u64) -> Result<(), RestoreError> {
         self.blocks.drop_below(self.first_offset);
@@ -110,7 +130,7 @@ impl Queue {
     }
 
     fn check_blocks(&self, message_count: u64) -> Result<(), &'static str> {
-        if self.blocks.back().is_some_and(|back| back.end() > self.next_offset) {
+        if self.blocks.back().is_some_and(|back| back.end > self.next_offset) {
             return Err("the queue has blocks after its end");
         }
         let first_kept = self.blocks.front().map_or(self.next_offset, |front| front.first);

@@ -1,15 +1,22 @@
 //! Blocks against a list of them, and what they take in memory.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use proptest::{collection::vec, prelude::*};
-use skein_proto::ids::Offset;
+use skein_proto::ids::{Offset, QueueId};
 
 use super::range_of;
 use crate::{
     broker::{
-        Block, BlockSpan, Live, PAGE_BLOCKS, PageRecord, Properties, blocks::Blocks, live::LiveTally,
-        packed::Packed, page::Sums,
+        Block, BlockSpan, Live, PAGE_BLOCKS, PageRecord, Properties, SavedPages, Spill, blocks::Blocks,
+        live::LiveTally, packed::Packed, page::Sums,
     },
     offsets::{OffsetRange, OffsetSet},
 };
@@ -23,8 +30,12 @@ enum Step {
     /// From this share of what was published on, as many messages.
     DropInside(u64, u64),
     Checkpoint,
-    Restart,
+    /// After a checkpoint; so many bytes stay.
+    Spill(u64),
+    Restart(u64),
 }
+
+const QUEUE: QueueId = QueueId::new(1);
 
 /// Shares are of this many parts.
 const PARTS: u64 = 100;
@@ -49,7 +60,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..PARTS / 2).prop_map(Step::DropBelow),
         6 => (0..PARTS, 0..20_000_u64).prop_map(|(first, count)| Step::DropInside(first, count)),
         1 => Just(Step::Checkpoint),
-        1 => Just(Step::Restart),
+        2 => (0..4_000_u64).prop_map(Step::Spill),
+        1 => (0..4_000_u64).prop_map(Step::Restart),
     ]
 }
 
@@ -58,7 +70,28 @@ struct Checked {
     blocks: Blocks,
     list: Vec<Block>,
     last: Block,
-    saved: BTreeMap<u64, PageRecord>,
+    saved: Arc<SavedHere>,
+}
+
+/// What a checkpoint has, and how often it was asked for a page.
+#[derive(Debug, Default)]
+struct SavedHere {
+    pages: Mutex<BTreeMap<u64, PageRecord>>,
+    reads: AtomicUsize,
+}
+
+impl SavedPages for SavedHere {
+    fn read(&self, queue: QueueId, page: u64) -> PageRecord {
+        assert_eq!(queue, QUEUE);
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.pages.lock().unwrap()[&page].clone()
+    }
+}
+
+impl SavedHere {
+    fn spill(self: &Arc<Self>, keep_bytes: u64) -> Spill {
+        Spill { pages: Arc::clone(self) as _, keep_bytes }
+    }
 }
 
 impl Checked {
@@ -72,7 +105,7 @@ impl Checked {
             count: 0,
             properties: Properties::default(),
         };
-        Self { blocks: Blocks::starting_at(0), list: Vec::new(), last, saved: BTreeMap::new() }
+        Self { blocks: Blocks::starting_at(0), list: Vec::new(), last, saved: Arc::default() }
     }
 
     fn run(&mut self, step: &Step) {
@@ -90,12 +123,20 @@ impl Checked {
                 self.list.retain(|block| block.first < range.first || block.end() > range.end());
             }
             Step::Checkpoint => self.checkpoint(),
-            Step::Restart => {
+            Step::Spill(keep_bytes) => {
+                self.checkpoint();
+                self.blocks.spill(QUEUE, &self.saved.spill(keep_bytes));
+            }
+            Step::Restart(keep_bytes) => {
                 self.checkpoint();
                 let first_offset = self.list.first().map_or(self.last.end(), |block| block.first);
                 self.blocks = Blocks::starting_at(self.blocks.next_number());
-                for (&number, page) in &self.saved {
+                let pages = self.saved.pages.lock().unwrap().clone();
+                for (&number, page) in &pages {
                     self.blocks.restore_page(number, page).unwrap();
+                    if self.blocks.row_bytes() > keep_bytes {
+                        self.blocks.spill_last(QUEUE, &self.saved.spill(0).pages);
+                    }
                 }
                 self.blocks.drop_below(first_offset);
             }
@@ -115,10 +156,11 @@ impl Checked {
 
     fn checkpoint(&mut self) {
         let (gone, written) = self.blocks.take_changes();
-        self.saved.retain(|number, _| !gone.contains(number));
-        self.saved.extend(written);
-        let numbers: Vec<_> = self.blocks.pages().map(|(number, _)| number).collect();
-        assert_eq!(self.saved.keys().copied().collect::<Vec<_>>(), numbers);
+        let mut saved = self.saved.pages.lock().unwrap();
+        saved.retain(|number, _| !gone.contains(number));
+        saved.extend(written);
+        let numbers: Vec<_> = self.blocks.page_numbers().collect();
+        assert_eq!(saved.keys().copied().collect::<Vec<_>>(), numbers);
         assert_eq!(self.blocks.saved_pages().collect::<Vec<_>>(), numbers);
     }
 
@@ -224,6 +266,36 @@ fn a_block_takes_few_bytes() {
     let (single, batches) = (bytes_per_block(1), bytes_per_block(64));
     assert!(single <= 16.0, "{single} bytes for each block");
     assert!(batches / 64.0 <= 2.0, "{batches} bytes for each block of 64 messages");
+}
+
+#[test]
+fn spilled_pages_take_next_to_nothing_and_are_read_when_they_are_needed() {
+    const BLOCKS: u64 = 1_000 * PAGE_BLOCKS;
+    let mut checked = Checked::new();
+    (0..BLOCKS).for_each(|n| checked.blocks.push(busy(n, 1)));
+    let full_bytes = checked.blocks.memory_bytes();
+    let spill = checked.saved.spill(0);
+    checked.blocks.spill(QUEUE, &spill);
+    assert_eq!(checked.blocks.memory_bytes(), full_bytes, "no checkpoint has them");
+    checked.checkpoint();
+    checked.blocks.spill(QUEUE, &spill);
+    let reads = || checked.saved.reads.load(Ordering::Relaxed);
+    let bytes_per_block = checked.blocks.memory_bytes() as f64 / BLOCKS as f64;
+    assert!(bytes_per_block < 1.5, "{bytes_per_block} bytes for each block");
+
+    // What the pages come to, and where they begin and end, is known without them.
+    let (first, offset) = (busy(0, 1).first, busy(700 * PAGE_BLOCKS + 9, 1).first);
+    let reach = OffsetRange::between(first, busy(BLOCKS - 1, 1).end());
+    assert_eq!(checked.blocks.gaps(reach).next(), None);
+    checked.blocks.drop_below(busy(10 * PAGE_BLOCKS, 1).first);
+    assert_eq!(reads(), 0);
+    assert_eq!(checked.blocks.find(offset), Some(busy(700 * PAGE_BLOCKS + 9, 1)));
+    assert_eq!(checked.blocks.find(offset.plus(1)), Some(busy(700 * PAGE_BLOCKS + 10, 1)));
+    assert_eq!(reads(), 1);
+    assert!(checked.blocks.row_bytes() > 0);
+    checked.blocks.spill(QUEUE, &spill);
+    assert_eq!(checked.blocks.find(offset), Some(busy(700 * PAGE_BLOCKS + 9, 1)));
+    assert_eq!(reads(), 2);
 }
 
 #[test]
