@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use openraft::{
-    StorageError,
+    RaftLogReader as _, StorageError,
+    entry::RaftEntry as _,
+    storage::{IOFlushed, RaftLogStorage as _},
     testing::log::{StoreBuilder, Suite},
 };
 use skein_proto::ids::ShardId;
@@ -16,13 +18,14 @@ use super::{
     replica::{Machine, Replica},
     snapshot::Saved,
     state_machine::StateMachine,
-    types::TypeConfig,
+    types::{RaftEntry, TypeConfig},
+    wire::log_id,
 };
 use crate::{
     broker::Shard,
     checkpoint::Checkpoints,
     disk::RealDisk,
-    log::{Log, LogOptions},
+    log::{EntryId, Log, LogOptions},
 };
 
 struct Builder;
@@ -44,4 +47,15 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
 #[tokio::test]
 async fn the_store_keeps_every_promise_that_openraft_relies_on() {
     Suite::test_all(Builder).await.unwrap();
+}
+
+#[tokio::test]
+async fn entries_are_read_from_where_they_were_asked_for_or_not_at_all() {
+    let (_dir, mut store, _) = Builder.build().await.unwrap();
+    let at = |index| log_id(EntryId { term: 1, index });
+    store.append((0..10).map(|index| RaftEntry::new_blank(at(index))), IOFlushed::noop()).await.unwrap();
+    store.purge(at(5)).await.unwrap();
+    assert_eq!(store.limited_get_log_entries(3, 8).await.unwrap(), []);
+    let read = store.limited_get_log_entries(6, 8).await.unwrap();
+    assert_eq!(read.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>(), [6, 7]);
 }
