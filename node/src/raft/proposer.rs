@@ -139,8 +139,10 @@ impl Proposer {
     /// Runs until every handle to the mailbox is gone and everything in flight has its outcome.
     pub(super) async fn run(mut self, mut mailbox: mpsc::Receiver<Proposal>) {
         let mut open = true;
+        // Decides both whether to propose and whether to wait: were the time asked twice, what becomes due in between
+        // would be neither proposed nor waited for.
+        let mut patience_left = self.patience_left();
         while open || !self.queued.is_empty() || !self.in_flight.is_empty() {
-            let patience_left = self.patience_left();
             tokio::select! {
                 biased;
                 Some((waiting, result)) = self.in_flight.next(), if !self.in_flight.is_empty() => {
@@ -159,8 +161,10 @@ impl Proposer {
             {
                 self.on_proposal(proposal);
             }
-            while self.is_worthwhile() && !self.pause.is_wanted() {
+            patience_left = self.patience_left();
+            while self.is_worthwhile(patience_left) && !self.pause.is_wanted() {
                 self.propose().await;
+                patience_left = self.patience_left();
             }
             self.pause.tell(self.in_flight.is_empty());
         }
@@ -175,8 +179,8 @@ impl Proposer {
         self.queued_bytes < ENTRY_BYTES_MAX && self.queued.len() < ENTRY_COMMANDS_MAX
     }
 
-    fn is_worthwhile(&self) -> bool {
-        let eager = self.in_flight.len() < EAGER_IN_FLIGHT && self.patience_left().is_zero();
+    fn is_worthwhile(&self, patience_left: Duration) -> bool {
+        let eager = self.in_flight.len() < EAGER_IN_FLIGHT && patience_left.is_zero();
         let full = !self.wants_more() || self.queued_bytes >= WORTHWHILE_BYTES;
         !self.queued.is_empty() && (eager || (full && self.in_flight.len() < IN_FLIGHT_MAX))
     }
@@ -225,12 +229,15 @@ impl Proposer {
     }
 }
 
-/// Ends when this node has led and does so no more, and there is still no outcome a while after that. A leader that is
-/// cut off would otherwise wait until it is not, while others lead.
+/// Ends when this node leads no more, and there is still no outcome a while after that. A leader that is cut off would
+/// otherwise wait until it is not, while others lead.
 async fn given_up(mut leadership: watch::Receiver<Leadership>, node: NodeId) {
     let leads = |now: &Leadership| now.leader == Some(node);
-    // An error means that the group is stopping, and openraft says so to whoever waits.
-    if leadership.wait_for(leads).await.is_err() || leadership.wait_for(|now| !leads(now)).await.is_err() {
+    // It may not have heard yet that it leads. An error means that the group is stopping, and openraft says so to
+    // whoever waits.
+    let begun = tokio::time::timeout(OUTCOME_WAIT_MAX, leadership.wait_for(leads)).await;
+    let Ok(is_going_on) = begun.map(|leads| leads.is_ok()) else { return };
+    if !is_going_on || leadership.wait_for(|now| !leads(now)).await.is_err() {
         return std::future::pending().await;
     }
     tokio::time::sleep(OUTCOME_WAIT_MAX).await;
