@@ -1,5 +1,7 @@
 //! Gathers acks, returns and extensions into ranges while earlier ones wait for their answer. No I/O.
 
+mod resume;
+
 use std::{
     collections::VecDeque,
     future::Future,
@@ -18,15 +20,14 @@ use skein_proto::{
 };
 use tonic::Code;
 
-use super::{
-    held::Held,
-    ranges::{end, merge, push},
-};
+use super::ranges::{end, merge, push};
 use crate::{
     error::{Cause, SettleError, reason_of},
     outcome::{Outcome, WaiterSlot},
     wire_time::duration_ms,
 };
+
+pub(super) use self::resume::Resumed;
 
 /// Settlements that are sent as soon as there is something to settle. Beyond that acks gather until an answer comes;
 /// each costs the cluster a replicated command, so few large ones are better.
@@ -119,17 +120,6 @@ struct Settlement {
     was_sent: bool,
 }
 
-/// What a node says of messages whose stream was lost, when another one begins.
-#[derive(Debug, Default)]
-pub(super) struct Resumed {
-    /// What it was asked about.
-    pub(super) asked: Held,
-    /// What goes on.
-    pub(super) held: Held,
-    /// What the group is done with.
-    pub(super) settled: Held,
-}
-
 /// Whom to tell what.
 pub(super) type Told = (Arc<Outcome<Answer>>, Answer);
 
@@ -162,7 +152,7 @@ impl Settlements {
         let mut settlement = self.next.pop_front().or_else(|| self.gathering.take())?;
         merge(&mut settlement.request.acks);
         if let Some(rest) = split_off(&mut settlement.request, limits::SETTLE_RANGES_MAX) {
-            // Whoever waits for these waits for the answer to the last part.
+            // Whoever waits for any of them waits for the answer to all parts.
             let (outcome, was_sent) = (Arc::clone(&settlement.outcome), settlement.was_sent);
             let lost = mem::take(&mut settlement.lost);
             self.next.push_front(Settlement { request: rest, outcome, lost, was_sent });
@@ -182,7 +172,19 @@ impl Settlements {
         }
         let index = self.unanswered.iter().position(|sent| sent.request.settle_id == result.settle_id)?;
         let Settlement { outcome, lost, .. } = self.unanswered.remove(index)?;
-        Some((outcome, Answer::Answered(result.failures.into_iter().chain(lost).collect())))
+        self.conclude(outcome, result.failures.into_iter().chain(lost).collect())
+    }
+
+    /// Whom to tell what, unless another part of the same settlement is still to be answered: it tells all of it then.
+    fn conclude(&mut self, outcome: Arc<Outcome<Answer>>, failures: Vec<SettleFailure>) -> Option<Told> {
+        let rest = self.unanswered.iter_mut().chain(&mut self.next);
+        match { rest }.find(|other| other.is_part_of(&outcome)) {
+            Some(other) => {
+                other.lost.extend(failures);
+                None
+            }
+            None => Some((outcome, Answer::Answered(failures))),
+        }
     }
 
     /// What is to be acked or returned, as far as no node has answered.
@@ -194,25 +196,23 @@ impl Settlements {
         })
     }
 
+    /// What of that is to be held again to be settled: all but what is given back by something that was sent.
+    pub(super) fn claims(&self) -> impl Iterator<Item = &OffsetRange> {
+        let all = self.unanswered.iter().chain(&self.next).chain(&self.gathering);
+        let sent = self.unanswered.len();
+        all.enumerate().flat_map(move |(place, settlement)| {
+            let was_sent = place < sent || settlement.was_sent;
+            let is_claimed = move |nack: &&StreamNack| nack.reject || !was_sent;
+            let returned = settlement.request.nacks.iter().filter(is_claimed);
+            settlement.request.acks.iter().chain(returned.filter_map(|nack| nack.offsets.as_ref()))
+        })
+    }
+
     /// The stream is lost, and another one will go on. What was not answered is to be sent again.
     pub(super) fn suspend(&mut self) {
         while let Some(sent) = self.unanswered.pop_back() {
             self.next.push_front(Settlement { was_sent: true, ..sent });
         }
-    }
-
-    /// Another stream goes on. Returns whom to tell what: nothing is left to be sent for them.
-    pub(super) fn resume(&mut self, resumed: &Resumed) -> Vec<Told> {
-        let mut told = Vec::new();
-        for mut settlement in mem::take(&mut self.next).into_iter().chain(self.gathering.take()) {
-            settlement.keep(resumed);
-            if settlement.is_empty() {
-                told.push((settlement.outcome, Answer::Answered(settlement.lost)));
-            } else {
-                self.next.push_back(settlement);
-            }
-        }
-        told
     }
 
     /// The stream is lost for good. Returns whom to tell what.
@@ -231,41 +231,9 @@ impl Settlements {
 }
 
 impl Settlement {
-    /// Leaves what can still be settled. What was sent may have been settled by that.
-    fn keep(&mut self, resumed: &Resumed) {
-        let StreamSettle { acks, nacks, extends, .. } = mem::take(&mut self.request);
-        for ack in acks {
-            let (kept, missing) = resumed.held.split(&ack);
-            self.request.acks.extend(kept);
-            self.lose(missing.iter().flat_map(|part| resumed.settled.split(part).1), resumed);
-        }
-        for nack in nacks {
-            let (kept, missing) = resumed.held.split(&nack.offsets.unwrap_or_default());
-            let kept = kept.into_iter().map(|offsets| StreamNack { offsets: Some(offsets), ..nack });
-            self.request.nacks.extend(kept);
-            // What came back and is not held here is, or will be, delivered again: all that was asked for.
-            if nack.reject || !self.was_sent {
-                self.lose(missing.iter().flat_map(|part| resumed.settled.split(part).1), resumed);
-            }
-        }
-        for extend in extends {
-            let (kept, missing) = resumed.held.split(&extend.offsets.unwrap_or_default());
-            let kept = kept.into_iter().map(|offsets| StreamExtend { offsets: Some(offsets), ..extend });
-            self.request.extends.extend(kept);
-            self.lose(missing, resumed);
-        }
-    }
-
-    /// Gives up what is neither held nor settled.
-    fn lose(&mut self, parts: impl IntoIterator<Item = OffsetRange>, resumed: &Resumed) {
-        for offsets in parts {
-            let (reason, message) = match self.was_sent && !resumed.asked.has_all(&offsets) {
-                true => (Reason::OutcomeUnknown, "the stream was lost before the answer came"),
-                false => (Reason::LeaseLost, "the stream was lost, and the message delivered again"),
-            };
-            let message = message.to_owned();
-            self.lost.push(SettleFailure { offsets: Some(offsets), reason: reason.into(), message });
-        }
+    /// Whether whoever waits for this outcome waits for it.
+    fn is_part_of(&self, outcome: &Arc<Outcome<Answer>>) -> bool {
+        Arc::ptr_eq(&self.outcome, outcome)
     }
 
     fn is_empty(&self) -> bool {
@@ -374,44 +342,6 @@ mod tests {
         assert!(matches!(&results[..], [Ok(()), Err(SettleError::LeaseLost(_)), Ok(())]), "{results:?}");
     }
 
-    #[tokio::test]
-    async fn what_is_resumed_is_sent_again_and_the_rest_is_told_apart() {
-        let mut settlements = Settlements::default();
-        let nack = Settle::Nack { delay: None };
-        let kinds = [Settle::Ack, Settle::Ack, Settle::Ack, nack, Settle::Reject, Settle::Ack];
-        let add = |settlements: &mut Settlements, offset: u64| {
-            let kinds = kinds[usize::try_from(offset % 10).unwrap()];
-            settlements.add(kinds, Offset::new(offset), 1)
-        };
-        let sent = [0, 1, 2, 3, 4, 5].map(|offset| add(&mut settlements, offset));
-        settlements.next_to_send().unwrap();
-        let unsent = [10, 11, 12, 13, 14].map(|offset| add(&mut settlements, offset));
-        settlements.suspend();
-        let resumed = Resumed {
-            asked: Held::of(&[range(0, 5), range(10, 5)]),
-            held: Held::of(&[range(1, 1), range(11, 1)]),
-            settled: Held::of(&[range(2, 1), range(12, 1)]),
-        };
-        let told = settlements.resume(&resumed);
-        assert!(told.is_empty(), "of both something is left to be sent");
-        let mut resent = Vec::new();
-        while let Some(request) = settlements.next_to_send() {
-            resent.extend(request.acks.clone());
-            let result = SettleResult { settle_id: request.settle_id, failures: Vec::new() };
-            let (outcome, answer) = settlements.answer(result).unwrap();
-            outcome.set(answer);
-        }
-        assert_eq!(resent, [range(1, 1), range(11, 1)]);
-        let reason = |settled: Result<(), SettleError>| settled.err().map(|error| error.cause().reason);
-        let reasons = |all: Vec<_>| all.into_iter().map(reason).collect::<Vec<_>>();
-        let (lost, unknown) = (Some(Reason::LeaseLost), Some(Reason::OutcomeUnknown));
-        let sent = reasons(futures::future::join_all(sent).await);
-        assert_eq!(sent, [lost, None, None, None, lost, unknown]);
-        let unsent = reasons(futures::future::join_all(unsent).await);
-        assert_eq!(unsent, [lost, None, None, lost, lost]);
-        assert!(settlements.is_idle());
-    }
-
     #[test]
     fn who_leads_no_more_answers_nothing() {
         let mut settlements = Settlements::default();
@@ -434,6 +364,30 @@ mod tests {
         assert_eq!(settlements.next_to_send().unwrap().nacks.len(), limits::SETTLE_RANGES_MAX);
         assert_eq!(settlements.next_to_send().unwrap().nacks.len(), 1);
         assert!(settlements.next_to_send().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_part_waits_for_all_and_hears_of_every_failure() {
+        let mut settlements = Settlements::default();
+        let all: Vec<_> = (0..=limits::SETTLE_RANGES_MAX as u64)
+            .map(|offset| settlements.add(Settle::Nack { delay: None }, Offset::new(offset), 1))
+            .collect();
+        let parts = [settlements.next_to_send().unwrap(), settlements.next_to_send().unwrap()];
+        let result = |part: &StreamSettle, failed| {
+            let failures = vec![SettleFailure {
+                offsets: Some(range(failed, 1)),
+                reason: Reason::LeaseLost.into(),
+                message: "too late".into(),
+            }];
+            SettleResult { settle_id: part.settle_id, failures }
+        };
+        let last = limits::SETTLE_RANGES_MAX as u64;
+        assert!(settlements.answer(result(&parts[0], 3)).is_none(), "the other part is not answered");
+        let (outcome, answer) = settlements.answer(result(&parts[1], last)).unwrap();
+        outcome.set(answer);
+        let failed = futures::future::join_all(all).await;
+        let failed = failed.iter().zip(0_u64..).filter(|(settled, _)| settled.is_err());
+        assert_eq!(failed.map(|(_, offset)| offset).collect::<Vec<_>>(), [3, last]);
     }
 
     #[test]

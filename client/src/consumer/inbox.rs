@@ -31,6 +31,8 @@ pub(super) struct Inbox {
     asked: Held,
     /// How many consumers the group had, as was told last.
     group_consumers: u32,
+    /// Who this is, as the leader of the last stream told.
+    consumer_id: u64,
     error: Option<ConsumeError>,
     is_closed: bool,
     /// What nobody had looked at when it was closed.
@@ -84,9 +86,12 @@ impl Inbox {
     /// Begins a stream; the one before must have been lost. Returns what to resume, if there was one.
     pub(super) fn begin_stream(&mut self) -> (u64, Option<node::Resume>) {
         self.stream += 1;
-        let group_consumers = self.group_consumers;
-        let resume =
-            self.is_suspended.then(|| node::Resume { held: self.unanswered().ranges(), group_consumers });
+        let Self { group_consumers, consumer_id, .. } = *self;
+        let resume = self.is_suspended.then(|| node::Resume {
+            held: self.claims().ranges(),
+            group_consumers,
+            consumer_id,
+        });
         self.asked = Held::of(resume.as_ref().map_or(&[], |resume| &resume.held));
         (self.stream, resume)
     }
@@ -96,6 +101,13 @@ impl Inbox {
         let mut unanswered = self.held.clone();
         self.settlements.ranges().for_each(|range| unanswered.insert(range));
         unanswered
+    }
+
+    /// The same without what may have been given back, which is delivered again in any case.
+    fn claims(&self) -> Held {
+        let mut claims = self.held.clone();
+        self.settlements.claims().for_each(|range| claims.insert(range));
+        claims
     }
 
     /// What is to be sent on `stream`: None at its end.
@@ -134,11 +146,15 @@ impl Inbox {
     /// Takes what a node sent. Returns whom to tell what and whom to wake.
     pub(super) fn receive(&mut self, response: node::ConsumeResponse) -> (Answers, [Option<Waker>; 2]) {
         let mut answers = Answers::default();
+        if let Some(subscribed) = &response.subscribed {
+            self.consumer_id = subscribed.consumer_id;
+        }
         if let Some(subscribed) = response.subscribed.filter(|_| self.is_suspended) {
             let resumed = Resumed {
                 asked: mem::take(&mut self.asked),
                 held: Held::of(&subscribed.resumed),
                 settled: Held::of(&subscribed.settled),
+                given_up: Held::of(&subscribed.given_up),
             };
             answers.0 = self.resume(&resumed);
         }
@@ -291,7 +307,9 @@ mod tests {
     async fn what_is_resumed_goes_on_as_if_nothing_had_happened() {
         let mut inbox = Inbox::default();
         assert_eq!(inbox.begin_stream().1, None);
-        inbox.receive(node::ConsumeResponse { group_consumers: 2, ..Default::default() }).0.publish();
+        let subscribed = Some(node::Subscribed { consumer_id: 7, ..Default::default() });
+        let first = node::ConsumeResponse { subscribed, group_consumers: 2, ..Default::default() };
+        inbox.receive(first).0.publish();
         for first in [0, 10, 20] {
             inbox.receive(delivery(first, 10)).0.publish();
         }
@@ -299,7 +317,7 @@ mod tests {
         drop(inbox.suspend());
         let (stream, resume) = inbox.begin_stream();
         let held = vec![node::OffsetRange { first: 0, count: 30 }];
-        assert_eq!(resume, Some(node::Resume { held, group_consumers: 2 }));
+        assert_eq!(resume, Some(node::Resume { held, group_consumers: 2, consumer_id: 7 }));
         let (acked, _) = inbox.settle(Settle::Ack, Offset::ZERO, 1);
         assert!(inbox.poll_send(stream, Waker::noop()).is_pending(), "the node has not said what goes on");
 
@@ -436,7 +454,7 @@ mod tests {
         drop(inbox.suspend());
         let (stream, resume) = inbox.begin_stream();
         let resumed = resume.unwrap().held;
-        assert_eq!(resumed, [node::OffsetRange { first: 0, count: 3 }]);
+        assert_eq!(resumed, [node::OffsetRange { first: 0, count: 3 }], "the nack was not sent");
         let subscribed = Some(node::Subscribed { resumed, ..Default::default() });
         inbox.receive(node::ConsumeResponse { subscribed, ..Default::default() }).0.publish();
         let Poll::Ready(Some(again)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
@@ -444,6 +462,23 @@ mod tests {
         let Poll::Ready(Some(next)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
         assert_eq!(next.nacks[0].offsets, Some(node::OffsetRange { first: 1, count: 1 }));
         assert!(!inbox.holds_nothing(), "the third message is neither");
+    }
+
+    #[tokio::test]
+    async fn what_may_have_been_given_back_is_not_claimed() {
+        let mut inbox = Inbox::default();
+        let (stream, _) = inbox.begin_stream();
+        inbox.receive(delivery(0, 2)).0.publish();
+        assert_eq!(first_of_next(&mut inbox), Some(0));
+        let (given_back, _) = inbox.settle(Settle::Nack { delay: None }, Offset::ZERO, 1);
+        assert!(inbox.poll_send(stream, Waker::noop()).is_ready());
+        drop(inbox.suspend());
+        let held = vec![node::OffsetRange { first: 1, count: 1 }];
+        assert_eq!(inbox.begin_stream().1.unwrap().held, held);
+        let subscribed = Some(node::Subscribed { resumed: held, ..Default::default() });
+        inbox.receive(node::ConsumeResponse { subscribed, ..Default::default() }).0.publish();
+        given_back.await.unwrap();
+        assert!(inbox.settlements.is_idle());
     }
 
     #[test]

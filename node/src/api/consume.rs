@@ -36,8 +36,8 @@ use crate::{
     dispatch::{Claim, ConsumerId, Credit, GroupKey},
     offsets::OffsetRange,
     shard::{
-        Company, DeliveryHandle, Outbox, OutboxItem, SettleError, SettleItem, SettleKind, Subscription,
-        Unsettled,
+        Coming, Company, DeliveryHandle, Outbox, OutboxItem, SettleError, SettleItem, SettleKind,
+        Subscription, Unsettled,
     },
     tasks,
 };
@@ -75,21 +75,24 @@ impl Api {
         queue: &QueueRef,
         group_name: &str,
         credit: Credit,
-        priority: i32,
-        resume: Option<Claim>,
+        coming: Coming,
     ) -> Result<(GroupKey, DeliveryHandle, Subscription), Status> {
         names::check_group_name(group_name)?;
         self.ensure_open(queue).await?;
         let delivery = self.delivery(queue.shard).await?;
-        let server = self.server(queue.shard)?;
-        let made = server.ensure_group(queue.id, group_name, Position::First).await;
-        let group = match made.map_err(status::from_propose)? {
-            Outcome::GroupCreated { group, .. } => group,
-            outcome => return Err(status::from_outcome(&outcome, &queue.name)),
+        let group = if coming.was_there() {
+            // One that was deleted meanwhile does not come to life by those who were in it.
+            self.find_group(queue, group_name)?
+        } else {
+            let made = self.server(queue.shard)?.ensure_group(queue.id, group_name, Position::First).await;
+            match made.map_err(status::from_propose)? {
+                Outcome::GroupCreated { group, .. } => group,
+                outcome => return Err(status::from_outcome(&outcome, &queue.name)),
+            }
         };
         let key = GroupKey { queue: queue.id, group };
         let subscription = delivery
-            .subscribe(key, credit, priority, resume)
+            .subscribe(key, credit, coming)
             .await
             .map_err(|error| status::from_subscribe(error, &queue.name, group_name))?;
         Ok((key, delivery, subscription))
@@ -138,18 +141,22 @@ impl Api {
         let credit = subscribe.credit.map_or(Ok(CREDIT_DEFAULT), check_credit)?;
         let resume = subscribe.resume.map(claim).transpose()?;
         let Subscribe { group, priority, .. } = subscribe;
-        let (key, delivery, subscription) = self.subscribe(&queue, &group, credit, priority, resume).await?;
+        let coming = Coming::ToStay { priority, resume };
+        let (key, delivery, subscription) = self.subscribe(&queue, &group, credit, coming).await?;
+        let company = subscription.company().expect("it has come to stay");
         let consumer = subscription.consumer();
         let more_partitions = MorePartitions::of(&self, &queue);
         let resumed = subscription.resumed();
         let first = ConsumeResponse {
             partitions: more_partitions.known,
-            group_consumers: subscription.company().told(),
+            group_consumers: company.told(),
             subscribed: Some(Subscribed {
                 shard_id: queue.shard.get(),
                 lease_ms: queue.settings.lease_ms,
                 resumed: resumed.held.iter().flat_map(range_requests).collect(),
                 settled: resumed.settled.iter().flat_map(range_requests).collect(),
+                given_up: resumed.given_up.iter().flat_map(range_requests).collect(),
+                consumer_id: consumer.get(),
             }),
             ..ConsumeResponse::default()
         };
@@ -165,7 +172,7 @@ impl Api {
                 .clamp(STALLED_MIN, STALLED_MAX),
             stopping: self.stopping.clone(),
             more_partitions,
-            company: subscription.company(),
+            company,
         };
         let taker = Taker { delivery, key, consumer, settling };
         tasks::spawn(sender.run(subscription, reader, settled));
@@ -279,11 +286,12 @@ impl Sender {
                         continue;
                     }
                 },
+                // Before the deliveries, of which there may be some at any time.
+                consumers = self.company.next() => response.group_consumers = consumers,
                 count = outbox.receive(&mut items, ITEMS_PER_TURN), if client_is_there => if count == 0 {
                     return Some(if reader.was_moved() { status::group_moved() } else { status::leader_moved() });
                 },
                 partitions = self.more_partitions.next() => response.partitions = partitions,
-                consumers = self.company.next() => response.group_consumers = consumers,
             }
             if let Err(end) = self.send(response, &mut items, reader).await {
                 return end;
@@ -381,8 +389,8 @@ fn settle_failure(unsettled: Unsettled) -> SettleFailure {
 }
 
 fn claim(resume: Resume) -> Result<Claim, Status> {
-    let Resume { held, group_consumers } = resume;
-    Ok(Claim { held: ranges("resume.held", held)?, group_consumers })
+    let Resume { held, group_consumers, consumer_id } = resume;
+    Ok(Claim { held: ranges("resume.held", held)?, group_consumers, before: ConsumerId::new(consumer_id) })
 }
 
 /// What a client says that it holds.

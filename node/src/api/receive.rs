@@ -21,7 +21,7 @@ use crate::{
     batch,
     dispatch::{ConsumerId, Credit, GroupKey},
     offsets::OffsetRange,
-    shard::{LeaseToken, OutboxItem, SettleItem, SettleKind, Unsettled},
+    shard::{Coming, LeaseToken, OutboxItem, SettleItem, SettleKind, Unsettled},
 };
 
 /// The longest that a call waits for a message.
@@ -75,7 +75,7 @@ impl Api {
         let bytes = if request.bytes_max == 0 { bytes_ceiling } else { request.bytes_max.min(bytes_ceiling) };
         let credit = Credit { messages: request.messages_max.clamp(1, RECEIVE_MESSAGES_MAX), bytes };
         let (key, delivery, mut subscription) =
-            self.subscribe(queue, &request.group, credit, 0, None).await?;
+            self.subscribe(queue, &request.group, credit, Coming::Once).await?;
         let mut items = Vec::new();
         let items_max = credit.messages as usize;
         let mut stopping = self.stopping.clone();

@@ -184,14 +184,14 @@ impl Group {
     }
 
     /// The parts of `range` that are acked, lowest first.
-    pub(super) fn acked_in(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> {
+    pub fn acked_in(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> {
         let (below, above) = range.split_at(self.acked_floor);
         (!below.is_empty()).then_some(below).into_iter().chain(self.acked.overlapping(above))
     }
 
-    /// The parts of `range` that are not to be delivered again: acked, or given up. They may overlap.
-    pub fn done_in(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> {
-        self.acked_in(range).chain(self.dead_letters.offsets.overlapping(range))
+    /// The parts of `range` that are given up and wait to be moved, lowest first.
+    pub fn given_up_in(&self, range: OffsetRange) -> impl Iterator<Item = OffsetRange> {
+        self.dead_letters.offsets.overlapping(range)
     }
 
     /// Whether the floor is where it belongs: at the first message that is not acked.

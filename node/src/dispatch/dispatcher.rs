@@ -39,6 +39,8 @@ pub struct Dispatcher {
     alarms: AlarmClock,
     /// Until when each group is held back, by the steady clock, should nobody come back before.
     holds: BTreeSet<(u64, GroupKey)>,
+    /// Those that were held back, and whose end nobody has asked for.
+    released: Vec<GroupKey>,
 }
 
 impl Dispatcher {
@@ -278,6 +280,7 @@ impl Dispatcher {
             if let Some(group) = self.groups.get_mut(&key) {
                 group.held_back_until_ms = 0;
                 self.work.insert(key);
+                self.released.push(key);
             }
         }
         while let Some(key) = self.work.pop_first() {

@@ -169,6 +169,8 @@ pub struct Claim {
     pub held: Vec<OffsetRange>,
     /// How many consumers its group had, itself included; 0 when it does not know.
     pub group_consumers: u32,
+    /// Who it was, on the stream that is lost.
+    pub before: ConsumerId,
 }
 
 /// How messages below the fresh ones may be delivered.

@@ -20,8 +20,8 @@ use self::settle::{Settling, later, on_settled, redelivery_delay_ms};
 use super::{
     company::Companies,
     handle::{
-        DeliveryHandle, GroupCounts, Request, Resumed, SettleError, Subscribe, SubscribeError, Subscribed,
-        Unsettled,
+        Coming, DeliveryHandle, GroupCounts, Request, Resumed, SettleError, Subscribe, SubscribeError,
+        Subscribed, Unsettled,
     },
     idle::{IdleQueues, Unused},
     outbox::{OutboxItem, OutboxSender, outbox},
@@ -104,7 +104,7 @@ pub(super) fn start(
         outboxes: BTreeMap::new(),
         companies: Companies::default(),
         // Where this task starts counting is random, so that a token of an earlier one names nobody here.
-        next_consumer: random_u64() >> 1,
+        next_consumer: (random_u64() >> 1).max(1),
         gone,
         gone_receiver,
         settling: FuturesOrdered::new(),
@@ -230,7 +230,7 @@ impl Deliverer {
             Event::QueueClosed { queue } => {
                 let consumers = self.dispatcher.remove_queue(queue);
                 self.forget(&consumers);
-                self.companies.end(queue);
+                self.companies.end_all(queue);
             }
             Event::Appended { queue, next_offset } => {
                 self.dispatcher.handle_appended(queue, next_offset, stored);
@@ -263,7 +263,7 @@ impl Deliverer {
     fn remove_group(&mut self, key: GroupKey) {
         let consumers = self.dispatcher.remove_group(key);
         self.forget(&consumers);
-        self.companies.change(key, 0);
+        self.companies.end(key);
     }
 
     /// Closes the outboxes of consumers that the dispatcher no longer knows: their streams end.
@@ -275,7 +275,10 @@ impl Deliverer {
 
     async fn on_request(&mut self, request: Request) {
         match request {
-            Request::Subscribe(subscribe) if subscribe.resume.is_some() && !self.settling.is_empty() => {
+            Request::Subscribe(subscribe)
+                if matches!(subscribe.coming, Coming::ToStay { resume: Some(_), .. })
+                    && !self.settling.is_empty() =>
+            {
                 // What it asks for may be among them.
                 self.settling.push_back(ready(Turn::Resumes(subscribe)).boxed());
             }
@@ -291,9 +294,7 @@ impl Deliverer {
             }
             Request::Detach { consumer, done } => {
                 self.outboxes.remove(&consumer);
-                let key = self.dispatcher.group_of(consumer);
                 self.dispatcher.detach(consumer);
-                self.tell_company(key);
                 let _ = done.send(());
             }
             Request::Settle { key, items, reply } => self.settle(key, items, reply).await,
@@ -309,15 +310,23 @@ impl Deliverer {
     }
 
     fn on_subscribe(&mut self, subscribe: Subscribe) {
-        let Subscribe { key, credit, priority, resume, reply } = subscribe;
+        let Subscribe { key, credit, coming, reply } = subscribe;
+        let (priority, stays) = match &coming {
+            Coming::Once => (0, false),
+            Coming::ToStay { priority, .. } => (*priority, true),
+        };
         let consumer = ConsumerId::new(self.next_consumer);
         let added = self.dispatcher.add_consumer(key, consumer, credit, priority);
         let subscribed = added.map_err(SubscribeError::from).map(|()| {
             self.next_consumer += 1;
-            let resumed = resume.map(|claim| self.resume(key, consumer, &claim)).unwrap_or_default();
+            let resumed = match coming {
+                Coming::ToStay { resume: Some(claim), .. } => self.resume(key, consumer, &claim),
+                _ => Resumed::default(),
+            };
             let (sender, outbox) = outbox(consumer, self.gone.clone());
             self.outboxes.insert(consumer, sender);
-            let company = self.companies.join(key, self.dispatcher.company(key));
+            let expected = self.dispatcher.expected(key);
+            let company = stays.then(|| self.companies.join(key, consumer, expected));
             Subscribed { consumer, outbox, resumed, company }
         });
         // When the caller has gone away, the outbox is dropped here or there, and says so.
@@ -330,18 +339,18 @@ impl Deliverer {
         let replica = Arc::clone(self.group.replica());
         replica.with_messages(|shard| {
             let group = shard.queue(key.queue).and_then(|queue| queue.group(key.group));
-            let done_in = |range| group.into_iter().flat_map(move |group| group.done_in(range));
-            let settled = claim.held.iter().copied().flat_map(done_in).collect();
+            let claimed = || claim.held.iter().copied();
+            let acked_in = |range| group.into_iter().flat_map(move |group| group.acked_in(range));
+            let given_up_in = |range| group.into_iter().flat_map(move |group| group.given_up_in(range));
+            let settled = claimed().flat_map(acked_in).collect();
+            let given_up = claimed().flat_map(given_up_in).collect();
             let stored = StoredMessages(shard);
             let held = self.dispatcher.resume(consumer, claim, now, others_until_ms, &stored);
-            Resumed { held, settled }
+            // Nobody listens on its lost stream.
+            self.outboxes.remove(&claim.before);
+            self.companies.leave(key, claim.before, self.dispatcher.expected(key));
+            Resumed { held, settled, given_up }
         })
-    }
-
-    fn tell_company(&mut self, key: Option<GroupKey>) {
-        if let Some(key) = key {
-            self.companies.change(key, self.dispatcher.company(key));
-        }
     }
 
     /// Takes back what a consumer holds that has dropped its outbox.
@@ -349,7 +358,9 @@ impl Deliverer {
         self.outboxes.remove(&consumer);
         let key = self.dispatcher.group_of(consumer);
         let returned = self.dispatcher.remove_consumer(consumer);
-        self.tell_company(key);
+        if let Some(key) = key {
+            self.companies.leave(key, consumer, self.dispatcher.expected(key));
+        }
         self.return_all(returned, |_, _| 0).await;
     }
 
@@ -410,6 +421,9 @@ impl Deliverer {
             self.push(last);
             expired
         });
+        for key in self.dispatcher.take_released() {
+            self.companies.settle(key);
+        }
         // Not above: spans are written as they end, while nobody should wait for the messages.
         for delivery in deliveries.drain(..) {
             TRACES.deliver(delivery.key.queue, delivery.first..delivery.end());

@@ -32,13 +32,37 @@ pub struct Subscription {
     delivery: DeliveryHandle,
 }
 
+/// How a consumer comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Coming {
+    /// To take what is there, and go.
+    Once,
+    /// To take messages until its stream ends.
+    ToStay {
+        /// Those with a higher one take messages first.
+        priority: i32,
+        /// What it says, should it have come back.
+        resume: Option<Claim>,
+    },
+}
+
+impl Coming {
+    /// Whether it was a member of the group before.
+    #[must_use]
+    pub fn was_there(&self) -> bool {
+        matches!(self, Self::ToStay { resume: Some(claim), .. } if claim.before.get() != 0)
+    }
+}
+
 /// What has become of the messages that a consumer held on a stream that was lost.
 #[derive(Debug, Default)]
 pub struct Resumed {
     /// It holds them again.
     pub held: OffsetSet,
-    /// The group is done with them.
+    /// They are acked.
     pub settled: OffsetSet,
+    /// They were given up.
+    pub given_up: OffsetSet,
 }
 
 /// What to do with messages that a consumer holds.
@@ -109,16 +133,15 @@ pub(super) struct Subscribed {
     pub(super) consumer: ConsumerId,
     pub(super) outbox: Outbox,
     pub(super) resumed: Resumed,
-    pub(super) company: Company,
+    /// Of one that has come to stay.
+    pub(super) company: Option<Company>,
 }
 
 /// Somebody wants to consume.
 pub(super) struct Subscribe {
     pub(super) key: GroupKey,
     pub(super) credit: Credit,
-    pub(super) priority: i32,
-    /// What the consumer says, should it have come back.
-    pub(super) resume: Option<Claim>,
+    pub(super) coming: Coming,
     pub(super) reply: oneshot::Sender<Result<Subscribed, SubscribeError>>,
 }
 
@@ -170,11 +193,10 @@ impl DeliveryHandle {
         &self,
         key: GroupKey,
         credit: Credit,
-        priority: i32,
-        resume: Option<Claim>,
+        coming: Coming,
     ) -> Result<Subscription, SubscribeError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Subscribe(Subscribe { key, credit, priority, resume, reply })).await;
+        self.send(Request::Subscribe(Subscribe { key, credit, coming, reply })).await;
         let subscribed = answer.await.unwrap_or(Err(SubscribeError::Ended))?;
         Ok(Subscription { subscribed, delivery: self.clone() })
     }
@@ -242,9 +264,9 @@ impl Subscription {
         &self.subscribed.resumed
     }
 
-    /// How many consumers the group has.
+    /// How many consumers the group has; nothing for one that has not come to stay.
     #[must_use]
-    pub fn company(&self) -> Company {
+    pub fn company(&self) -> Option<Company> {
         self.subscribed.company.clone()
     }
 

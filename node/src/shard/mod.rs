@@ -19,8 +19,8 @@ mod stored;
 pub use bodies::{Bodies, BodyError, BodyReader};
 pub use company::Company;
 pub use handle::{
-    DeliveryHandle, GroupCounts, Resumed, SettleError, SettleItem, SettleKind, SubscribeError, Subscription,
-    Unsettled,
+    Coming, DeliveryHandle, GroupCounts, Resumed, SettleError, SettleItem, SettleKind, SubscribeError,
+    Subscription, Unsettled,
 };
 pub use leases::{LeaseToken, MalformedToken};
 pub use outbox::{Outbox, OutboxItem};

@@ -1,16 +1,24 @@
 //! What of an earlier leader's deliveries goes on: consumers come back, and are waited for.
 
+use skein_proto::limits::GROUP_CONSUMERS_MAX;
+
 use super::{Dispatcher, kept_parts};
 use crate::{
     dispatch::{Claim, ConsumerId, GroupKey, Now, Stored, consumer::Lease, group::Work},
     offsets::OffsetSet,
 };
 
+/// A consumer claims what it holds, which is within its credit, and what it has settled without an answer: each of
+/// those settlements had made room for as much again.
+const CLAIMED_CREDITS_MAX: u32 = 8;
+
 impl Dispatcher {
     /// Gives a consumer that has come back what it held on a stream that is lost, where nobody else has it and it is
-    /// not settled; no more than its credit allows. Says what that is. A group that is held back is from now on held
-    /// back until `others_until_ms` at most, by the steady clock, for the others to come back as well; no longer when
-    /// all have.
+    /// not settled; no more than a few times its credit. Says what that is. The consumer that it was takes and
+    /// settles nothing any more: what it held is as if it had never been delivered.
+    ///
+    /// A group that is held back is from now on held back until `others_until_ms` at most, by the steady clock, for
+    /// the others to come back as well; no longer when all have.
     pub fn resume(
         &mut self,
         id: ConsumerId,
@@ -20,15 +28,19 @@ impl Dispatcher {
         stored: &dyn Stored,
     ) -> OffsetSet {
         let mut resumed = OffsetSet::new();
+        if self.group_of(claim.before).is_some_and(|key| self.group_of(id) == Some(key)) {
+            self.leave(claim.before, &OffsetSet::new(), stored);
+        }
         // It may hold what was not due yet when this leader took over.
         self.release_due(now.wall_ms, stored);
         let Some(consumer) = self.consumers.get_mut(&id) else { return resumed };
         let key = consumer.key;
         let Some(group) = self.groups.get_mut(&key) else { return resumed };
         let until_ms = now.steady_ms.saturating_add(u64::from(group.rules().lease_ms));
+        let most = consumer.credit.messages.saturating_mul(CLAIMED_CREDITS_MAX);
         for range in &claim.held {
-            // What it held was within its credit.
-            for Work { range, attempt } in group.resume(*range, consumer.messages_left()) {
+            let left = most.saturating_sub(u32::try_from(consumer.held().0).unwrap_or(u32::MAX));
+            for Work { range, attempt } in group.resume(*range, left) {
                 for (part, bytes) in kept_parts(group, key.queue, range, stored) {
                     consumer.grant(Lease { range: part, until_ms, attempt, bytes });
                     self.lease_ends.insert((until_ms, id, part.first));
@@ -37,7 +49,7 @@ impl Dispatcher {
             }
         }
         group.back_count += u32::from(!std::mem::replace(&mut consumer.is_back, true));
-        group.back_expected = group.back_expected.max(claim.group_consumers);
+        group.back_expected = group.back_expected.max(claim.group_consumers.min(GROUP_CONSUMERS_MAX as u32));
         let are_all_back = (1..=group.back_count).contains(&group.back_expected);
         let hold_until_ms = if are_all_back { now.steady_ms } else { others_until_ms };
         if group.held_back_until_ms > hold_until_ms {
@@ -48,12 +60,15 @@ impl Dispatcher {
         resumed
     }
 
-    /// How many consumers a group has. While it is held back, those count that may still come back.
+    /// How many consumers of a group there were with an earlier leader, for as long as they are waited for.
     #[must_use]
-    pub fn company(&self, key: GroupKey) -> u32 {
-        self.groups.get(&key).map_or(0, |group| {
-            let attached = u32::try_from(group.attached_count).unwrap_or(u32::MAX);
-            if group.held_back_until_ms > 0 { attached.max(group.back_expected) } else { attached }
-        })
+    pub fn expected(&self, key: GroupKey) -> u32 {
+        let held_back = self.groups.get(&key).filter(|group| group.held_back_until_ms > 0);
+        held_back.map_or(0, |group| group.back_expected)
+    }
+
+    /// The groups that were held back, and are no more since the last call.
+    pub fn take_released(&mut self) -> Vec<GroupKey> {
+        std::mem::take(&mut self.released)
     }
 }

@@ -158,7 +158,7 @@ fn what_a_consumer_may_still_hold_does_not_expire() {
     dispatcher.add_group(key(1), start, &special);
     assert_eq!(dispatcher.take_expired(at(100), &special), []);
     add(&mut dispatcher, 1, 100, 0);
-    let claim = Claim { held: vec![range_of(3, 1)], group_consumers: 0 };
+    let claim = Claim { held: vec![range_of(3, 1)], group_consumers: 0, before: ConsumerId::new(u64::MAX) };
     let resumed = dispatcher.resume(id(1), &claim, at(100), 350, &special);
     assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(3, 1)]);
     let expired = dispatcher.take_expired(at(2_000), &special);

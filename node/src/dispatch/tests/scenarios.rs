@@ -59,7 +59,7 @@ pub(super) fn resume(
     held: &[OffsetRange],
     now_ms: u64,
 ) -> Vec<OffsetRange> {
-    let claim = Claim { held: held.to_vec(), group_consumers: 0 };
+    let claim = Claim { held: held.to_vec(), group_consumers: 0, before: ConsumerId::new(u64::MAX) };
     dispatcher.resume(id(consumer), &claim, at(now_ms), now_ms + 250, &ALL_KEPT).iter().collect()
 }
 
@@ -90,33 +90,57 @@ fn a_new_leader_waits_for_as_many_as_there_were_and_no_longer() {
     let mut dispatcher = taken_over(6);
     let comes_back = |dispatcher: &mut Dispatcher, consumer: u64, group_consumers: u32| {
         dispatcher.add_consumer(key(1), id(consumer), PLENTY, 0).unwrap();
-        let claim = Claim { held: vec![range_of(consumer, 1)], group_consumers };
+        let claim = Claim { held: vec![range_of(consumer, 1)], group_consumers, before: id(consumer + 100) };
         dispatcher.resume(id(consumer), &claim, at(100), 350, &ALL_KEPT);
-        dispatcher.company(key(1))
+        dispatcher.expected(key(1))
     };
     assert_eq!(comes_back(&mut dispatcher, 1, 3), 3, "two may still come");
     dispatcher.remove_consumer(id(1));
+    // It has not heard of as many as the others.
     assert_eq!(comes_back(&mut dispatcher, 2, 2), 3);
     assert_eq!(comes_back(&mut dispatcher, 3, 3), 3);
-    // It has not heard of as many as the others.
     dispatcher.add_consumer(key(1), id(9), PLENTY, 0).unwrap();
     assert_eq!(brief(&poll(&mut dispatcher, 100)), [], "who comes for the first time is nobody of those");
-    assert_eq!(comes_back(&mut dispatcher, 4, 3), 4);
+    assert_eq!(comes_back(&mut dispatcher, 4, 3), 3);
     let delivered: u32 = poll(&mut dispatcher, 100).iter().map(|delivery| delivery.count).sum();
     assert_eq!(delivered, 2, "what nobody holds, and nobody has given back");
-    dispatcher.remove_consumer(id(4));
-    assert_eq!(dispatcher.company(key(1)), 3);
+    assert_eq!((dispatcher.take_released(), dispatcher.expected(key(1))), (vec![key(1)], 0));
 }
 
 #[test]
-fn what_is_resumed_is_within_the_credit_and_the_rest_is_delivered() {
+fn a_consumer_that_comes_back_to_the_same_leader_takes_over_from_itself() {
+    let mut dispatcher = dispatcher(6);
+    for consumer in [1, 2] {
+        dispatcher.add_consumer(key(1), id(consumer), Credit { messages: 3, ..PLENTY }, 0).unwrap();
+    }
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [(1, 0, 3, 1), (2, 3, 2, 1), (2, 5, 1, 1)]);
+    dispatcher.add_consumer(key(1), id(3), PLENTY, 0).unwrap();
+    let claim = Claim { held: vec![range_of(1, 3)], group_consumers: 0, before: id(1) };
+    let resumed = dispatcher.resume(id(3), &claim, at(0), 250, &ALL_KEPT);
+    assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(1, 2)], "the rest is held by another one");
+    assert_eq!(dispatcher.ack(id(1), range_of(1, 1)), [(range_of(1, 1), Err(Refusal::LeaseLost))]);
+    // What it did not claim comes again, in the same attempt.
+    assert!(brief(&poll(&mut dispatcher, 0)).contains(&(3, 0, 1, 1)));
+}
+
+#[test]
+fn what_was_settled_without_an_answer_is_claimed_besides_what_is_held() {
     let mut dispatcher = taken_over(20);
-    dispatcher.add_consumer(key(1), id(1), Credit { messages: 4, ..PLENTY }, 0).unwrap();
+    let credit = Credit { messages: 1, ..PLENTY };
+    dispatcher.add_consumer(key(1), id(1), credit, 0).unwrap();
+    assert_eq!(resume(&mut dispatcher, 1, &[range_of(5, 2)], 0), [range_of(5, 2)]);
+    assert_eq!(resume(&mut dispatcher, 1, &[range_of(7, 20)], 0), [range_of(7, 6)], "but not all there is");
+}
+
+#[test]
+fn what_is_resumed_has_a_bound_and_the_rest_is_delivered() {
+    let mut dispatcher = taken_over(20);
+    dispatcher.add_consumer(key(1), id(1), Credit { messages: 1, ..PLENTY }, 0).unwrap();
     let claimed = [range_of(2, 3), range_of(5, u64::from(u32::MAX))];
-    assert_eq!(resume(&mut dispatcher, 1, &claimed, 0), [range_of(2, 4)]);
+    assert_eq!(resume(&mut dispatcher, 1, &claimed, 0), [range_of(2, 8)]);
     dispatcher.add_consumer(key(1), id(2), PLENTY, 0).unwrap();
     let delivered: u32 = poll(&mut dispatcher, 250).iter().map(|delivery| delivery.count).sum();
-    assert_eq!(delivered, 16, "nothing is left behind");
+    assert_eq!(delivered, 12, "nothing is left behind");
 }
 
 #[test]
@@ -125,7 +149,7 @@ fn what_is_resumed_and_not_kept_takes_nothing_else_along() {
     dispatcher.add_consumer(key(1), id(1), PLENTY, 0).unwrap();
     // Purged below 7, and the event has not come yet.
     let sizes = TestStored { first: 7, ..ALL_KEPT };
-    let claim = Claim { held: vec![range_of(2, 8)], group_consumers: 0 };
+    let claim = Claim { held: vec![range_of(2, 8)], group_consumers: 0, before: ConsumerId::new(u64::MAX) };
     let resumed = dispatcher.resume(id(1), &claim, at(0), 250, &sizes);
     assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(7, 3)]);
     assert_eq!(dispatcher.counts(key(1)).leased, 3);
