@@ -103,7 +103,7 @@ impl Blocks {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Block> {
-        self.pages.iter().flat_map(Page::blocks)
+        self.pages.iter().flat_map(Page::scan)
     }
 
     /// The block that holds the message at `offset`.
@@ -200,7 +200,7 @@ impl Blocks {
         let page = self.pages.partition_point(|page| page.last_place().index < start);
         self.pages
             .range(page..)
-            .flat_map(move |page| page.blocks_after(move |place| place.index < start))
+            .flat_map(move |page| page.scan().skip_while(move |block| block.index < start))
             .take_while(move |block| block.index < end)
     }
 
@@ -211,7 +211,7 @@ impl Blocks {
             if tally.is_one_slot(first, last) {
                 tally.add(first, page.sums().live());
             } else {
-                page.blocks().for_each(|block| tally.add(block.index, Sums::of(&block).live()));
+                page.scan().for_each(|block| tally.add(block.index, Sums::of(&block).live()));
             }
         }
     }
@@ -275,10 +275,9 @@ impl Blocks {
         self.pages.iter().map(|page| page.heap_bytes() as u64).sum()
     }
 
-    /// Lets go of the memory of saved pages, up to `spill.keep_bytes`: those go first that come last, but for the last
-    /// one. The first ones are wanted next.
-    pub(super) fn spill(&mut self, queue: QueueId, spill: &Spill) {
-        let mut bytes = self.row_bytes();
+    /// Lets go of the memory of saved pages, of which all take `bytes`, up to `spill.keep_bytes`: those go first that
+    /// come last, but for the last one. The first ones are wanted next.
+    pub(super) fn spill(&mut self, queue: QueueId, mut bytes: u64, spill: &Spill) {
         for page in self.pages.iter_mut().rev().skip(1) {
             if bytes <= spill.keep_bytes {
                 return;
@@ -332,7 +331,7 @@ impl Blocks {
     fn covered(&self) -> impl Iterator<Item = OffsetRange> {
         self.pages.iter().flat_map(|page| {
             let unbroken = page.unbroken();
-            let broken = unbroken.is_none().then(|| page.blocks());
+            let broken = unbroken.is_none().then(|| page.scan());
             let blocks = broken.into_iter().flatten();
             unbroken.into_iter().chain(blocks.map(|block| OffsetRange::between(block.first, block.end())))
         })

@@ -120,6 +120,16 @@ impl Page {
         self.blocks_from_row(0)
     }
 
+    /// The same for whoever looks at many pages once: what is not in memory is read, and not kept there.
+    pub(super) fn scan(&self) -> impl Iterator<Item = Block> {
+        let passing = match &self.rows {
+            Rows::Spilled(spilled) => spilled.read_past(),
+            Rows::Open(_) | Rows::Packed(_) => None,
+        };
+        let kept = passing.is_none().then(|| self.blocks());
+        passing.into_iter().flatten().chain(kept.into_iter().flatten())
+    }
+
     /// The kept blocks from the first one on for which `is_before`, which is true up to some block, is false.
     pub(super) fn blocks_after(&self, is_before: impl Fn(&Place) -> bool) -> impl Iterator<Item = Block> {
         self.blocks_from_row(self.rows.partition_point(is_before))

@@ -7,7 +7,7 @@ use std::{cell::OnceCell, fmt, sync::Arc};
 
 use skein_proto::ids::{Offset, QueueId};
 
-use super::{PageRecord, packed::Packed};
+use super::{Block, PageRecord, packed::Packed};
 
 /// Where pages are read again.
 pub trait SavedPages: fmt::Debug + Send + Sync {
@@ -56,18 +56,25 @@ impl Spilled {
     }
 
     pub(super) fn rows(&self) -> &Packed {
-        self.rows.get_or_init(|| {
-            let Self { queue, page, .. } = *self;
-            let mut blocks = self.pages.read(queue, page).blocks;
-            blocks.retain(|block| block.first >= self.first);
-            let found = (blocks.len(), blocks.first().map(|block| block.first));
-            assert_eq!(
-                found,
-                (self.len(), Some(self.first)),
-                "page {page} of queue {queue} is not in the checkpoint as it was saved"
-            );
-            Packed::new(&blocks)
-        })
+        self.rows.get_or_init(|| Packed::new(&self.read()))
+    }
+
+    /// All rows, unless they are in memory. They do not stay there.
+    pub(super) fn read_past(&self) -> Option<Vec<Block>> {
+        self.rows.get().is_none().then(|| self.read())
+    }
+
+    fn read(&self) -> Vec<Block> {
+        let Self { queue, page, .. } = *self;
+        let mut blocks = self.pages.read(queue, page).blocks;
+        blocks.retain(|block| block.first >= self.first);
+        let found = (blocks.len(), blocks.first().map(|block| block.first));
+        assert_eq!(
+            found,
+            (self.len(), Some(self.first)),
+            "page {page} of queue {queue} is not in the checkpoint as it was saved"
+        );
+        blocks
     }
 
     /// What it takes besides itself.

@@ -390,10 +390,13 @@ impl Group {
     /// When the group has failed.
     pub async fn checkpoint(&self) -> Result<bool, GroupFailure> {
         let applied = self.metrics().last_applied;
-        if applied.is_none() || applied == self.metrics().snapshot {
+        let is_saved = applied.is_none() || applied == self.metrics().snapshot;
+        let Some(_changing) = self.saved.checkpoint.try_change() else { return Ok(is_saved) };
+        if is_saved {
+            // Of pages that somebody has looked at since.
+            self.saved.spill();
             return Ok(true);
         }
-        let Some(_changing) = self.saved.checkpoint.try_change() else { return Ok(false) };
         self.raft.trigger().snapshot().await.map_err(|fatal| self.failure(&fatal))?;
         let mut progress = self.raft.metrics();
         while progress.borrow_watched().snapshot < applied {

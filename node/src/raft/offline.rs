@@ -34,8 +34,8 @@ impl SavedStates {
     /// When the store or a checkpoint cannot be read.
     pub fn load(dir: &Path, shards: impl Iterator<Item = ShardId>) -> Result<Self, SavedStatesError> {
         let checkpoints = Checkpoints::open(dir)?;
-        // Read once, for sums mostly.
-        let memory = PageMemory::new(0);
+        // The store may be gone when they are asked.
+        let memory = PageMemory::new(u64::MAX);
         let mut replicas = BTreeMap::new();
         for shard in shards {
             let (machine, position) = load::machine(shard, &checkpoints.shard(shard)?, &memory)?;

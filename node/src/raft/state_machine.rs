@@ -148,9 +148,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointer {
         let saved = self.saved.clone();
         let save = move || {
             saved.checkpoint.save(&position, records)?;
-            if saved.replica.shard() != ShardId::CATALOG {
-                saved.memory.spill(&saved.replica, &saved.checkpoint);
-            }
+            saved.spill();
             Ok::<_, CheckpointError>(())
         };
         tasks::spawn_blocking(save).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
@@ -159,6 +157,14 @@ impl RaftSnapshotBuilder<TypeConfig> for Checkpointer {
 }
 
 impl Saved {
+    /// Lets go of pages that there is no memory for. Nobody may be saving: what is about to be written passes for
+    /// written.
+    pub(super) fn spill(&self) {
+        if self.replica.shard() != ShardId::CATALOG {
+            self.memory.spill(&self.replica, &self.checkpoint);
+        }
+    }
+
     /// Waits until every entry applied so far is on this node's disk. An entry is applied once a majority has it, which
     /// need not include this node; a checkpoint that is ahead of its own log would refer to bodies that a restart does
     /// not find.

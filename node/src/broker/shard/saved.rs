@@ -37,14 +37,15 @@ impl Shard {
     /// Lets go of the memory of pages that the newest checkpoint has, where all together take too much. Each queue
     /// keeps its share.
     pub fn spill(&mut self, spill: &Spill) {
-        let bytes = self.page_bytes();
-        if bytes <= spill.keep_bytes {
+        let bytes: Vec<_> = self.queues.values().map(|queue| queue.page_bytes()).collect();
+        let all_bytes: u64 = bytes.iter().sum();
+        if all_bytes <= spill.keep_bytes {
             return;
         }
-        for queue in self.queues.values_mut() {
-            let share = u128::from(queue.page_bytes()) * u128::from(spill.keep_bytes) / u128::from(bytes);
+        for (queue, bytes) in self.queues.values_mut().zip(bytes) {
+            let share = u128::from(bytes) * u128::from(spill.keep_bytes) / u128::from(all_bytes);
             let keep_bytes = u64::try_from(share).expect("a part of what all may keep");
-            queue.spill(&Spill { keep_bytes, ..spill.clone() });
+            queue.spill(bytes, &Spill { keep_bytes, ..spill.clone() });
         }
     }
 
@@ -93,6 +94,10 @@ impl Shard {
         }
         for (queue, message_count) in shard.queues.values_mut().zip(message_counts.into_values()) {
             queue.finish_restore(message_count)?;
+        }
+        if let Some(spill) = spill {
+            // What was looked at to check it.
+            shard.spill(spill);
         }
         Ok(shard)
     }

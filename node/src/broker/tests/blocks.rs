@@ -125,7 +125,7 @@ impl Checked {
             Step::Checkpoint => self.checkpoint(),
             Step::Spill(keep_bytes) => {
                 self.checkpoint();
-                self.blocks.spill(QUEUE, &self.saved.spill(keep_bytes));
+                self.blocks.spill(QUEUE, self.blocks.row_bytes(), &self.saved.spill(keep_bytes));
             }
             Step::Restart(keep_bytes) => {
                 self.checkpoint();
@@ -275,10 +275,10 @@ fn spilled_pages_take_next_to_nothing_and_are_read_when_they_are_needed() {
     (0..BLOCKS).for_each(|n| checked.blocks.push(busy(n, 1)));
     let full_bytes = checked.blocks.memory_bytes();
     let spill = checked.saved.spill(0);
-    checked.blocks.spill(QUEUE, &spill);
+    checked.blocks.spill(QUEUE, checked.blocks.row_bytes(), &spill);
     assert_eq!(checked.blocks.memory_bytes(), full_bytes, "no checkpoint has them");
     checked.checkpoint();
-    checked.blocks.spill(QUEUE, &spill);
+    checked.blocks.spill(QUEUE, checked.blocks.row_bytes(), &spill);
     let reads = || checked.saved.reads.load(Ordering::Relaxed);
     let bytes_per_block = checked.blocks.memory_bytes() as f64 / BLOCKS as f64;
     assert!(bytes_per_block < 1.5, "{bytes_per_block} bytes for each block");
@@ -293,7 +293,7 @@ fn spilled_pages_take_next_to_nothing_and_are_read_when_they_are_needed() {
     assert_eq!(checked.blocks.find(offset.plus(1)), Some(busy(700 * PAGE_BLOCKS + 10, 1)));
     assert_eq!(reads(), 1);
     assert!(checked.blocks.row_bytes() > 0);
-    checked.blocks.spill(QUEUE, &spill);
+    checked.blocks.spill(QUEUE, checked.blocks.row_bytes(), &spill);
     assert_eq!(checked.blocks.find(offset), Some(busy(700 * PAGE_BLOCKS + 9, 1)));
     assert_eq!(reads(), 2);
 }
