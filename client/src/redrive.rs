@@ -129,7 +129,8 @@ impl DeadLetterReason {
 
 impl Client {
     /// Moves messages from a dead-letter queue to where they came from, one after the other, without the headers that
-    /// made them dead letters. Ends when nothing is left, and tells `progress` of each message.
+    /// made them dead letters. Ends when nothing is left of what was there when it began, and tells `progress` of each
+    /// message.
     ///
     /// Nothing is lost, whatever fails: a message is acked in the dead-letter queue once the other queue has confirmed
     /// it. Nor is it doubled when it is moved again because that ack got lost, as long as the other queue remembers it:

@@ -47,6 +47,8 @@ pub(super) struct Redrive<F> {
     waiting: BTreeMap<Offset, Delivery>,
     moving: Option<Moving>,
     saw_dead_letters: bool,
+    /// One has come that was not there when this began: perhaps one that was moved, and given up again at once.
+    saw_newer: bool,
     /// Confirmed by the queue it was moved to. When the lease was lost meanwhile, it comes again.
     moved: RangeSet<u64>,
     /// Not to be moved. Given back at the end, because they would come again at once.
@@ -71,6 +73,7 @@ impl<F: FnMut(RedriveProgress)> Redrive<F> {
             waiting: BTreeMap::new(),
             moving: None,
             saw_dead_letters: false,
+            saw_newer: false,
             moved: RangeSet::new(),
             left: BTreeMap::new(),
         }
@@ -105,6 +108,9 @@ impl<F: FnMut(RedriveProgress)> Redrive<F> {
         let mut look_at = quiet_since + IDLE;
         while self.options.messages_max.is_none_or(|max| self.progress.moved_count < max) {
             self.begin_next();
+            if self.saw_newer && self.moving.is_none() {
+                return Ok(());
+            }
             tokio::select! {
                 Some(sent) = OptionFuture::from(self.moving.as_mut().map(|moving| &mut moving.sent)) => {
                     self.end_move(sent)?;
@@ -134,6 +140,10 @@ impl<F: FnMut(RedriveProgress)> Redrive<F> {
     /// Sorts out what came.
     fn take(&mut self, mut delivery: Delivery) {
         self.saw_dead_letters |= is_dead_letter(&delivery.message);
+        if delivery.offset >= self.dead_letter_queue.next_offset {
+            self.saw_newer = true;
+            return;
+        }
         if self.options.target(&delivery.message, &self.dead_letter_queue.name).is_some() {
             self.waiting.insert(delivery.offset, delivery);
             return;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
 use skein_client::{
-    Client, Consumer, Delivery, Message, Offset, Position, QueueSettings, Reason, Settlement,
+    Client, ConsumeError, Consumer, Delivery, Message, Offset, Position, QueueSettings, Reason, Settlement,
 };
 use skein_cluster_tests::{cluster::Setup, scenario, wait};
 use tokio::time::{self, Instant};
@@ -36,6 +36,33 @@ async fn next(consumer: &mut Consumer) -> Result<Delivery> {
 
 fn number(message: &Message) -> Result<u64> {
     Ok(std::str::from_utf8(&message.body)?.parse()?)
+}
+
+#[tokio::test]
+async fn a_group_that_is_deleted_ends_its_consumers() {
+    scenario::run("a_group_that_is_deleted_ends_its_consumers", LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue("orders", QueueSettings::default()).await?;
+        publish(&client, "orders", 3).await?;
+        let mut consumer = client.consumer("orders", "mail").build().await?;
+        next(&mut consumer).await?;
+        client.delete_group("orders", "mail").await?;
+        let end = async {
+            loop {
+                // What had been delivered may come before.
+                if let Err(error) = next(&mut consumer).await {
+                    return error;
+                }
+            }
+        };
+        let error = time::timeout(DELIVERY_LIMIT, end).await.context("it goes on")?;
+        let reason = error.downcast_ref::<ConsumeError>().map(ConsumeError::reason);
+        ensure!(reason == Some(Reason::GroupNotFound), "it ended with {error:?}");
+        let again = client.get_group("orders", "mail").await;
+        ensure!(again.is_err(), "it is there again: {again:?}");
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -223,6 +223,29 @@ async fn dead_letters_go_back_to_where_they_came_from() {
     .await;
 }
 
+/// Some are given up again as soon as they are back.
+#[tokio::test]
+async fn what_was_there_when_it_began_is_moved_and_nothing_else() {
+    scenario::run("what_was_there_when_it_began_is_moved_and_nothing_else", LIMIT, async |scenario| {
+        let client = scenario.client().await?;
+        client.create_queue(GRAVEYARD, QueueSettings::default()).await?;
+        let settings = QueueSettings {
+            message_ttl: Some(Duration::from_millis(1)),
+            dead_letter_queue: Some(GRAVEYARD.to_owned()),
+            ..QueueSettings::default()
+        };
+        client.create_queue(QUEUE, settings).await?;
+        client.create_group(QUEUE, "mail", Position::First).await?;
+        client.send(QUEUE, vec![Message::new("late"); 5]).await?;
+        wait_for_graves(&client, 5).await?;
+        let moved = client.redrive(GRAVEYARD, RedriveOptions::new(), |_| {});
+        let moved = time::timeout(SOON, moved).await.context("it chases what it has moved")??;
+        ensure!((moved.moved_count, moved.left_count) == (5, 0), "{moved:?}");
+        wait_for_graves(&client, 10).await
+    })
+    .await;
+}
+
 async fn wait_for_graves(client: &Client, count: u64) -> Result<()> {
     wait::until("the dead letters to be moved", SOON, async || {
         let dead_letters = client.get_queue(GRAVEYARD).await?.next_offset;

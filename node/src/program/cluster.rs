@@ -29,6 +29,8 @@ pub(super) struct LocalCluster {
     /// Made for this cluster, and removed with it.
     temporary: bool,
     nodes: Vec<LocalNode>,
+    /// Held for as long as the cluster runs.
+    _lock: File,
 }
 
 /// One process.
@@ -38,6 +40,7 @@ pub(super) struct LocalNode {
     pub http: String,
     config: PathBuf,
     log: PathBuf,
+    data_dir: PathBuf,
     process: Option<Child>,
 }
 
@@ -81,12 +84,14 @@ impl LocalCluster {
         );
         fs::create_dir_all(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
         let dir = dir.canonicalize().with_context(|| format!("{} cannot be found", dir.display()))?;
-        let nodes = if dir.join("node-1.toml").exists() {
+        let lock = lock(&dir)?;
+        let mut nodes = if dir.join("node-1.toml").exists() {
             load_nodes(&dir, node_count)?
         } else {
             configure_nodes(&dir, node_count)?
         };
-        let mut cluster = Self { dir, temporary, nodes };
+        nodes.retain(|node| !node.was_removed());
+        let mut cluster = Self { dir, temporary, nodes, _lock: lock };
         for index in 0..cluster.nodes.len() {
             cluster.nodes[index].spawn()?;
         }
@@ -98,6 +103,7 @@ impl LocalCluster {
         &self.dir
     }
 
+    /// Those that were not removed from the cluster.
     pub(super) fn nodes(&self) -> &[LocalNode] {
         &self.nodes
     }
@@ -157,6 +163,24 @@ impl LocalCluster {
             }
         }
         Ok(killed)
+    }
+
+    /// The nodes that have ended since the last call because they were removed from the cluster.
+    pub(super) fn take_removed(&mut self) -> anyhow::Result<Vec<u64>> {
+        let mut removed = Vec::new();
+        for node in &mut self.nodes {
+            if let Some(process) = &mut node.process
+                && process.try_wait()?.is_some()
+                && node.was_removed()
+            {
+                removed.push(node.id);
+            }
+        }
+        if !removed.is_empty() {
+            self.nodes.retain(|node| !removed.contains(&node.id));
+            self.write_cluster_file()?;
+        }
+        Ok(removed)
     }
 
     /// Fails when a process that should run has ended.
@@ -219,6 +243,13 @@ impl LocalNode {
         self.process.as_ref().map(Child::id)
     }
 
+    /// Whether it was removed from the cluster, and cannot be started again: its data directory remembers that.
+    fn was_removed(&self) -> bool {
+        let text = fs::read_to_string(self.data_dir.join("node.json")).unwrap_or_default();
+        let saved: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        saved["removed"].as_bool().unwrap_or_default()
+    }
+
     fn spawn(&mut self) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("this program cannot find itself")?;
         let log = File::options()
@@ -254,6 +285,18 @@ impl Drop for LocalCluster {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
+}
+
+/// So that no two clusters run in one directory: the second one would write over what the first one says of itself.
+#[expect(clippy::disallowed_methods, reason = "sets up nodes from outside, as a person would")]
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("dev.lock");
+    let options = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = options.with_context(|| format!("{} cannot be opened", path.display()))?;
+    if file.try_lock().is_err() {
+        bail!("a cluster runs in {} already; end it first, or give another --dir", dir.display());
+    }
+    Ok(file)
 }
 
 fn pid(process: &Child) -> Pid {
@@ -326,6 +369,7 @@ fn local_node(dir: &Path, id: u64, grpc: String, http: String) -> LocalNode {
         http,
         config: dir.join(format!("node-{id}.toml")),
         log: dir.join(format!("node-{id}.log")),
+        data_dir: dir.join(format!("node-{id}")),
         process: None,
     }
 }

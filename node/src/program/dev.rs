@@ -69,6 +69,9 @@ fn look_after(cluster: &mut LocalCluster, away: &mut BTreeMap<u64, Instant>) -> 
         cluster.restart(id)?;
         println!("node {id} is started again");
     }
+    for id in cluster.take_removed()? {
+        println!("node {id} was removed from the cluster, and has ended; the others carry on");
+    }
     cluster.check_alive()
 }
 

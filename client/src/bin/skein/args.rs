@@ -44,11 +44,21 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60_000,
         "h" => 3_600_000,
         "d" => 86_400_000,
-        _ => return Err(format!("\"{unit}\" is no unit of time; write ms, s, m, h or d")),
+        _ => return Err(format!("\"{unit}\" is no unit of time; write one number with ms, s, m, h or d")),
     };
     let number: u64 =
         number.parse().map_err(|_| "write a whole number and a unit, such as 30s".to_owned())?;
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(|| "that is too long".to_owned())
+}
+
+/// The same for a message, which nobody could take without any.
+pub(crate) fn time_to_live(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => {
+            Err("it would be over before anybody takes the message; leave it out for none".to_owned())
+        }
+        ttl => Ok(ttl),
+    }
 }
 
 /// Reads `4096`, `10MB` or `1GiB`; a bare number is bytes.
@@ -65,7 +75,11 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         "mib" => 1 << 20,
         "gib" => 1 << 30,
         "tib" => 1 << 40,
-        _ => return Err(format!("\"{unit}\" is no unit of size; write kB, MB, GB, KiB, MiB or GiB")),
+        _ => {
+            return Err(format!(
+                "\"{unit}\" is no unit of size; write a whole number with kB, MB, GB, TB, KiB, MiB, GiB or TiB"
+            ));
+        }
     };
     let number: u64 =
         number.parse().map_err(|_| "write a whole number and a unit, such as 10MB".to_owned())?;
@@ -111,6 +125,7 @@ mod tests {
         for (text, ms) in durations {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
+        assert!(time_to_live("0ms").is_err() && time_to_live("1ms").is_ok());
         for text in ["", "s", "5 s", "5w", "-1s", "99999999999999999999s", "18446744073709551615h"] {
             assert!(duration(text).is_err(), "{text}");
         }

@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use clap::Args;
 use futures::TryStreamExt;
 use skein_client::{BrowseOptions, Client, Offset, Position};
-use tokio::signal;
 
 use crate::{
     args,
+    interrupt::interrupted,
     output::{Output, Seen},
 };
 
@@ -41,7 +41,7 @@ pub(crate) async fn run(client: &Client, args: BrowseArgs, output: &Output) -> a
     loop {
         let next = tokio::select! {
             next = messages.try_next() => next?,
-            _ = signal::ctrl_c() => None,
+            _ = interrupted() => None,
         };
         let Some(browsed) = next else { return Ok(()) };
         let seen = Seen { offset: browsed.offset, published_at: browsed.published_at, attempt: None };

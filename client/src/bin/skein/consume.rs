@@ -5,9 +5,12 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 use skein_client::{Client, Consumer, Delivery, Reason, Received, Settlement};
-use tokio::{signal, time};
+use tokio::time;
 
-use crate::output::{Output, Seen, progress_bar};
+use crate::{
+    interrupt::interrupted,
+    output::{Output, Seen, progress_bar},
+};
 
 /// How long nothing comes before the group is asked whether anything is left.
 const IDLE: Duration = Duration::from_millis(300);
@@ -55,8 +58,20 @@ pub(crate) async fn run(client: &Client, args: ConsumeArgs, output: &Output) -> 
 async fn take_all(client: &Client, args: &ConsumeArgs, output: &Output) -> anyhow::Result<()> {
     let consumer = client.consumer(&args.queue, &args.group);
     let mut consumer = consumer.credit_messages(CREDIT_MESSAGES).priority(args.priority).build().await?;
+    let printed = print_all(client, &mut consumer, args, output).await;
+    // Also when nobody reads what is printed: what was not looked at goes back as if it had never come.
+    consumer.close().await;
+    printed
+}
+
+async fn print_all(
+    client: &Client,
+    consumer: &mut Consumer,
+    args: &ConsumeArgs,
+    output: &Output,
+) -> anyhow::Result<()> {
     let mut last_ack = None;
-    while let Some(delivery) = next(client, &mut consumer, args).await? {
+    while let Some(delivery) = next(client, consumer, args).await? {
         let Delivery { offset, published_at, attempt, .. } = delivery;
         output.message(&delivery.message, &Seen { offset, published_at, attempt: Some(attempt) })?;
         last_ack = Some(delivery.ack());
@@ -64,7 +79,6 @@ async fn take_all(client: &Client, args: &ConsumeArgs, output: &Output) -> anyho
     if let Some(ack) = last_ack {
         ack.await?;
     }
-    consumer.close().await;
     Ok(())
 }
 
@@ -83,7 +97,7 @@ async fn take_so_many(
         let messages_max = u32::try_from(left).unwrap_or(u32::MAX).min(CREDIT_MESSAGES);
         let received = tokio::select! {
             received = client.receive(queue, group, messages_max, IDLE) => received?,
-            _ = signal::ctrl_c() => return Ok(()),
+            _ = interrupted() => return Ok(()),
         };
         if received.is_empty() {
             if !follow && is_drained(client, args).await? {
@@ -115,7 +129,7 @@ async fn next(
     loop {
         let waited = tokio::select! {
             waited = time::timeout(IDLE, consumer.next()) => waited,
-            _ = signal::ctrl_c() => return Ok(None),
+            _ = interrupted() => return Ok(None),
         };
         match waited {
             Ok(delivery) => return Ok(delivery.transpose()?),

@@ -7,6 +7,7 @@ mod cluster;
 mod consume;
 mod group;
 mod hints;
+mod interrupt;
 mod output;
 mod publish;
 mod queue;

@@ -58,7 +58,7 @@ pub(crate) struct PublishArgs {
     #[arg(long, value_name = "ID", default_value = "")]
     message_id: String,
     /// How long they may wait for a consumer before they are given up, such as 30s or 5m.
-    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    #[arg(long, value_name = "TIME", value_parser = args::time_to_live)]
     ttl: Option<Duration>,
     /// How long they are held back.
     #[arg(long, value_name = "TIME", value_parser = args::duration)]

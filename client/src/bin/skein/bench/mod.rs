@@ -11,11 +11,10 @@ mod tally;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
-use clap::Args;
+use clap::{Args, builder::RangedU64ValueParser};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use skein_client::{Client, Position, QueueSettings, Retention};
 use tokio::{
-    signal,
     sync::watch,
     task::JoinSet,
     time::{self, Instant},
@@ -29,7 +28,7 @@ use self::{
     shape::Shape,
     tally::Verdict,
 };
-use crate::{args::ConnectArgs, output::Output};
+use crate::{args::ConnectArgs, interrupt::interrupted, output::Output};
 
 /// How long nothing new may arrive, after publishing ended, before what is missing counts as lost. Longer than the
 /// default lease would be too patient for a measurement; a failover takes less.
@@ -56,13 +55,13 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
     /// Bytes of each body, at least 20.
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024, value_parser = at_least(BODY_BYTES_MIN))]
     size: usize,
     /// Queues to spread the load over.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     queues: u32,
     /// Producers, in turn one per queue.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     producers: u32,
     /// Consumers of each group, in turn one per queue. 0 measures publishing alone.
     #[arg(long, default_value_t = 3)]
@@ -73,10 +72,10 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     shape: Shape,
     /// Unconfirmed messages of each producer.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = at_least(1))]
     window: usize,
     /// Unacked messages of each consumer.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     credit: u32,
     /// How long to publish.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
@@ -90,6 +89,10 @@ pub(crate) struct BenchArgs {
     /// Keep the queues.
     #[arg(long)]
     keep: bool,
+}
+
+fn at_least(least: usize) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least as u64..)
 }
 
 pub(crate) async fn run(
@@ -192,7 +195,10 @@ async fn measure(
     load.publishing.send_replace(false);
     let published = collect(&mut load.producers).await?;
     if args.consumers > 0 {
-        drain(&load.counters, &published, args.groups).await;
+        tokio::select! {
+            () = drain(&load.counters, &published, args.groups) => {}
+            () = interrupted() => {}
+        }
     }
     load.consuming.send_replace(false);
     let mut consumed = Vec::new();
@@ -275,7 +281,7 @@ async fn tell_each_second(
     for second in 1..=seconds {
         tokio::select! {
             () = time::sleep_until(started + Duration::from_secs(second)) => {}
-            _ = signal::ctrl_c() => return Ok(()),
+            _ = interrupted() => return Ok(()),
         }
         let now = counters.snapshot();
         processes.sample()?;
