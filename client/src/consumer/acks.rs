@@ -196,18 +196,6 @@ impl Settlements {
         })
     }
 
-    /// What of that is to be held again to be settled: all but what is given back by something that was sent.
-    pub(super) fn claims(&self) -> impl Iterator<Item = &OffsetRange> {
-        let all = self.unanswered.iter().chain(&self.next).chain(&self.gathering);
-        let sent = self.unanswered.len();
-        all.enumerate().flat_map(move |(place, settlement)| {
-            let was_sent = place < sent || settlement.was_sent;
-            let is_claimed = move |nack: &&StreamNack| nack.reject || !was_sent;
-            let returned = settlement.request.nacks.iter().filter(is_claimed);
-            settlement.request.acks.iter().chain(returned.filter_map(|nack| nack.offsets.as_ref()))
-        })
-    }
-
     /// The stream is lost, and another one will go on. What was not answered is to be sent again.
     pub(super) fn suspend(&mut self) {
         while let Some(sent) = self.unanswered.pop_back() {

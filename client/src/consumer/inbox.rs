@@ -88,7 +88,7 @@ impl Inbox {
         self.stream += 1;
         let Self { group_consumers, consumer_id, .. } = *self;
         let resume = self.is_suspended.then(|| node::Resume {
-            held: self.claims().ranges(),
+            held: self.unanswered().ranges(),
             group_consumers,
             consumer_id,
         });
@@ -101,13 +101,6 @@ impl Inbox {
         let mut unanswered = self.held.clone();
         self.settlements.ranges().for_each(|range| unanswered.insert(range));
         unanswered
-    }
-
-    /// The same without what may have been given back, which is delivered again in any case.
-    fn claims(&self) -> Held {
-        let mut claims = self.held.clone();
-        self.settlements.claims().for_each(|range| claims.insert(range));
-        claims
     }
 
     /// What is to be sent on `stream`: None at its end.
@@ -454,7 +447,7 @@ mod tests {
         drop(inbox.suspend());
         let (stream, resume) = inbox.begin_stream();
         let resumed = resume.unwrap().held;
-        assert_eq!(resumed, [node::OffsetRange { first: 0, count: 3 }], "the nack was not sent");
+        assert_eq!(resumed, [node::OffsetRange { first: 0, count: 3 }]);
         let subscribed = Some(node::Subscribed { resumed, ..Default::default() });
         inbox.receive(node::ConsumeResponse { subscribed, ..Default::default() }).0.publish();
         let Poll::Ready(Some(again)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
@@ -462,23 +455,6 @@ mod tests {
         let Poll::Ready(Some(next)) = inbox.poll_send(stream, Waker::noop()) else { panic!("nothing sent") };
         assert_eq!(next.nacks[0].offsets, Some(node::OffsetRange { first: 1, count: 1 }));
         assert!(!inbox.holds_nothing(), "the third message is neither");
-    }
-
-    #[tokio::test]
-    async fn what_may_have_been_given_back_is_not_claimed() {
-        let mut inbox = Inbox::default();
-        let (stream, _) = inbox.begin_stream();
-        inbox.receive(delivery(0, 2)).0.publish();
-        assert_eq!(first_of_next(&mut inbox), Some(0));
-        let (given_back, _) = inbox.settle(Settle::Nack { delay: None }, Offset::ZERO, 1);
-        assert!(inbox.poll_send(stream, Waker::noop()).is_ready());
-        drop(inbox.suspend());
-        let held = vec![node::OffsetRange { first: 1, count: 1 }];
-        assert_eq!(inbox.begin_stream().1.unwrap().held, held);
-        let subscribed = Some(node::Subscribed { resumed: held, ..Default::default() });
-        inbox.receive(node::ConsumeResponse { subscribed, ..Default::default() }).0.publish();
-        given_back.await.unwrap();
-        assert!(inbox.settlements.is_idle());
     }
 
     #[test]

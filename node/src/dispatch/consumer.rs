@@ -4,7 +4,7 @@ use std::{cmp, collections::BTreeMap, mem};
 
 use skein_proto::ids::Offset;
 
-use super::{Credit, GroupKey};
+use super::{ConsumerId, Credit, GroupKey};
 use crate::offsets::OffsetRange;
 
 /// Leases of neighbours become one up to this many bytes. When part of one ends, the rest is counted as if all its
@@ -22,8 +22,8 @@ pub(super) struct Consumer {
     pub(super) detached: bool,
     /// It stands in its group's order of turns.
     pub(super) in_turn: bool,
-    /// It was there with an earlier leader.
-    pub(super) is_back: bool,
+    /// Who it was on an earlier stream, or with an earlier leader.
+    pub(super) before: Option<ConsumerId>,
     leases: BTreeMap<Offset, Lease>,
     held_messages: u64,
     held_bytes: u64,
@@ -47,7 +47,7 @@ impl Consumer {
             priority,
             detached: false,
             in_turn: false,
-            is_back: false,
+            before: None,
             leases: BTreeMap::new(),
             held_messages: 0,
             held_bytes: 0,

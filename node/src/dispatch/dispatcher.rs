@@ -205,7 +205,11 @@ impl Dispatcher {
         if let Some(group) = self.groups.get_mut(&key) {
             group.consumers.remove(&id);
             group.attached_count -= usize::from(!consumer.detached);
-            group.back_count -= u32::from(consumer.is_back);
+            if let Some(before) = consumer.before
+                && group.back.get(&before) == Some(&id)
+            {
+                group.back.remove(&before);
+            }
             if consumer.in_turn {
                 group.turns.remove(id, consumer.priority);
             }

@@ -1,6 +1,6 @@
 //! A consumer group as its dispatcher sees it: what can be delivered, and whose turn it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skein_proto::ids::{Offset, QueueId};
 
@@ -29,10 +29,10 @@ pub(super) struct Group {
     pub(super) next_offset: Offset,
     /// Nothing is delivered before.
     pub(super) held_back_until_ms: u64,
-    /// How many consumers have come back from an earlier leader, ...
-    pub(super) back_count: u32,
-    /// ... and how many there were, as those say.
-    pub(super) back_expected: u32,
+    /// Those that have come back, by who they were, ...
+    pub(super) back: BTreeMap<ConsumerId, ConsumerId>,
+    /// ... and how many there were with an earlier leader, as those say.
+    pub(super) back_expected: usize,
     ready: Lanes,
     /// Those whose order by key matters.
     keys: KeyLines,
@@ -66,7 +66,7 @@ impl Group {
             fresh_from: start.fresh_from,
             next_offset: start.next_offset.max(start.fresh_from),
             held_back_until_ms: start.held_back_until_ms,
-            back_count: 0,
+            back: BTreeMap::new(),
             back_expected: 0,
             ready: Lanes::new(start.rules.lower_percent),
             keys: KeyLines::default(),

@@ -42,6 +42,9 @@ impl GroupKey {
 pub struct ConsumerId(u64);
 
 impl ConsumerId {
+    /// No consumer has this id.
+    pub const NOBODY: Self = Self::new(0);
+
     /// The consumer with this number.
     #[must_use]
     pub const fn new(raw: u64) -> Self {
@@ -169,7 +172,7 @@ pub struct Claim {
     pub held: Vec<OffsetRange>,
     /// How many consumers its group had, itself included; 0 when it does not know.
     pub group_consumers: u32,
-    /// Who it was, on the stream that is lost.
+    /// Who it was, on the stream that is lost; nobody, when it was told of none.
     pub before: ConsumerId,
 }
 

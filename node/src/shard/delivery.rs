@@ -345,10 +345,13 @@ impl Deliverer {
             let settled = claimed().flat_map(acked_in).collect();
             let given_up = claimed().flat_map(given_up_in).collect();
             let stored = StoredMessages(shard);
+            let former = self.dispatcher.former(consumer, claim);
             let held = self.dispatcher.resume(consumer, claim, now, others_until_ms, &stored);
-            // Nobody listens on its lost stream.
-            self.outboxes.remove(&claim.before);
-            self.companies.leave(key, claim.before, self.dispatcher.expected(key));
+            for former in former {
+                // Nobody listens on its lost stream.
+                self.outboxes.remove(&former);
+                self.companies.leave(key, former, self.dispatcher.expected(key));
+            }
             Resumed { held, settled, given_up }
         })
     }

@@ -50,7 +50,7 @@ impl Coming {
     /// Whether it was a member of the group before.
     #[must_use]
     pub fn was_there(&self) -> bool {
-        matches!(self, Self::ToStay { resume: Some(claim), .. } if claim.before.get() != 0)
+        matches!(self, Self::ToStay { resume: Some(claim), .. } if claim.before != ConsumerId::NOBODY)
     }
 }
 

@@ -56,15 +56,14 @@ impl Settlement {
             self.lose(without(&missing, &resumed.settled), resumed);
         }
         for nack in nacks {
-            if self.was_sent && !nack.reject {
-                // It was not claimed: it is, or will be, delivered again, which is what was asked for.
-                continue;
-            }
             let (kept, missing) = resumed.held.split(&nack.offsets.unwrap_or_default());
             let kept = kept.into_iter().map(|offsets| StreamNack { offsets: Some(offsets), ..nack });
             self.request.nacks.extend(kept);
-            let open = without(&missing, &resumed.settled);
-            self.lose(if nack.reject { without(&open, &resumed.given_up) } else { open }, resumed);
+            let open = without(&without(&missing, &resumed.settled), &resumed.given_up);
+            // What came back and is not held here is, or will be, delivered again: all that was asked for.
+            if nack.reject || !self.was_sent {
+                self.lose(open, resumed);
+            }
         }
         for extend in extends {
             let (kept, missing) = resumed.held.split(&extend.offsets.unwrap_or_default());

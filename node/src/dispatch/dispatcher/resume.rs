@@ -28,8 +28,8 @@ impl Dispatcher {
         stored: &dyn Stored,
     ) -> OffsetSet {
         let mut resumed = OffsetSet::new();
-        if self.group_of(claim.before).is_some_and(|key| self.group_of(id) == Some(key)) {
-            self.leave(claim.before, &OffsetSet::new(), stored);
+        for former in self.former(id, claim) {
+            self.leave(former, &OffsetSet::new(), stored);
         }
         // It may hold what was not due yet when this leader took over.
         self.release_due(now.wall_ms, stored);
@@ -48,9 +48,14 @@ impl Dispatcher {
                 }
             }
         }
-        group.back_count += u32::from(!std::mem::replace(&mut consumer.is_back, true));
-        group.back_expected = group.back_expected.max(claim.group_consumers.min(GROUP_CONSUMERS_MAX as u32));
-        let are_all_back = (1..=group.back_count).contains(&group.back_expected);
+        // One that was never there, such as one whose first attempt has failed, is nobody who is waited for.
+        if claim.before != ConsumerId::NOBODY {
+            consumer.before = Some(claim.before);
+            group.back.insert(claim.before, id);
+        }
+        let expected = usize::try_from(claim.group_consumers).unwrap_or(usize::MAX).min(GROUP_CONSUMERS_MAX);
+        group.back_expected = group.back_expected.max(expected);
+        let are_all_back = (1..=group.back.len()).contains(&group.back_expected);
         let hold_until_ms = if are_all_back { now.steady_ms } else { others_until_ms };
         if group.held_back_until_ms > hold_until_ms {
             self.holds.remove(&(group.held_back_until_ms, key));
@@ -60,11 +65,21 @@ impl Dispatcher {
         resumed
     }
 
+    /// The consumers that this one was, as far as they are still there: on a stream that is lost, and on one that it
+    /// never heard from.
+    #[must_use]
+    pub fn former(&self, id: ConsumerId, claim: &Claim) -> Vec<ConsumerId> {
+        let Some(key) = self.group_of(id) else { return Vec::new() };
+        let unheard = self.groups.get(&key).and_then(|group| group.back.get(&claim.before).copied());
+        let former = [Some(claim.before), unheard].into_iter().flatten();
+        former.filter(|former| *former != id && self.group_of(*former) == Some(key)).collect()
+    }
+
     /// How many consumers of a group there were with an earlier leader, for as long as they are waited for.
     #[must_use]
     pub fn expected(&self, key: GroupKey) -> u32 {
         let held_back = self.groups.get(&key).filter(|group| group.held_back_until_ms > 0);
-        held_back.map_or(0, |group| group.back_expected)
+        held_back.map_or(0, |group| u32::try_from(group.back_expected).unwrap_or(u32::MAX))
     }
 
     /// The groups that were held back, and are no more since the last call.

@@ -59,7 +59,7 @@ pub(super) fn resume(
     held: &[OffsetRange],
     now_ms: u64,
 ) -> Vec<OffsetRange> {
-    let claim = Claim { held: held.to_vec(), group_consumers: 0, before: ConsumerId::new(u64::MAX) };
+    let claim = Claim { held: held.to_vec(), group_consumers: 0, before: id(consumer + 100) };
     dispatcher.resume(id(consumer), &claim, at(now_ms), now_ms + 250, &ALL_KEPT).iter().collect()
 }
 
@@ -100,6 +100,8 @@ fn a_new_leader_waits_for_as_many_as_there_were_and_no_longer() {
     assert_eq!(comes_back(&mut dispatcher, 2, 2), 3);
     assert_eq!(comes_back(&mut dispatcher, 3, 3), 3);
     dispatcher.add_consumer(key(1), id(9), PLENTY, 0).unwrap();
+    let first_time = Claim { held: Vec::new(), group_consumers: 0, before: ConsumerId::NOBODY };
+    dispatcher.resume(id(9), &first_time, at(100), 350, &ALL_KEPT);
     assert_eq!(brief(&poll(&mut dispatcher, 100)), [], "who comes for the first time is nobody of those");
     assert_eq!(comes_back(&mut dispatcher, 4, 3), 3);
     let delivered: u32 = poll(&mut dispatcher, 100).iter().map(|delivery| delivery.count).sum();
@@ -121,6 +123,19 @@ fn a_consumer_that_comes_back_to_the_same_leader_takes_over_from_itself() {
     assert_eq!(dispatcher.ack(id(1), range_of(1, 1)), [(range_of(1, 1), Err(Refusal::LeaseLost))]);
     // What it did not claim comes again, in the same attempt.
     assert!(brief(&poll(&mut dispatcher, 0)).contains(&(3, 0, 1, 1)));
+}
+
+#[test]
+fn who_comes_back_twice_since_it_heard_nothing_counts_once_and_keeps_what_it_holds() {
+    let mut dispatcher = taken_over(6);
+    let claim = Claim { held: vec![range_of(0, 2)], group_consumers: 2, before: id(100) };
+    for consumer in [1, 2] {
+        dispatcher.add_consumer(key(1), id(consumer), PLENTY, 0).unwrap();
+        let resumed = dispatcher.resume(id(consumer), &claim, at(0), 250, &ALL_KEPT);
+        assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(0, 2)]);
+    }
+    assert_eq!(brief(&poll(&mut dispatcher, 0)), [], "another one may still come");
+    assert_eq!(dispatcher.counts(key(1)).consumers, 1);
 }
 
 #[test]
