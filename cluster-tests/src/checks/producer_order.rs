@@ -76,10 +76,20 @@ fn deliveries_out_of_order(history: &History) -> Vec<Violation> {
         let (newest_sequence, newest_delivery) = *newest;
         if identity.sequence >= newest_sequence {
             *newest = (identity.sequence, delivery);
-        } else if history.disturbance_between(newest_delivery.received, delivery.received).is_none() {
+        } else if history.disturbance_between(newest_delivery.received, delivery.received).is_none()
+            && !is_moved_between(history, newest_delivery, delivery)
+        {
             let sentence = format!("{identity} was first delivered to {} after a later one", delivery.reader);
             violations.push(Violation::new(Property::ProducerOrder, sentence, [newest_delivery, delivery]));
         }
     }
     violations
+}
+
+/// Whether the group was moved: what was on its way to another consumer then comes to this one, perhaps, after what it
+/// had taken already.
+fn is_moved_between(history: &History, from: &Delivery, to: &Delivery) -> bool {
+    history.seeks.iter().filter(|seek| seek.reader == to.reader).any(|seek| {
+        seek.invoked <= to.received && seek.returned.is_none_or(|returned| returned >= from.received)
+    })
 }
