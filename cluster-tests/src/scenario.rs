@@ -30,8 +30,7 @@ const REPEAT_COMMAND: &str = "cargo test -p skein-cluster-tests --test cluster";
 /// Publishers end within this once the cluster is whole: all that is in flight is confirmed or refused.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-/// While messages are left, some are acked within this once publishing has ended. Leases of a dead stream may have to
-/// run out.
+/// Groups have acked everything within this once publishing has ended. Leases of a dead stream may have to run out.
 const DRAIN_LIMIT: Duration = Duration::from_secs(45);
 
 /// A cluster under test and what is known about it.

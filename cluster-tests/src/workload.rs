@@ -6,12 +6,13 @@ mod mover;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use futures::future;
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
 use skein_client::{Client, Confirm, ConfirmError, Message, Position, Producer, QueueSettings};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{self, MissedTickBehavior},
+    time::{self, Instant, MissedTickBehavior},
 };
 
 use self::{member::Member, mover::Mover};
@@ -28,6 +29,12 @@ pub const KEEPING_GROUP: &str = "keep";
 
 /// Messages come in bursts, this often.
 const BURST_EVERY: Duration = Duration::from_millis(20);
+
+/// Messages that may wait where consumers hold few at a time: more would say how slow the machine is, and nothing else.
+const BACKLOG_MAX: u64 = 200;
+
+/// How often a publisher looks how many wait, and how long it waits for an answer.
+const BACKLOG_LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// The largest body of most messages.
 const SMALL_BODY_BYTES_MAX: usize = 100;
@@ -176,24 +183,19 @@ impl Workload {
         time::timeout(limit, join_all(&mut self.publishers)).await.context("publishers did not end")?
     }
 
-    /// Waits until every group that was started has acked everything. How long that takes is a matter of the machine,
-    /// and of how much was published; that it goes on is not.
+    /// Waits until every group that was started has acked everything.
     ///
     /// # Errors
-    /// When messages are left, and no fewer within `limit`.
+    /// When messages are left after `limit`.
     pub async fn drain(&mut self, limit: Duration) -> Result<()> {
         let is_late = |reader: &Reader| self.late.iter().any(|crew| crew.reader == *reader);
         for reader in self.readers.iter().filter(|reader| !is_late(reader)) {
-            let mut left = u64::MAX;
-            while left > 0 {
-                let before = left;
-                left = wait::until(&format!("fewer messages left for {reader}"), limit, async || {
-                    let unacked = self.client.get_group(&reader.queue, &reader.group).await?.unacked_count;
-                    ensure!(unacked < before, "{unacked} are left");
-                    Ok(unacked)
-                })
-                .await?;
-            }
+            wait::until(&format!("{reader} drained"), limit, async || {
+                let group = self.client.get_group(&reader.queue, &reader.group).await?;
+                ensure!(group.unacked_count == 0, "{} messages are left", group.unacked_count);
+                Ok(())
+            })
+            .await?;
         }
         Ok(())
     }
@@ -276,7 +278,10 @@ impl Workload {
         let builder = self.client.producer(&queue).window_messages(WINDOW_MESSAGES);
         let producer = builder.delivery_timeout(plan.delivery_timeout).build().await?;
         let publisher = Publisher {
+            client: self.client.clone(),
             producer,
+            has_room: true,
+            look_at: Instant::now(),
             queue,
             number,
             sequence: 0,
@@ -320,7 +325,11 @@ pub(crate) async fn join_all(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
 
 /// One producer of one queue.
 struct Publisher {
+    client: Client,
     producer: Producer,
+    /// Not too many wait to be consumed, as far as it has looked.
+    has_room: bool,
+    look_at: Instant,
     queue: String,
     number: u64,
     sequence: u64,
@@ -338,13 +347,29 @@ impl Publisher {
         while !*stop.borrow() {
             tokio::select! {
                 changed = stop.changed() => changed.context("the workload is gone")?,
-                _ = bursts.tick() => self.burst(&waiting).await?,
+                _ = bursts.tick() => if self.has_room().await {
+                    self.burst(&waiting).await?;
+                },
             }
         }
         drop(waiting);
         // What is not confirmed is recorded as such; the first failure is nothing more to know.
         let _ = self.producer.close().await;
         confirms.await.context("the task that waits for confirms panicked")
+    }
+
+    /// Whether its queue's groups keep up. What cannot be found out stays as it was.
+    async fn has_room(&mut self) -> bool {
+        let is_bounded = self.plan.rule.and_then(Rule::credit_messages).is_some();
+        if is_bounded && Instant::now() >= self.look_at {
+            let groups = self.plan.groups.iter().map(|group| self.client.get_group(&self.queue, group));
+            let looked = time::timeout(BACKLOG_LOOK_EVERY, future::try_join_all(groups)).await;
+            if let Ok(Ok(groups)) = looked {
+                self.has_room = groups.iter().all(|group| group.unacked_count <= BACKLOG_MAX);
+            }
+            self.look_at = Instant::now() + BACKLOG_LOOK_EVERY;
+        }
+        self.has_room
     }
 
     async fn burst(&mut self, waiting: &mpsc::Sender<(Call, Confirm)>) -> Result<()> {

@@ -200,7 +200,7 @@ impl Blocks {
         let page = self.pages.partition_point(|page| page.last_place().index < start);
         self.pages
             .range(page..)
-            .flat_map(move |page| page.scan().skip_while(move |block| block.index < start))
+            .flat_map(move |page| page.scan_after(move |place| place.index < start))
             .take_while(move |block| block.index < end)
     }
 
@@ -276,16 +276,17 @@ impl Blocks {
     }
 
     /// Lets go of the memory of saved pages, of which all take `bytes`, up to `spill.keep_bytes`: those go first that
-    /// come last, but for the last one. The first ones are wanted next.
-    pub(super) fn spill(&mut self, queue: QueueId, mut bytes: u64, spill: &Spill) {
+    /// come last, but for the last one. The first ones are wanted next. Gives what is left.
+    pub(super) fn spill(&mut self, queue: QueueId, mut bytes: u64, spill: &Spill) -> u64 {
         for page in self.pages.iter_mut().rev().skip(1) {
             if bytes <= spill.keep_bytes {
-                return;
+                break;
             }
             bytes -= page.heap_bytes() as u64;
             page.spill(queue, &spill.pages);
             bytes += page.heap_bytes() as u64;
         }
+        bytes
     }
 
     /// Lets go of the memory of the page that was put back last. Gives how much it still takes.

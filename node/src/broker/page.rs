@@ -122,12 +122,18 @@ impl Page {
 
     /// The same for whoever looks at many pages once: what is not in memory is read, and not kept there.
     pub(super) fn scan(&self) -> impl Iterator<Item = Block> {
-        let passing = match &self.rows {
-            Rows::Spilled(spilled) => spilled.read_past(),
-            Rows::Open(_) | Rows::Packed(_) => None,
-        };
+        let passing = self.read_past();
         let kept = passing.is_none().then(|| self.blocks());
         passing.into_iter().flatten().chain(kept.into_iter().flatten())
+    }
+
+    /// The same from the first one on for which `is_before`, which is true up to some block, is false.
+    pub(super) fn scan_after(&self, is_before: impl Fn(&Place) -> bool) -> impl Iterator<Item = Block> {
+        let passing = self.read_past();
+        let first_row = passing.is_none().then(|| self.rows.partition_point(&is_before));
+        let kept = first_row.map(|row| self.blocks_from_row(row));
+        let passing = passing.into_iter().flatten().skip_while(move |block| is_before(&Place::of(block)));
+        kept.into_iter().flatten().chain(passing)
     }
 
     /// The kept blocks from the first one on for which `is_before`, which is true up to some block, is false.
@@ -223,6 +229,14 @@ impl Page {
         self.kept = RowSet::default();
         self.ends = None;
         self.sums = Sums::default();
+    }
+
+    /// All blocks of a page whose rows are not in memory.
+    fn read_past(&self) -> Option<Vec<Block>> {
+        match &self.rows {
+            Rows::Spilled(spilled) => spilled.read_past(),
+            Rows::Open(_) | Rows::Packed(_) => None,
+        }
     }
 
     fn blocks_from_row(&self, row: usize) -> impl Iterator<Item = Block> {

@@ -13,6 +13,7 @@ use skein_proto::{
     limits::GROUP_CONSUMERS_MAX,
 };
 
+pub use self::resume::Resumption;
 use self::settle::push_returned;
 use super::{
     AddConsumerError, ConsumerId, Credit, Delivery, Expired, GroupCounts, GroupKey, GroupStart, Now, Ready,

@@ -16,7 +16,7 @@ mod turns;
 
 use skein_proto::ids::{GroupId, Offset, QueueId};
 
-pub use dispatcher::Dispatcher;
+pub use dispatcher::{Dispatcher, Resumption};
 
 use crate::offsets::{OffsetRange, OffsetRuns, OffsetSet};
 

@@ -56,7 +56,7 @@ pub(super) fn machine(
     let position = checkpoint.position()?;
     let loaded = machine_of(shard, position.as_deref(), checkpoint.records(), Some(&spill))?;
     if let Machine::Messages(messages) = &loaded.0 {
-        memory.note(shard, messages);
+        memory.note(shard, messages.page_bytes());
     }
     Ok(loaded)
 }

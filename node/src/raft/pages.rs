@@ -11,7 +11,7 @@ use skein_proto::ids::{QueueId, ShardId};
 
 use super::{codec, replica::Replica};
 use crate::{
-    broker::{PageRecord, QueuePart, Record, RecordKey, SavedPages, Shard, Spill},
+    broker::{PageRecord, QueuePart, Record, RecordKey, SavedPages, Spill},
     checkpoint::{Checkpoint, CheckpointReader},
 };
 
@@ -43,9 +43,9 @@ impl PageMemory {
         Spill { pages: pages_of(shard, checkpoint), keep_bytes }
     }
 
-    /// Takes note of a shard that was loaded.
-    pub(super) fn note(&self, shard: ShardId, messages: &Shard) {
-        self.lock().insert(shard, messages.page_bytes());
+    /// Takes note of what a shard takes.
+    pub(super) fn note(&self, shard: ShardId, bytes: u64) {
+        self.lock().insert(shard, bytes);
     }
 
     /// Lets a shard whose checkpoint was just saved spill what it has above its share, where all together take too
@@ -56,8 +56,8 @@ impl PageMemory {
             let bytes = messages.page_bytes();
             let keep_bytes = self.share(shard, bytes);
             if bytes > keep_bytes {
-                messages.spill(&Spill { pages: pages_of(shard, checkpoint), keep_bytes });
-                self.note(shard, messages);
+                let left = messages.spill(&Spill { pages: pages_of(shard, checkpoint), keep_bytes });
+                self.note(shard, left);
             }
         });
     }

@@ -56,7 +56,7 @@ impl Companies {
     }
 
     /// Nobody is waited for any more.
-    pub(super) fn settle(&mut self, key: GroupKey) {
+    pub(super) fn wait_for_nobody(&mut self, key: GroupKey) {
         self.0.get_mut(&key).map(|members| members.tell(0));
     }
 
@@ -138,7 +138,7 @@ mod tests {
         let mut company = companies.join(KEY, id(1), 3);
         assert_eq!(company.told(), 3);
         companies.join(KEY, id(2), 3);
-        companies.settle(KEY);
+        companies.wait_for_nobody(KEY);
         assert_eq!(company.next().await, 2);
         for consumer in [1, 2] {
             companies.leave(KEY, id(consumer), 0);

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     broker::{self, Command, Event, Queue, Shard},
     clock::{Clock, millis},
-    dispatch::{Claim, ConsumerId, Delivery, Dispatcher, GroupKey, Now},
+    dispatch::{Claim, ConsumerId, Delivery, Dispatcher, GroupKey, Now, Resumption},
     raft::Group,
     random::random_u64,
     tasks,
@@ -345,8 +345,8 @@ impl Deliverer {
             let settled = claimed().flat_map(acked_in).collect();
             let given_up = claimed().flat_map(given_up_in).collect();
             let stored = StoredMessages(shard);
-            let former = self.dispatcher.former(consumer, claim);
-            let held = self.dispatcher.resume(consumer, claim, now, others_until_ms, &stored);
+            let Resumption { held, former } =
+                self.dispatcher.resume(consumer, claim, now, others_until_ms, &stored);
             for former in former {
                 // Nobody listens on its lost stream.
                 self.outboxes.remove(&former);
@@ -425,7 +425,7 @@ impl Deliverer {
             expired
         });
         for key in self.dispatcher.take_released() {
-            self.companies.settle(key);
+            self.companies.wait_for_nobody(key);
         }
         // Not above: spans are written as they end, while nobody should wait for the messages.
         for delivery in deliveries.drain(..) {

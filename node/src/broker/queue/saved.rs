@@ -107,9 +107,9 @@ impl Queue {
         self.blocks.row_bytes()
     }
 
-    /// Lets go of the memory of pages that the newest checkpoint has. All pages take `bytes`.
-    pub(in crate::broker) fn spill(&mut self, bytes: u64, spill: &Spill) {
-        self.blocks.spill(self.id, bytes, spill);
+    /// Lets go of the memory of pages that the newest checkpoint has. All pages take `bytes`. Gives what is left.
+    pub(in crate::broker) fn spill(&mut self, bytes: u64, spill: &Spill) -> u64 {
+        self.blocks.spill(self.id, bytes, spill)
     }
 
     /// Lets go of the memory of the page that was restored last, unless there is room for it besides `taken_bytes`.

@@ -35,18 +35,19 @@ impl Shard {
     }
 
     /// Lets go of the memory of pages that the newest checkpoint has, where all together take too much. Each queue
-    /// keeps its share.
-    pub fn spill(&mut self, spill: &Spill) {
+    /// keeps its share. Gives what is left.
+    pub fn spill(&mut self, spill: &Spill) -> u64 {
         let bytes: Vec<_> = self.queues.values().map(|queue| queue.page_bytes()).collect();
         let all_bytes: u64 = bytes.iter().sum();
         if all_bytes <= spill.keep_bytes {
-            return;
+            return all_bytes;
         }
-        for (queue, bytes) in self.queues.values_mut().zip(bytes) {
+        let left = self.queues.values_mut().zip(bytes).map(|(queue, bytes)| {
             let share = u128::from(bytes) * u128::from(spill.keep_bytes) / u128::from(all_bytes);
             let keep_bytes = u64::try_from(share).expect("a part of what all may keep");
-            queue.spill(bytes, &Spill { keep_bytes, ..spill.clone() });
-        }
+            queue.spill(bytes, &Spill { keep_bytes, ..spill.clone() })
+        });
+        left.sum()
     }
 
     /// The state that these records are of. They come in key order.

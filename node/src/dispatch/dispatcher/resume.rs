@@ -12,10 +12,19 @@ use crate::{
 /// those settlements had made room for as much again.
 const CLAIMED_CREDITS_MAX: u32 = 8;
 
+/// What goes on for a consumer that has come back.
+#[derive(Debug)]
+pub struct Resumption {
+    /// What it holds again.
+    pub held: OffsetSet,
+    /// The consumers that it was, which have ended.
+    pub former: Vec<ConsumerId>,
+}
+
 impl Dispatcher {
     /// Gives a consumer that has come back what it held on a stream that is lost, where nobody else has it and it is
-    /// not settled; no more than a few times its credit. Says what that is. The consumer that it was takes and
-    /// settles nothing any more: what it held is as if it had never been delivered.
+    /// not settled; no more than a few times its credit. The consumer that it was takes and settles nothing any more:
+    /// what it held is as if it had never been delivered.
     ///
     /// A group that is held back is from now on held back until `others_until_ms` at most, by the steady clock, for
     /// the others to come back as well; no longer when all have.
@@ -26,11 +35,12 @@ impl Dispatcher {
         now: Now,
         others_until_ms: u64,
         stored: &dyn Stored,
-    ) -> OffsetSet {
-        let mut resumed = OffsetSet::new();
-        for former in self.former(id, claim) {
-            self.leave(former, &OffsetSet::new(), stored);
+    ) -> Resumption {
+        let former = self.former(id, claim);
+        for former in &former {
+            self.leave(*former, &OffsetSet::new(), stored);
         }
+        let mut resumed = Resumption { held: OffsetSet::new(), former };
         // It may hold what was not due yet when this leader took over.
         self.release_due(now.wall_ms, stored);
         let Some(consumer) = self.consumers.get_mut(&id) else { return resumed };
@@ -44,7 +54,7 @@ impl Dispatcher {
                 for (part, bytes) in kept_parts(group, key.queue, range, stored) {
                     consumer.grant(Lease { range: part, until_ms, attempt, bytes });
                     self.lease_ends.insert((until_ms, id, part.first));
-                    resumed.insert(part);
+                    resumed.held.insert(part);
                 }
             }
         }
@@ -67,8 +77,7 @@ impl Dispatcher {
 
     /// The consumers that this one was, as far as they are still there: on a stream that is lost, and on one that it
     /// never heard from.
-    #[must_use]
-    pub fn former(&self, id: ConsumerId, claim: &Claim) -> Vec<ConsumerId> {
+    fn former(&self, id: ConsumerId, claim: &Claim) -> Vec<ConsumerId> {
         let Some(key) = self.group_of(id) else { return Vec::new() };
         let unheard = self.groups.get(&key).and_then(|group| group.back.get(&claim.before).copied());
         let former = [Some(claim.before), unheard].into_iter().flatten();

@@ -160,7 +160,7 @@ fn what_a_consumer_may_still_hold_does_not_expire() {
     add(&mut dispatcher, 1, 100, 0);
     let claim = Claim { held: vec![range_of(3, 1)], group_consumers: 0, before: ConsumerId::new(u64::MAX) };
     let resumed = dispatcher.resume(id(1), &claim, at(100), 350, &special);
-    assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(3, 1)]);
+    assert_eq!(resumed.held.iter().collect::<Vec<_>>(), [range_of(3, 1)]);
     let expired = dispatcher.take_expired(at(2_000), &special);
     assert_eq!(expired, [Expired { key: key(1), range: range_of(7, 1) }]);
     // It comes back, and has waited too long.

@@ -60,7 +60,7 @@ pub(super) fn resume(
     now_ms: u64,
 ) -> Vec<OffsetRange> {
     let claim = Claim { held: held.to_vec(), group_consumers: 0, before: id(consumer + 100) };
-    dispatcher.resume(id(consumer), &claim, at(now_ms), now_ms + 250, &ALL_KEPT).iter().collect()
+    dispatcher.resume(id(consumer), &claim, at(now_ms), now_ms + 250, &ALL_KEPT).held.iter().collect()
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_consumer_that_comes_back_to_the_same_leader_takes_over_from_itself() {
     dispatcher.add_consumer(key(1), id(3), PLENTY, 0).unwrap();
     let claim = Claim { held: vec![range_of(1, 3)], group_consumers: 0, before: id(1) };
     let resumed = dispatcher.resume(id(3), &claim, at(0), 250, &ALL_KEPT);
-    assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(1, 2)], "the rest is held by another one");
+    assert_eq!(resumed.held.iter().collect::<Vec<_>>(), [range_of(1, 2)], "the rest is held by another one");
     assert_eq!(dispatcher.ack(id(1), range_of(1, 1)), [(range_of(1, 1), Err(Refusal::LeaseLost))]);
     // What it did not claim comes again, in the same attempt.
     assert!(brief(&poll(&mut dispatcher, 0)).contains(&(3, 0, 1, 1)));
@@ -132,7 +132,7 @@ fn who_comes_back_twice_since_it_heard_nothing_counts_once_and_keeps_what_it_hol
     for consumer in [1, 2] {
         dispatcher.add_consumer(key(1), id(consumer), PLENTY, 0).unwrap();
         let resumed = dispatcher.resume(id(consumer), &claim, at(0), 250, &ALL_KEPT);
-        assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(0, 2)]);
+        assert_eq!(resumed.held.iter().collect::<Vec<_>>(), [range_of(0, 2)]);
     }
     assert_eq!(brief(&poll(&mut dispatcher, 0)), [], "another one may still come");
     assert_eq!(dispatcher.counts(key(1)).consumers, 1);
@@ -166,7 +166,7 @@ fn what_is_resumed_and_not_kept_takes_nothing_else_along() {
     let sizes = TestStored { first: 7, ..ALL_KEPT };
     let claim = Claim { held: vec![range_of(2, 8)], group_consumers: 0, before: ConsumerId::new(u64::MAX) };
     let resumed = dispatcher.resume(id(1), &claim, at(0), 250, &sizes);
-    assert_eq!(resumed.iter().collect::<Vec<_>>(), [range_of(7, 3)]);
+    assert_eq!(resumed.held.iter().collect::<Vec<_>>(), [range_of(7, 3)]);
     assert_eq!(dispatcher.counts(key(1)).leased, 3);
 }
 
